@@ -1,0 +1,121 @@
+"""All that the core asks of a host, be it diffusers or the WebUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a UNet is conditioned on, for a batch of captions.
+
+    crossattn: text features, (batch, tokens, width), read by the cross-attention layers.
+    vector:    added conditioning (pooled text and sizes), (batch, channels); None where the UNet has none (SD 1 and 2).
+    """
+
+    crossattn: Tensor
+    vector: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.crossattn.shape[0]
+
+    def row(self, index: int) -> Conditioning:
+        """The conditioning of one caption, as a batch of one."""
+        rows = slice(index, index + 1)
+        return Conditioning(self.crossattn[rows], None if self.vector is None else self.vector[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """The parts as one batch, in their order."""
+        vectors = [part.vector for part in parts if part.vector is not None]
+        return Conditioning(torch.cat([part.crossattn for part in parts]), torch.cat(vectors) if vectors else None)
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """The VAE's posterior of a batch of pictures, already multiplied by the model's latent scale.
+
+    mean, std: (batch, channels, height / 8, width / 8), float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn. `size` is (width, height) in pixels; None is the model's own."""
+
+    steps: int = 25
+    guidance_scale: float = 6.0
+    negative_prompt: str = ""
+    size: tuple[int, int] | None = None
+    batch_size: int = 4
+
+
+class Backend(Protocol):
+    """A loaded latent diffusion model.
+
+    Token vectors travel as one tensor (vectors, width) a token. For a model with several text encoders, width is the
+    sum of theirs and the backend splits it; `Conditioning.vector` is theirs to fill. Nothing else in the core needs to
+    know how many encoders there are.
+    """
+
+    name: str
+    """What to call the model in logs and metadata."""
+    architecture: str
+    """"sd1", "sd2", "sdxl" or another word two models share exactly when a delta fits both."""
+    checkpoint_hash: str
+    """Short hash of the checkpoint the model came from, or ""."""
+    unet: nn.Module
+    """The live UNet; the core puts hooks beside its Linear layers and never writes its weights."""
+    device: torch.device
+    prediction_type: str
+    """"epsilon" or "v_prediction"."""
+    alphas_cumprod: Tensor
+    """Cumulative products of the noise schedule, (timesteps,), float32."""
+    resolution: int
+    """Width and height in pixels that the model was trained at."""
+
+    def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
+        """Posterior of pixels (batch, 3, height, width) in -1..1."""
+        ...
+
+    def has_token(self, token: str) -> bool:
+        """Whether the text encoder's vocabulary, or the host, knows `token` as a word already."""
+        ...
+
+    def token_vectors(self, text: str) -> Tensor:
+        """Embedding vectors (n, width) of the n vocabulary tokens of `text`, float32; n = 0 for an empty text."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
+        """Conditioning of captions in which each token named in `vectors` stands for its vectors (n, width).
+
+        Differentiable with respect to the vectors, if gradients are on.
+        """
+        ...
+
+    def pooled_text(self, captions: Sequence[str]) -> Tensor:
+        """One text feature a caption, (captions, width), unit norm, for nearness of captions."""
+        ...
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's output for latents (batch, channels, h, w) at integer timesteps (batch,)."""
+        ...
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations in the backward pass instead of keeping them, or keep them again."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
+    ) -> list[Image.Image]:
+        """One picture a prompt, each from its own seed, with whatever acts on the UNet at the time."""
+        ...
