@@ -1,0 +1,131 @@
+"""Which cross-attention projections a UNet has, and what they are called.
+
+Three layouts name the same layers differently: LDM (Stable Diffusion 1 and 2 in the WebUI) and SGM (SDXL there) count
+`input_blocks`, `middle_block` and `output_blocks`; diffusers has `down_blocks`, `mid_block` and `up_blocks`. A
+projection's key is always the WebUI's parameter name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
+
+from torch import nn
+
+from .errors import UserError
+
+SELECTIONS = {
+    "crossattn_kv": ("k", "v"),
+    "crossattn": ("q", "k", "v", "out"),
+    "k": ("k",),
+    "v": ("v",),
+}
+"""What `projections` can select, by name, and the roles each stands for. The first is the paper's choice."""
+
+BLOCKS = ("down", "mid", "up")
+
+KEY_PREFIX = "model.diffusion_model."
+_LEAF = re.compile(r"(?:^|\.)transformer_blocks\.\d+\.attn2\.(to_q|to_k|to_v|to_out\.0)$")
+_ROLES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+_LDM_BLOCKS = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One Linear layer of a cross-attention.
+
+    key:    the WebUI's name of its weight, `model.diffusion_model.….attn2.to_k.weight`.
+    role:   "q", "k", "v" or "out".
+    block:  "down", "mid" or "up".
+    """
+
+    key: str
+    role: str
+    block: str
+    module: nn.Linear
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return self.module.out_features, self.module.in_features
+
+
+def projections(
+    unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[str] = ()
+) -> dict[str, Projection]:
+    """The selected cross-attention projections of a UNet by key, in the network's order.
+
+    `select` is one of SELECTIONS. `blocks` keeps only those whose block is named ("down", "mid", "up") or whose key
+    matches a pattern such as "*output_blocks.9.*"; empty keeps all.
+
+    Raises UserError for an unknown selection, a block or pattern that selects nothing, or a network without
+    cross-attention.
+    """
+    if select not in SELECTIONS:
+        raise UserError(f"unknown selection {select!r} of what to train; choose one of {', '.join(SELECTIONS)}")
+    every = list(_cross_attention(unet))
+    if not every:
+        raise UserError("this UNet has no cross-attention layers (attn2.to_k, attn2.to_v) to train")
+    for block in blocks:
+        if not any(_in_block(projection, block) for projection in every):
+            raise UserError(
+                f"no cross-attention layer is in {block!r}; choose from {', '.join(BLOCKS)} or give a pattern"
+                f" such as *{every[0].key.removeprefix(KEY_PREFIX).split('.transformer_blocks')[0]}.*"
+            )
+    return {
+        projection.key: projection
+        for projection in every
+        if projection.role in SELECTIONS[select]
+        and (not blocks or any(_in_block(projection, block) for block in blocks))
+    }
+
+
+def _in_block(projection: Projection, block: str) -> bool:
+    return projection.block == block if block in BLOCKS else fnmatchcase(projection.key, block)
+
+
+def _cross_attention(unet: nn.Module) -> Iterator[Projection]:
+    offsets = _diffusers_offsets(unet) if hasattr(unet, "down_blocks") else None
+    for path, module in unet.named_modules():
+        leaf = _LEAF.search(path)
+        if leaf is None or not isinstance(module, nn.Linear):
+            continue
+        name = path if offsets is None else _ldm_path(path, offsets)
+        block = _LDM_BLOCKS[name.split(".", 1)[0]]
+        yield Projection(f"{KEY_PREFIX}{name}.weight", _ROLES[leaf[1]], block, module)
+
+
+def _diffusers_offsets(unet: nn.Module) -> dict[str, list[int]]:
+    """Number of the LDM block that holds resnet 0 of each diffusers block.
+
+    LDM counts one input block a resnet and one a downsampler, after the first convolution; an upsampler shares the
+    output block of the resnet before it.
+    """
+    down = [len(block.resnets) + 1 for block in unet.down_blocks]  # type: ignore[union-attr, arg-type]
+    up = [len(block.resnets) for block in unet.up_blocks]  # type: ignore[union-attr, arg-type]
+    return {"down_blocks": list(accumulate(down, initial=1)), "up_blocks": list(accumulate(up, initial=0))}
+
+
+def _ldm_path(path: str, offsets: dict[str, list[int]]) -> str:
+    if path.startswith("mid_block.attentions.0."):
+        return path.replace("mid_block.attentions.0.", "middle_block.1.", 1)
+    side, block, _attentions, layer, rest = path.split(".", 4)
+    ldm_side = "input_blocks" if side == "down_blocks" else "output_blocks"
+    return f"{ldm_side}.{offsets[side][int(block)] + int(layer)}.1.{rest}"
+
+
+_ARCHITECTURES = {(16, 768): "sd1", (16, 1024): "sd2", (70, 2048): "sdxl"}
+
+
+def architecture(unet: nn.Module) -> str:
+    """The word for all models that a delta of this UNet fits: "sd1", "sd2", "sdxl", else one made of its shape.
+
+    Told by the number of cross-attention layers and the width of the text features they read, so both hosts say the
+    same of one model.
+    """
+    keys = projections(unet, "k")
+    width = next(iter(keys.values())).module.in_features
+    return _ARCHITECTURES.get((len(keys), width), f"crossattn-{len(keys)}x{width}")

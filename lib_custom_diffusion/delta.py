@@ -1,0 +1,184 @@
+"""Delta: what was learned, in memory and as NAME.delta.safetensors.
+
+The file is read by the first Custom Diffusion extension (its format 0.2.0). Metadata `json` lists the entries; a dense
+entry is the tensor KEY (out, in), a low-rank one is KEY.US (out, r) and KEY.Vh (r, in), KEY being the WebUI's
+parameter name. Beyond that format, metadata `custom_diffusion` says where the delta comes from, and tensors
+`embedding.TOKEN` (vectors, width) carry the modifier tokens, so that one file is the whole concept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from . import __version__
+from .attention import Projection
+from .errors import UserError
+from .storage import safetensors_bytes, write_atomically
+
+SUFFIX = ".delta.safetensors"
+_FORMAT_VERSION = "0.2.0"
+_EMBEDDING = "embedding."
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank matrix US @ Vh: us (out, r), vh (r, in)."""
+
+    us: Tensor
+    vh: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.us.shape[0], self.vh.shape[1]))
+
+    def dense(self) -> Tensor:
+        """The matrix itself, (out, in), float32."""
+        return self.us.float() @ self.vh.float()
+
+
+Entry = Union[Tensor, Factors]
+
+
+@dataclass
+class Provenance:
+    """Where a delta comes from.
+
+    architecture: the Backend's word for models it fits; "" when the file does not say.
+    checkpoint:   short hash of the checkpoint it was trained on.
+    tokens:       class word of each modifier token ("" if none was given).
+    steps:        optimizer steps taken.
+    settings:     the training's settings, as in config.json.
+    """
+
+    architecture: str = ""
+    checkpoint: str = ""
+    tokens: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    library_version: str = __version__
+
+
+@dataclass
+class Delta:
+    """Changes of projection weights by key, and the vectors (n, width) of the modifier tokens that go with them."""
+
+    entries: dict[str, Entry]
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def check_fits(self, projections: Mapping[str, Projection]) -> None:
+        """Raise UserError unless every entry has a projection of its shape (all of a UNet's cross-attention)."""
+        made_for = f" (it was made for {self.provenance.architecture})" if self.provenance.architecture else ""
+        for key, entry in self.entries.items():
+            if key not in projections:
+                raise UserError(f"the delta does not fit this model{made_for}: the model has no layer {key}")
+            if tuple(entry.shape) != projections[key].shape:
+                raise UserError(
+                    f"the delta does not fit this model{made_for}: {key} is {tuple(entry.shape)} in the delta,"
+                    f" {projections[key].shape} in the model"
+                )
+
+    def to_bytes(self, dtype: torch.dtype = torch.float16, title: str = "") -> bytes:
+        """The file's content. Equal deltas give equal bytes.
+
+        Raises UserError if a value is not finite, or is too large for `dtype`.
+        """
+        tensors: dict[str, Tensor] = {}
+        for key, entry in self.entries.items():
+            if isinstance(entry, Factors):
+                tensors[f"{key}.US"], tensors[f"{key}.Vh"] = entry.us, entry.vh
+            else:
+                tensors[key] = entry
+        tensors |= {_EMBEDDING + token: vectors for token, vectors in self.embeddings.items()}
+        stored = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
+        for name, tensor in stored.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{name} has values that are not finite as {dtype}; nothing was saved")
+        return safetensors_bytes(stored, self._metadata(title))
+
+    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the file atomically; raises as `to_bytes` and `write_atomically` do."""
+        write_atomically(path, self.to_bytes(dtype, title=path.name.removesuffix(SUFFIX)))
+
+    def _metadata(self, title: str) -> dict[str, str]:
+        kinds = {key: "delta_factors" if isinstance(e, Factors) else "delta" for key, e in self.entries.items()}
+        return {
+            "json": json.dumps({"meta": {"version": _FORMAT_VERSION}, "entries": kinds}, sort_keys=True),
+            "custom_diffusion": json.dumps(asdict(self.provenance), sort_keys=True),
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": f"{self.provenance.architecture or 'unknown'}/custom-diffusion",
+            "modelspec.implementation": "custom-diffusion",
+            "modelspec.title": title,
+            "modelspec.trigger_phrase": ", ".join(self.embeddings),
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Delta:
+        """Read a file, on the CPU, in the precision it is stored in.
+
+        Raises UserError when it is missing, is no delta file, is damaged, or holds values that are not finite.
+        """
+        if not path.is_file():
+            raise UserError(f"there is no delta file {path}")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged or no safetensors file ({error}); get or train it anew") from error
+        try:
+            return _from_tensors(metadata, tensors)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def _from_tensors(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Delta:
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2 or not tensor.is_floating_point():
+            raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
+    entries = {key: _entry(key, kind, tensors) for key, kind in _entry_kinds(metadata).items()}
+    embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
+    return Delta(entries, embeddings, _provenance(metadata))
+
+
+def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        kinds = json.loads(metadata["json"])["entries"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("this is no delta file: its metadata lists no entries") from error
+    if not isinstance(kinds, dict):
+        raise UserError("this is no delta file: its metadata lists no entries")
+    return kinds
+
+
+def _entry(key: str, kind: str, tensors: Mapping[str, Tensor]) -> Entry:
+    names = {"delta": (key,), "delta_factors": (f"{key}.US", f"{key}.Vh")}.get(kind)
+    if names is None:
+        raise UserError(f"{key} is of the unknown kind {kind!r}; a newer version may read it")
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise UserError(f"{missing[0]} is listed but not there; the file is damaged")
+    if kind == "delta":
+        return tensors[key]
+    factors = Factors(*(tensors[name] for name in names))
+    if factors.us.shape[1] != factors.vh.shape[0]:
+        raise UserError(f"the factors of {key} do not fit: {tuple(factors.us.shape)} and {tuple(factors.vh.shape)}")
+    return factors
+
+
+def _provenance(metadata: Mapping[str, str]) -> Provenance:
+    try:
+        stated = json.loads(metadata.get("custom_diffusion", "{}"))
+        return Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
+    except (TypeError, ValueError) as error:
+        raise UserError("its custom_diffusion metadata is damaged") from error

@@ -1,0 +1,115 @@
+"""A Delta acting on a live UNet, beside its weights: y = Wx + Δx.
+
+Weights are never written, so leaving restores the outputs bit for bit, and whatever else acts on the same layers (a
+LoRA that rewrites them, weights moved between devices or kept in 8 bits) is undisturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from .attention import Projection, projections
+from .delta import Delta, Entry, Factors
+
+
+class Injection:
+    """Deltas with weights, acting on a UNet from creation until `remove` (or the end of the `with` block).
+
+    Several deltas on one layer become one term beforehand, so a layer costs one product more however many act on it.
+    Raises UserError, and changes nothing, if a delta does not fit the UNet.
+    """
+
+    def __init__(self, unet: nn.Module, deltas: Sequence[tuple[Delta, float]]) -> None:
+        layers = projections(unet, "crossattn")
+        for delta, _ in deltas:
+            delta.check_fits(layers)
+        self._handles: list[RemovableHandle] = []
+        for key, layer in layers.items():
+            terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
+            if terms:
+                self._handles.append(_beside(layer.module, _FixedTerm(_combined(terms))))
+
+    def remove(self) -> None:
+        """Leave the UNet as it was. A second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> Injection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+class TrainableDelta:
+    """A delta being learned: one zero-initialised float32 parameter (out, in) a projection, acting until `remove`.
+
+    Under autocast the products run in its precision while the parameters and their gradients stay float32.
+    """
+
+    def __init__(self, layers: Mapping[str, Projection], device: torch.device) -> None:
+        self.parameters = {
+            key: nn.Parameter(torch.zeros(layer.shape, dtype=torch.float32, device=device))
+            for key, layer in layers.items()
+        }
+        self._handles = [_beside(layer.module, _LearnedTerm(self.parameters[key])) for key, layer in layers.items()]
+
+    def remove(self) -> None:
+        """Leave the UNet as it was. A second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _beside(module: nn.Module, term: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Add term(input) to every output of `module` until the handle is removed."""
+
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + term(inputs[0])
+
+    return module.register_forward_hook(add)
+
+
+class _LearnedTerm:
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.parameter.to(x.dtype))
+
+
+class _FixedTerm:
+    """x ↦ Δx for a fixed Δ, which follows the input's device and precision: a host may move its layers at any time."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.matrices = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.matrices[0].dtype != x.dtype or self.matrices[0].device != x.device:
+            self.matrices = tuple(matrix.to(x.device, x.dtype) for matrix in self.matrices)
+        for matrix in self.matrices:
+            x = F.linear(x, matrix)
+        return x
+
+
+def _combined(terms: Sequence[tuple[Entry, float]]) -> Entry:
+    """The weighted sum, kept as factors (side by side) where that costs fewer multiplications than the dense matrix."""
+    out_features, in_features = terms[0][0].shape
+    factors = [(entry, weight) for entry, weight in terms if isinstance(entry, Factors)]
+    rank = sum(entry.us.shape[1] for entry, _ in factors)
+    if len(factors) == len(terms) and rank * (out_features + in_features) < out_features * in_features:
+        return Factors(
+            torch.cat([entry.us.float() * weight for entry, weight in factors], dim=1),
+            torch.cat([entry.vh.float() for entry, _ in factors]),
+        )
+    total = torch.zeros(out_features, in_features)
+    for entry, weight in terms:
+        total += weight * (entry.dense() if isinstance(entry, Factors) else entry.float().cpu())
+    return total

@@ -1,0 +1,60 @@
+"""Files that are wholly old or wholly new, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: written aside, flushed to the disk, then renamed over whatever was there.
+
+    Raises UserError where the disk is full or the folder cannot be written; what was at `path` is then untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())  # mkstemp makes it private; other programs read these files
+        os.replace(aside, path)
+    except OSError as error:
+        Path(aside).unlink(missing_ok=True)
+        raise UserError(f"cannot save {path}: {error.strerror}; what was saved before is untouched") from error
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors document whose bytes depend on its content alone.
+
+    The library writes metadata in an order that changes from process to process; here the header's keys are sorted.
+    """
+    content = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata)
+    )
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)  # the format wants the tensors aligned to 8 bytes
+    return len(ordered).to_bytes(8, "little") + ordered + content[8 + length :]

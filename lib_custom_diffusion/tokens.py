@@ -1,0 +1,118 @@
+"""Modifier tokens: the new words, their vectors, and the files other programs keep them in."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .backend import Backend
+from .errors import UserError
+
+DEFAULT_INITIALIZERS = "ktn+pll+ucd"
+"""Rare words of CLIP's vocabulary that the paper's code starts new words from."""
+
+
+def split_tokens(text: str) -> list[str]:
+    """The tokens of "<new1>+<new2>". Raises UserError for an empty, spaced or repeated one."""
+    tokens = [token.strip() for token in text.split("+")]
+    for token in tokens:
+        if not token or any(character.isspace() for character in token):
+            raise UserError(f"{text!r} should be tokens without spaces, joined by +, such as <new1>+<new2>")
+        if tokens.count(token) > 1:
+            raise UserError(f"{text!r} names {token} twice")
+    return tokens
+
+
+def initial_vectors(
+    backend: Backend, tokens: Sequence[str], initializers: Sequence[str], vectors_per_token: int
+) -> dict[str, Tensor]:
+    """The vectors (vectors_per_token, width) that each new token starts from, float32 on the CPU.
+
+    A token with as many vectors as its initializer has vocabulary tokens takes one each; otherwise each of its vectors
+    is the average of the initializer's.
+
+    Raises UserError for a token the model knows already, too few initializers, or an empty one.
+    """
+    if len(initializers) < len(tokens):
+        raise UserError(
+            f"{len(tokens)} modifier tokens but {len(initializers)} initializer tokens; give one each, joined by +"
+        )
+    vectors = {}
+    for token, initializer in zip(tokens, initializers):
+        if backend.has_token(token):
+            raise UserError(f"{token} is a word that {backend.name} knows already; choose a new one, such as <new1>")
+        found = backend.token_vectors(initializer).float().cpu()
+        if len(found) == 0:
+            raise UserError(f"the initializer token {initializer!r} for {token} is empty; give a word such as cat")
+        if len(found) != vectors_per_token:
+            found = found.mean(dim=0, keepdim=True).repeat(vectors_per_token, 1)
+        vectors[token] = found.clone()
+    return vectors
+
+
+def file_name(token: str) -> str:
+    """The token as a file name, with the characters the WebUI allows: letters, digits, "." "_" "-" and space.
+
+    Raises UserError if nothing is left of it.
+    """
+    name = "".join(character for character in token if character.isalnum() or character in "._- ").strip(" .")
+    if not name:
+        raise UserError(f"{token!r} has no letter or digit to name a file by")
+    return name
+
+
+def embedding_pt(vectors: Tensor, name: str, step: int) -> bytes:
+    """A WebUI embedding file (`NAME.pt`) for vectors (n, width). Equal vectors give equal bytes.
+
+    The WebUI's safe loader refuses the records that newer versions of torch add to their archives, so only those that
+    every version knows are kept.
+    """
+    content = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": vectors.detach().cpu().float().clone()},
+        "name": name,
+        "step": step,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    }
+    written = io.BytesIO()
+    torch.save(content, written)
+    kept = io.BytesIO()
+    with zipfile.ZipFile(written) as source, zipfile.ZipFile(kept, "w") as target:
+        for record in source.namelist():
+            folder, _, rest = record.partition("/")
+            if rest in ("data.pkl", "version", "byteorder") or rest.startswith("data/"):
+                target.writestr(zipfile.ZipInfo(f"{folder}/{rest}"), source.read(record))
+    return kept.getvalue()
+
+
+def load_embedding(path: Path) -> Tensor:
+    """The vectors (n, width), float32, of a WebUI embedding (`.pt`) or a diffusers one (`.bin`, `.safetensors`).
+
+    Raises UserError when it is missing, damaged, needs more than weights to unpickle, or is no embedding.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no embedding file {path}") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged or no embedding that can be read safely") from error
+    found = content.get("string_to_param", content) if isinstance(content, dict) else None
+    tensors = [value for value in found.values() if isinstance(value, Tensor)] if isinstance(found, dict) else []
+    if len(tensors) != 1:
+        raise UserError(f"{path} should hold the vectors of one token, not {len(tensors)} tensors")
+    vectors = tensors[0].detach().float()
+    if not torch.isfinite(vectors).all():
+        raise UserError(f"{path} holds values that are not finite")
+    return vectors.reshape(-1, vectors.shape[-1])

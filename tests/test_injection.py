@@ -1,0 +1,114 @@
+"""A delta acts beside the weights, sums with others, and leaves no trace."""
+
+import pytest
+import torch
+from tiny import TinyUNet
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta, Factors
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.injection import Injection, TrainableDelta
+
+
+@pytest.fixture
+def unet() -> TinyUNet:
+    torch.manual_seed(0)
+    return TinyUNet().requires_grad_(False)
+
+
+def output(unet: TinyUNet, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents, context = torch.randn(2, 4, 2, 2, generator=generator), torch.randn(2, 5, 6, generator=generator)
+    return unet(latents.to(dtype), torch.tensor([10, 20]), context.to(dtype))
+
+
+def dense(unet: TinyUNet, seed: int) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    layers = projections(unet, "crossattn")
+    return Delta({key: 0.3 * torch.randn(layer.shape, generator=generator) for key, layer in layers.items()})
+
+
+def low_rank(unet: TinyUNet, seed: int) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    return Delta({
+        key: Factors(torch.randn(layer.shape[0], 1, generator=generator), torch.randn(1, layer.shape[1], generator=generator))
+        for key, layer in projections(unet).items()
+    })  # fmt: skip
+
+
+def rewritten(unet: TinyUNet, deltas: list[tuple[Delta, float]]) -> Tensor:
+    """What the UNet says with the deltas added into its weights."""
+    copy = TinyUNet().requires_grad_(False)
+    copy.load_state_dict(unet.state_dict())
+    for delta, weight in deltas:
+        for key, layer in projections(copy, "crossattn").items():
+            if key in delta.entries:
+                entry = delta.entries[key]
+                layer.module.weight += weight * (entry.dense() if isinstance(entry, Factors) else entry)
+    return output(copy)
+
+
+@pytest.mark.parametrize("kinds", [[dense], [low_rank], [low_rank, low_rank], [dense, low_rank], [low_rank] * 5])
+def test_output_is_that_of_the_weights_plus_the_deltas(unet: TinyUNet, kinds: list) -> None:
+    deltas = [(kind(unet, seed), weight) for seed, (kind, weight) in enumerate(zip(kinds, [0.8, -0.5, 1, 2, 0.1]))]
+    with Injection(unet, deltas):
+        assert torch.allclose(output(unet), rewritten(unet, deltas), atol=1e-5)
+
+
+def test_leaving_restores_outputs_and_weights_bit_for_bit(unet: TinyUNet) -> None:
+    before, weights = output(unet), {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    with Injection(unet, [(dense(unet, 1), 1.0)]):
+        assert not torch.equal(output(unet), before)
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in unet.state_dict().items())
+    assert torch.equal(output(unet), before)
+
+
+def test_an_exception_inside_leaves_no_trace(unet: TinyUNet) -> None:
+    before = output(unet)
+    with pytest.raises(RuntimeError), Injection(unet, [(dense(unet, 1), 1.0)]):
+        raise RuntimeError
+    assert torch.equal(output(unet), before)
+
+
+def test_a_delta_that_does_not_fit_changes_nothing(unet: TinyUNet) -> None:
+    before, other = output(unet), dense(unet, 1)
+    other.entries[next(reversed(other.entries))] = torch.ones(5, 5)
+    with pytest.raises(UserError, match="does not fit"):
+        Injection(unet, [(dense(unet, 2), 1.0), (other, 1.0)])
+    assert torch.equal(output(unet), before)
+
+
+def test_fixed_delta_follows_the_precision_of_its_input(unet: TinyUNet) -> None:
+    with Injection(unet, [(dense(unet, 1), 1.0)]):
+        expected = output(unet)
+        unet.bfloat16()
+        assert torch.allclose(output(unet, torch.bfloat16).float(), expected, atol=0.1)
+
+
+def test_new_trainable_delta_changes_nothing_and_learns_in_float32(unet: TinyUNet) -> None:
+    before = output(unet)
+    delta = TrainableDelta(projections(unet), torch.device("cpu"))
+    assert torch.equal(output(unet), before)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = output(unet).float().pow(2).sum()
+    loss.backward()
+    for parameter in delta.parameters.values():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32 and parameter.grad.any()
+    assert all(weight.grad is None for weight in unet.parameters())
+    delta.remove()
+    assert torch.equal(output(unet), before)
+
+
+def test_gradient_of_a_delta_is_that_of_its_weight(unet: TinyUNet) -> None:
+    delta = TrainableDelta(projections(unet), torch.device("cpu"))
+    F.mse_loss(output(unet), torch.ones(2, 4, 2, 2)).backward()
+    delta.remove()
+    layers = projections(unet)
+    for layer in layers.values():
+        layer.module.weight.requires_grad_(True)
+    F.mse_loss(output(unet), torch.ones(2, 4, 2, 2)).backward()
+    for key, layer in layers.items():
+        assert torch.allclose(delta.parameters[key].grad, layer.module.weight.grad, atol=1e-7)

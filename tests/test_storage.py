@@ -1,0 +1,58 @@
+"""Files are wholly old or wholly new, and equal content gives equal bytes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from lib_custom_diffusion import storage
+from lib_custom_diffusion.errors import UserError
+
+
+def test_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.bin"
+    storage.write_atomically(path, b"old")
+    storage.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["a.bin"]
+
+
+def test_full_disk_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        storage.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="choose another folder"):
+        storage.write_atomically(tmp_path / "file" / "a.bin", b"")
+
+
+def test_other_processes_write_the_same_bytes() -> None:
+    program = (
+        "import torch, hashlib; from lib_custom_diffusion.storage import safetensors_bytes as b;"
+        "print(hashlib.sha256(b({'x': torch.ones(3), 'y': torch.zeros(2)}, {f'k{i}': 'v' for i in range(9)})).hexdigest())"
+    )
+    root = Path(__file__).parent.parent
+    hashes = {subprocess.check_output([sys.executable, "-c", program], cwd=root) for _ in range(3)}
+    assert len(hashes) == 1
+
+
+def test_document_is_read_by_the_library() -> None:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(1, dtype=torch.float16)}
+    read = load(storage.safetensors_bytes(tensors, {"z": "é", "a": '{"x": 1}'}))
+    assert set(read) == {"a", "b"}
+    assert torch.equal(read["b"], tensors["b"])

@@ -1,0 +1,98 @@
+"""Modifier tokens: how they are written, what they start from, and their files."""
+
+import re
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import WIDTH, TinyBackend
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.tokens import embedding_pt, file_name, initial_vectors, load_embedding, split_tokens
+
+
+def test_tokens_are_joined_by_plus() -> None:
+    assert split_tokens("<new1>+<new2>") == ["<new1>", "<new2>"]
+
+
+@pytest.mark.parametrize("text", ["", "<new1>+", "<new 1>", "<new1>+<new1>"])
+def test_what_is_no_list_of_tokens_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        split_tokens(text)
+
+
+def test_vectors_start_from_the_initializer() -> None:
+    backend = TinyBackend()
+    vectors = initial_vectors(backend, ["<new1>", "<new2>"], ["ktn", "cat"], 1)
+    assert torch.equal(vectors["<new2>"], backend.token_vectors("cat"))
+
+
+def test_initializer_of_several_words_gives_one_each_or_its_average() -> None:
+    backend = TinyBackend()
+    both = backend.token_vectors("red cat")
+    assert torch.equal(initial_vectors(backend, ["<new1>"], ["red cat"], 2)["<new1>"], both)
+    assert torch.equal(initial_vectors(backend, ["<new1>"], ["red cat"], 1)["<new1>"], both.mean(0, keepdim=True))
+    assert torch.equal(initial_vectors(backend, ["<new1>"], ["cat"], 3)["<new1>"], both[1].expand(3, WIDTH))
+
+
+def test_token_of_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UserError, match="cat is a word that tiny knows already"):
+        initial_vectors(TinyBackend(), ["cat"], ["ktn"], 1)
+
+
+def test_too_few_or_empty_initializers_are_refused() -> None:
+    with pytest.raises(UserError, match="2 modifier tokens but 1 initializer"):
+        initial_vectors(TinyBackend(), ["<a>", "<b>"], ["ktn"], 1)
+    with pytest.raises(UserError, match="is empty"):
+        initial_vectors(TinyBackend(), ["<a>"], [""], 1)
+
+
+@pytest.mark.parametrize(("token", "name"), [("<new1>", "new1"), ("../a/b", "ab"), ("<Ünal-2.5_x>", "Ünal-2.5_x")])
+def test_file_names_keep_what_the_webui_keeps(token: str, name: str) -> None:
+    assert file_name(token) == name
+
+
+def test_token_without_a_letter_names_no_file() -> None:
+    with pytest.raises(UserError, match="no letter or digit"):
+        file_name("<>")
+
+
+def test_embedding_is_read_back_and_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
+    vectors = torch.randn(2, 5)
+    (tmp_path / "a.pt").write_bytes(embedding_pt(vectors, "a", 7))
+    assert torch.equal(load_embedding(tmp_path / "a.pt"), vectors)
+    assert embedding_pt(vectors, "a", 7) == embedding_pt(vectors.clone(), "a", 7)
+
+
+def test_embedding_has_only_records_that_the_webuis_safe_loader_allows() -> None:
+    allowed = re.compile(r"^([^/]+)/((data/\d+)|version|byteorder|(data\.pkl))$")  # modules/safe.py
+    names = zipfile.ZipFile(BytesIO(embedding_pt(torch.ones(1, 5), "a", 1))).namelist()
+    assert len(names) >= 3
+    assert all(allowed.match(name) for name in names)
+
+
+def test_diffusers_embeddings_are_read(tmp_path: Path) -> None:
+    save_file({"<new1>": torch.ones(5)}, tmp_path / "a.safetensors")
+    torch.save({"<new1>": torch.ones(5)}, tmp_path / "a.bin")
+    for name in ("a.safetensors", "a.bin"):
+        assert torch.equal(load_embedding(tmp_path / name), torch.ones(1, 5))
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("executed"),)
+
+
+def test_bad_embeddings_are_refused_and_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"string_to_param": {"*": Evil()}}, "evil.pt")
+    Path("noise.pt").write_bytes(b"\x80\x04 noise")
+    torch.save({"string_to_param": {"*": torch.tensor([[torch.nan]])}}, "nan.pt")
+    torch.save({"string_to_param": {"a": torch.ones(1, 2), "b": torch.ones(1, 2)}}, "two.pt")
+    for name in ("evil.pt", "noise.pt", "nan.pt", "two.pt", "missing.pt"):
+        with pytest.raises(UserError, match=name):
+            load_embedding(Path(name))
+    assert not Path("executed").exists()
