@@ -57,7 +57,7 @@ class TinyUNet(nn.Module):
         self.out = nn.Linear(CHANNELS, 4)
 
     def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        x = self.input_blocks[0][0](latents.flatten(2).transpose(1, 2)) + timesteps[:, None, None] / 1000
+        x = self.input_blocks[0][0](latents.flatten(2).transpose(1, 2)) + (timesteps[:, None, None] / 1000).to(latents)
         for attention in (self.input_blocks[1][1], self.middle_block[1], self.output_blocks[0][1]):
             x = attention(x, context)
         return self.out(x).transpose(1, 2).reshape(latents.shape)
