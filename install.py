@@ -32,9 +32,10 @@ import urllib.request
 from pathlib import Path
 from typing import Sequence
 
+WINDOWS = sys.platform == "win32"
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+VENV_PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
 SUPPORTED = ((3, 11), (3, 10), (3, 12))  # the first is the one to recommend
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -145,9 +146,7 @@ def make_venv() -> None:
 
 def find_python() -> list[str]:
     """The command that starts the Python to make .venv with."""
-    named = [
-        ["py", f"-{major}.{minor}"] if os.name == "nt" else [f"python{major}.{minor}"] for major, minor in SUPPORTED
-    ]
+    named = [["py", f"-{major}.{minor}"] if WINDOWS else [f"python{major}.{minor}"] for major, minor in SUPPORTED]
     for command in [[sys.executable], *named]:
         if python_version(command, needs="ensurepip, venv") in SUPPORTED:
             return command
@@ -216,7 +215,7 @@ def run_in_venv(arguments: list[str]) -> None:
     """Goes on as .venv's Python, with this folder importable; does not return."""
     command = [str(VENV_PYTHON), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if os.name != "nt":
+    if not WINDOWS:
         sys.stdout.flush()
         os.execve(command[0], command, environment)
     process = subprocess.Popen(command, env=environment)

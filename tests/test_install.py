@@ -205,7 +205,7 @@ def test_a_suitable_python_is_found_where_the_running_one_is_not(
 ) -> None:
     versions = {"python3.10": (3, 10), "python3.12": (3, 12), "py": None}
     monkeypatch.setattr(install, "python_version", lambda command, needs: versions.get(command[0], (3, 9)))
-    monkeypatch.setattr(os, "name", "posix")
+    monkeypatch.setattr(install, "WINDOWS", False)
     assert install.find_python() == ["python3.10"]
 
 
@@ -213,7 +213,7 @@ def test_on_windows_the_py_launcher_is_asked(install: ModuleType, monkeypatch: p
     monkeypatch.setattr(
         install, "python_version", lambda command, needs: (3, 12) if command == ["py", "-3.12"] else None
     )
-    monkeypatch.setattr(install.os, "name", "nt")
+    monkeypatch.setattr(install, "WINDOWS", True)
     assert install.find_python() == ["py", "-3.12"]
 
 
