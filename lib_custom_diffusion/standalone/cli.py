@@ -1,0 +1,204 @@
+"""The command line: what each command takes, and how its errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..attention import SELECTIONS
+from ..concepts import CAPTION_SOURCES, RESIZE_MODES
+from ..errors import UserError
+from ..schedule import SHAPES
+from ..tokens import DEFAULT_INITIALIZERS
+from ..training import PRECISIONS, TrainingConfig
+
+INTERRUPTED = 130
+_D = TrainingConfig()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    root = argparse.ArgumentParser(
+        prog="python -m lib_custom_diffusion",
+        description="Teach Stable Diffusion a new concept from a few pictures (Custom Diffusion).",
+    )
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_generate, _add_regularize, _add_info):
+        add(commands)
+    return root
+
+
+def _command(commands: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", "--pretrained_model_name_or_path", default="toy",
+        help="a folder in diffusers' layout, a single-file checkpoint, or toy",
+    )  # fmt: skip
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .demo import demo
+
+        return demo(options)
+
+    command = _command(commands, "demo", "Teach the toy model a concept from bundled pictures, and report.")
+    command.add_argument("--concept", default=None, help="which bundled concept to teach, or all; the first if not given")
+    command.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
+    command.add_argument("--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given")
+    command.add_argument("--seed", type=int, default=_D.seed, help="seed of the training")
+    command.set_defaults(run=run)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .train import train
+
+        return train(options)
+
+    command = _command(commands, "train", "Teach a model one concept or several.")
+    command.set_defaults(run=run)
+    _add_model(command)
+
+    add = command.add_argument_group("concepts").add_argument
+    add("--concepts_list", type=Path, help="JSON file with a list of concepts: instance_prompt, instance_data_dir,"
+        " class_prompt, class_data_dir each; instead of the four flags below")  # fmt: skip
+    add("--instance_data_dir", type=Path, help="folder with pictures of the concept")
+    add("--instance_prompt", help='caption of those pictures, such as "photo of a <new1> cat"')
+    add("--class_data_dir", type=Path, help="folder with regularization pictures; made there if it has too few")
+    add("--class_prompt", default="", help='what the concept is a kind of, such as "cat"')
+    add("--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given')
+    add("--initializer_token", default=DEFAULT_INITIALIZERS, help="words that the new ones start from")
+    add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="embedding vectors of each new word")
+
+    add = command.add_argument_group("pictures").add_argument
+    add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
+    add("--resize_mode", choices=RESIZE_MODES, default=RESIZE_MODES[0], help="how pictures that are not square are made so")
+    add("--center_crop", action="store_true", help="crop at the centre rather than at random")
+    add("--hflip", action="store_true", help="mirror half of the pictures")
+    add("--noaug", action="store_true", help="no random scaling (far away, zoomed in)")
+    add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
+    add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
+    add("--template", type=Path, help="file of captions with [name] and [filewords], for --caption_source template")
+
+    add = command.add_argument_group("regularization").add_argument
+    add("--with_prior_preservation", action="store_true", help="train on regularization pictures as well, so that the class stays as it was")
+    add("--real_prior", action="store_true", help="take the pictures of --class_data_dir whose captions are nearest to the class prompt, rather than generate any")
+    add("--num_class_images", type=int, default=200, help="regularization pictures of each concept")
+    add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
+    add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
+
+    add = command.add_argument_group("training").add_argument
+    add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
+    add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
+    add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy model's own for toy")
+    add("--train_batch_size", type=int, default=_D.train_batch_size, help="pictures of the concepts in a step and process; as many regularization pictures come on top")
+    add("--gradient_accumulation_steps", type=int, default=_D.gradient_accumulation_steps, help="batches that make one step")
+    add("--gradient_checkpointing", action="store_true", help="less memory for more time")
+    add("--mixed_precision", choices=PRECISIONS, default=_D.mixed_precision, help="precision of the frozen model")
+    add("--learning_rate", help='of the deltas: "8e-5", or "1e-4:100, 5e-5" to change it after step 100; the published recipe if not given')
+    add("--embedding_learning_rate", help="of the new words' vectors; as --learning_rate if not given")
+    add("--scale_lr", action="store_true", help="multiply the rates by batch size, accumulation steps and processes, and by two with prior preservation, as diffusers' script does")
+    add("--lr_scheduler", choices=SHAPES, default=_D.lr_scheduler, help="what becomes of the rates until the last step")
+    add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
+    add("--adam_beta1", type=float, default=_D.adam_beta1, help="of AdamW")
+    add("--adam_beta2", type=float, default=_D.adam_beta2, help="of AdamW")
+    add("--adam_weight_decay", type=float, default=_D.adam_weight_decay, help="of AdamW, towards the base model")
+    add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of AdamW")
+    add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
+    add("--max_grad_value", type=float, help="gradients are cut off at this value")
+    add("--snr_gamma", type=float, help="min-SNR weighting of the loss, 5 as a rule; none if not given")
+    add("--seed", type=int, default=_D.seed, help="of everything that is random")
+
+    add = command.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, default=Path("custom-diffusion-model"), help="folder for the results")
+    add("--name", help="name of the delta; made from the tokens if not given")
+    add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
+    add("--checkpointing_steps", type=int, default=_D.checkpointing_steps, help="steps between saves")
+    add("--checkpoints_total_limit", type=int, help="keep only so many saves; all if not given")
+    add("--resume_from_checkpoint", help="go on from this save in --output_dir, or from the latest")
+    add("--validation_prompt", help="draw this every --validation_steps steps")
+    add("--validation_steps", type=int, default=_D.validation_steps, help="steps between validation pictures")
+    add("--num_validation_images", type=int, default=_D.num_validation_images, help="pictures each time")
+    add("--report_to", choices=("none", "tensorboard"), default=_D.report_to, help="beside loss.csv, log there")
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .generate import generate
+
+        return generate(options)
+
+    command = _command(commands, "generate", 'Draw pictures; "<delta:NAME:0.8>" in the prompt applies a delta.')
+    command.set_defaults(run=run)
+    _add_model(command)
+    _add_sampling(command)
+    add = command.add_argument
+    add("--prompt", required=True, help='such as "photo of a <new1> cat <delta:new1:0.8>"; NAME is a path or looked up in --deltas_dir')
+    add("--deltas_dir", type=Path, default=Path("."), help="folder with deltas")
+    add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="an embedding to use without a delta; its word is <FILE'S NAME>")
+    add("--num_images", type=int, default=4, help="pictures; each has the seed after the one before")
+    add("--output", type=Path, default=Path("pictures"), help="folder for the pictures")
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--negative_prompt", default="", help="what not to draw")
+    add("--num_inference_steps", type=int, default=25, help="sampling steps")
+    add("--guidance_scale", type=float, default=6.0, help="how strictly the prompt is followed")
+    add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
+    add("--sample_batch_size", type=int, default=4, help="how many are drawn at once")
+    add("--seed", type=int, default=_D.seed, help="of the first picture")
+
+
+def _add_regularize(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .regularize import regularize
+
+        return regularize(options)
+
+    command = _command(commands, "regularize", "Make regularization pictures with captions, or pick real ones.")
+    command.set_defaults(run=run)
+    _add_model(command)
+    _add_sampling(command)
+    add = command.add_argument
+    add("--class_prompt", required=True, help='what to draw, such as "cat"')
+    add("--class_data_dir", type=Path, help="where they go; regularization/CLASS_PROMPT if not given. What is there already is not drawn again")
+    add("--num_class_images", type=int, default=200, help="how many")
+    add("--pick_from", type=Path, metavar="DIR", help="rather than draw, take those of this folder whose captions are nearest to the class prompt")
+
+
+def _add_info(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .info import info
+
+        return info(options)
+
+    command = _command(commands, "info", "Say what is in a delta file.")
+    command.set_defaults(run=run)
+    command.add_argument("file", type=Path, help="a .delta.safetensors file")
+    command.add_argument("--json", action="store_true", help="as JSON, for programs")

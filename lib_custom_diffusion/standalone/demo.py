@@ -1,0 +1,174 @@
+"""The demo command: the toy model is taught a concept it has never seen, and a judge says how well."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backend import Sampling
+from ..checkpoints import claim_folder
+from ..concepts import Concept, PictureSettings, find_pictures
+from ..errors import UserError
+from ..injection import Injection
+from ..storage import write_atomically
+from ..tokens import file_name
+from ..training import TrainingConfig, TrainingResult
+from .diffusers_backend import DiffusersBackend
+from .models import load_model
+from .report import DemoResult, Row, contact_sheet, report_html
+from .toy.concepts import BundledConcept, bundled_concepts
+from .toy.judge import Judge
+from .train import TOY_RECIPE, draw_regularization, run_training
+
+SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
+SEEDS = range(1000, 1004)
+CLASS_IMAGES = 32
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status. Raises UserError for an unknown concept."""
+    concepts = bundled_concepts()
+    names = list(concepts) if options.concept == "all" else [options.concept or next(iter(concepts))]
+    for name in names:
+        if name not in concepts:
+            raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all")
+    backend, judge = load_model("toy"), Judge.load()
+    metrics = {}
+    for name in names:
+        config = replace(TOY_RECIPE, seed=options.seed)
+        if options.max_train_steps is not None:
+            config = replace(config, max_train_steps=options.max_train_steps)
+        result = teach(backend, judge, concepts[name], config, options.output / name)
+        if result is None:
+            return 130
+        metrics[name] = result.metrics
+        print(_summary(result))
+    write_atomically(options.output / "metrics.json", json.dumps({"concepts": metrics}, indent=2).encode())
+    return 0
+
+
+def teach(
+    backend: DiffusersBackend,
+    judge: Judge,
+    bundled: BundledConcept,
+    config: TrainingConfig,
+    output: Path,
+    prior_preservation: bool = True,
+) -> DemoResult | None:
+    """Teach one bundled concept into `output`, with pictures before and after; None if interrupted."""
+    start = time.monotonic()
+    claim_folder(output, bundled.name, resuming=False, overwrite=True)
+    before = _Pictures.draw(backend, bundled, {}, "drawing before")
+    concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
+    if prior_preservation:
+        folder = output / "class_images"
+        draw_regularization(backend, bundled.class_prompt, folder, CLASS_IMAGES, replace(SAMPLING, steps=15), config.seed)
+        concept = replace(concept, class_data_dir=folder)
+    config = replace(config, modifier_tokens=(bundled.modifier_token,), initializer_tokens=(bundled.initializer_token,))
+    pictures = PictureSettings(caption_source=bundled.caption_source)
+    result = run_training(backend, [concept], pictures, config, output, bundled.name)
+    if result.interrupted:
+        return None
+    with Injection(backend.unet, [(result.delta, 1.0)]):
+        after = _Pictures.draw(backend, bundled, result.delta.embeddings, "drawing after")
+    metrics = _metrics(judge, bundled, before, after)
+    metrics |= {"steps": result.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
+    return _write_report(bundled, before, after, metrics, result, output)
+
+
+def _write_report(
+    bundled: BundledConcept,
+    before: _Pictures,
+    after: _Pictures,
+    metrics: dict[str, float],
+    result: TrainingResult,
+    output: Path,
+) -> DemoResult:
+    shown = len(SEEDS) + 1
+    own = [Image.open(path) for path in find_pictures(bundled.folder)][:shown]
+    rows = [Row("The concept's pictures", own)]
+    for prompt in bundled.prompts[:2]:
+        rows += [Row(f"{prompt}: before", before.of(prompt)), Row(f"{prompt}: after", after.of(prompt))]
+    unrelated = bundled.unrelated_prompts[0]
+    rows += [Row(f"{unrelated}: before", before.of(unrelated)), Row(f"{unrelated}: after", after.of(unrelated))]
+    report = DemoResult(
+        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], result.files, output / "loss.csv"
+    )
+    contact_sheet(rows).save(output / "before_after.png")
+    write_atomically(output / "report.html", report_html(report).encode())
+    return report
+
+
+class _Pictures:
+    """The demo's pictures of one moment: every prompt with every seed."""
+
+    def __init__(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> None:
+        self.prompts, self.pictures = prompts, pictures
+
+    @classmethod
+    def draw(
+        cls, backend: DiffusersBackend, bundled: BundledConcept, vectors: dict[str, Tensor], label: str
+    ) -> _Pictures:
+        prompts = [prompt for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for _ in SEEDS]
+        seeds = [seed for _ in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
+        known = vectors or {bundled.modifier_token: backend.token_vectors(bundled.initializer_token)}
+        pictures: list[Image.Image] = []
+        with torch.no_grad(), tqdm(total=len(prompts), desc=label, unit="picture") as bar:
+            for start in range(0, len(prompts), SAMPLING.batch_size):
+                part = slice(start, start + SAMPLING.batch_size)
+                pictures += backend.generate(prompts[part], seeds[part], SAMPLING, known)
+                bar.update(len(pictures) - bar.n)
+        return cls(prompts, pictures)
+
+    def of(self, prompt: str) -> list[Image.Image]:
+        return [picture for name, picture in zip(self.prompts, self.pictures) if name == prompt]
+
+    def some(self, prompts: Sequence[str]) -> list[Image.Image]:
+        return [picture for prompt in prompts for picture in self.of(prompt)]
+
+
+def _metrics(judge: Judge, bundled: BundledConcept, before: _Pictures, after: _Pictures) -> dict[str, float]:
+    """Likeness to the concept's pictures, agreement with the prompts, and change of pictures that should stay."""
+    references = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)]
+    captions = [caption for caption in bundled.judge_captions for _ in SEEDS]
+    return {
+        "likeness_before": judge.likeness(before.some(bundled.prompts), references),
+        "likeness_after": judge.likeness(after.some(bundled.prompts), references),
+        "text_alignment_before": judge.text_alignment(before.some(bundled.prompts), captions),
+        "text_alignment_after": judge.text_alignment(after.some(bundled.prompts), captions),
+        "drift": judge.drift(before.some(bundled.unrelated_prompts), after.some(bundled.unrelated_prompts)),
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB (10^6 bytes): of the GPU if it used one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _summary(result: DemoResult) -> str:
+    m = result.metrics
+    return (
+        f"{result.name}: likeness {m['likeness_before']:.2f} -> {m['likeness_after']:.2f},"
+        f" text alignment {m['text_alignment_before']:.2f} -> {m['text_alignment_after']:.2f}, drift {m['drift']:.3f};"
+        f" {m['steps']} steps, {m['seconds']:.0f} s, {m['peak_memory_mb']:.0f} MB\n"
+        f"look at {result.loss_csv.parent / 'report.html'}"
+    )

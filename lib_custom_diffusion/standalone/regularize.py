@@ -1,0 +1,27 @@
+"""The regularize command: pictures of a class with captions, drawn by the model or picked among real ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import regularization
+from ..tokens import file_name
+from .generate import sampling_of
+from .models import load_model
+from .train import draw_regularization
+
+
+def regularize(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
+    folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
+    sampling = sampling_of(options)
+    backend = load_model(options.model)
+    if options.pick_from is None:
+        draw_regularization(backend, options.class_prompt, folder, options.num_class_images, sampling, options.seed)
+    else:
+        picked = regularization.pick(backend, options.pick_from, options.class_prompt, options.num_class_images)
+        regularization.write_listing(picked, folder)
+        print(f"picked {len(picked)} pictures, nearest {picked[0].caption!r}, furthest {picked[-1].caption!r}")
+    print(f"use it: --with_prior_preservation --class_prompt {options.class_prompt!r} --class_data_dir {folder}")
+    return 0

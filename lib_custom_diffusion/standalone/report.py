@@ -1,0 +1,129 @@
+"""What a person looks at after a demo: before_after.png and report.html."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 128  # pixels of one picture
+GAP = 8
+LABEL = 26  # pixels of a line of text above a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of pictures under a heading."""
+
+    heading: str
+    pictures: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All that the report of one concept shows."""
+
+    name: str
+    description: str
+    rows: list[Row]
+    metrics: dict[str, float]
+    prompt: str
+    files: list[Path]
+    loss_csv: Path
+
+
+def contact_sheet(rows: Sequence[Row]) -> Image.Image:
+    """The rows below each other, each under its heading; no pictures are scaled up."""
+    width = GAP + max(len(row.pictures) for row in rows) * (CELL + GAP)
+    sheet = Image.new("RGB", (width, GAP + len(rows) * (LABEL + CELL + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, row in enumerate(rows):
+        top = GAP + number * (LABEL + CELL + GAP)
+        draw.text((GAP, top), row.heading, "black", font)
+        for column, picture in enumerate(row.pictures):
+            thumbnail = picture.convert("RGB")
+            thumbnail.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(thumbnail, (GAP + column * (CELL + GAP), top + LABEL))
+    return sheet
+
+
+def report_html(result: DemoResult) -> str:
+    """One self-contained page: pictures, figures, loss curve, and what to do next."""
+    m, esc = result.metrics, html.escape
+    rows = "\n".join(
+        f"<h3>{esc(row.heading)}</h3><div class=row>{''.join(map(_image, row.pictures))}</div>" for row in result.rows
+    )
+    files = "".join(f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e6:.2f} MB)</li>" for path in result.files)
+    return f"""<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>Custom Diffusion: {esc(result.name)}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .5rem; }}
+.row img {{ width: 128px; height: 128px; border-radius: 4px; }}
+h3 {{ font-size: 1rem; font-weight: 600; margin: 1.2rem 0 .4rem; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .3rem 1rem .3rem 0; text-align: left; }}
+td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
+code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
+svg {{ width: 100%; height: auto; }}
+</style>
+<h1>Custom Diffusion: {esc(result.name)}</h1>
+<p>{esc(result.description)} It was learned in {m["steps"]:.0f} steps and {m["seconds"]:.0f} seconds, with at most
+{m["peak_memory_mb"]:.0f} MB of memory.</p>
+{rows}
+<h2>Measured by the judge</h2>
+<p>A small picture–text model that took no part in training compares pictures with pictures and with captions
+(1 = the same, 0 = nothing in common).</p>
+<table>
+<tr><th></th><th>before</th><th>after</th><th>good is</th></tr>
+<tr><td>likeness to the concept's pictures</td><td class=n>{m["likeness_before"]:.3f}</td>
+<td class=n>{m["likeness_after"]:.3f}</td><td>higher</td></tr>
+<tr><td>agreement with the rest of the prompt</td><td class=n>{m["text_alignment_before"]:.3f}</td>
+<td class=n>{m["text_alignment_after"]:.3f}</td><td>not lower</td></tr>
+<tr><td>change of pictures of the class and of unrelated prompts</td><td></td><td class=n>{m["drift"]:.3f}</td>
+<td>near 0</td></tr>
+</table>
+<h2>Loss</h2>
+{_loss_curve(result.loss_csv)}
+<h2>Use it</h2>
+<ul>{files}</ul>
+<p>Draw with it: <code>python -m lib_custom_diffusion generate --prompt "{esc(result.prompt)}
+&lt;delta:{esc(str(result.files[0]))}&gt;" --output pictures</code></p>
+</html>
+"""
+
+
+def _image(picture: Image.Image) -> str:
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "png", optimize=True)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
+
+
+def _loss_curve(path: Path, width: int = 800, height: int = 180) -> str:
+    """The loss of every step, faint, and its exponential mean, as inline SVG."""
+    with path.open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    top = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1.0
+    smooth, mean = [], losses[0]
+    for number, loss in enumerate(losses):
+        mean += (loss - mean) / min(number + 1, 20)
+        smooth.append(mean)
+
+    def line(values: Sequence[float], colour: str, thickness: int) -> str:
+        step = width / max(1, len(values) - 1)
+        points = " ".join(f"{i * step:.1f},{height * (1 - min(v / top, 1)):.1f}" for i, v in enumerate(values))
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{thickness}"/>'
+
+    return (
+        f'<svg viewBox="-40 -10 {width + 50} {height + 35}">{line(losses, "#bcd", 1)}{line(smooth, "#247", 2)}'
+        f'<path d="M0 0V{height}H{width}" fill="none" stroke="#888"/>'
+        f'<text x="-6" y="{height}" text-anchor="end" font-size="12">0</text>'
+        f'<text x="-6" y="10" text-anchor="end" font-size="12">{top:.2f}</text>'
+        f'<text x="{width}" y="{height + 18}" text-anchor="end" font-size="12">step {len(losses)}</text></svg>'
+    )

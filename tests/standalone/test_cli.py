@@ -1,0 +1,270 @@
+"""The commands as a person gives them: what they leave behind, and one line for every mistake."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(model: Path, pictures: Path, output: Path, *more: str) -> int:
+    return main([
+        "train", "--model", str(model), "--instance_data_dir", str(pictures), "--instance_prompt", "photo of a <new1> cat",
+        "--output_dir", str(output), "--max_train_steps", "4", "--train_batch_size", "2", "--checkpointing_steps", "2", *more,
+    ])  # fmt: skip
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on the error output, other than progress bars."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_train_leaves_what_it_promises(model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert train(model, pictures, tmp_path / "out", "--class_prompt", "cat") == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-4", "config.json", "loss.csv", "new1.delta.safetensors", "new1.pt"]
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["training"]["modifier_tokens"] == ["<new1>"]
+    assert settings["pictures"]["augment"] is True
+    delta = Delta.load(tmp_path / "out" / "new1.delta.safetensors")
+    assert delta.provenance.architecture == "crossattn-4x48"
+    assert delta.provenance.tokens == {"<new1>": "cat"}
+    assert all(entry.any() for entry in delta.entries.values())
+
+
+def test_two_concepts_with_regularization_and_a_name(model: Path, pictures: Path, tmp_path: Path) -> None:
+    concepts = [
+        {"instance_prompt": f"photo of a <{word}> cat", "class_prompt": "cat", "instance_data_dir": str(pictures),
+         "class_data_dir": str(tmp_path / "class")} for word in ("one", "two")
+    ]  # fmt: skip
+    (tmp_path / "concepts.json").write_text(json.dumps(concepts))
+    arguments = ["train", "--model", str(model), "--concepts_list", str(tmp_path / "concepts.json"), "--name", "pair",
+                 "--modifier_token", "<one>+<two>", "--with_prior_preservation", "--num_class_images", "2",
+                 "--max_train_steps", "2", "--output_dir", str(tmp_path / "out"), "--hflip", "--noaug", "--scale_lr"]  # fmt: skip
+    assert main(arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == ["0000.png", "0000.txt", "0001.png", "0001.txt"]
+    delta = Delta.load(tmp_path / "out" / "pair.delta.safetensors")
+    assert set(delta.embeddings) == {"<one>", "<two>"}
+    assert delta.provenance.settings["learning_rate_scale"] == 4 * 1 * 1 * 2
+    assert {"one.pt", "two.pt"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_real_prior_picks_by_caption(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for name, caption in (("a", "a red house"), ("b", "cat"), ("c", "two trucks on a hill")):
+        (pictures / f"{name}.txt").write_text(caption)
+    more = ["--with_prior_preservation", "--real_prior", "--class_data_dir", str(pictures), "--class_prompt", "cat"]
+    assert train(model, pictures, tmp_path / "out", "--num_class_images", "1", *more) == 0
+    assert (tmp_path / "out" / "class_images-1" / "caption.txt").read_text() == "cat\n"
+
+
+def test_resumed_training_ends_in_the_same_bytes(model: Path, pictures: Path, tmp_path: Path) -> None:
+    train(model, pictures, tmp_path / "whole")
+    train(model, pictures, tmp_path / "cut", "--max_train_steps", "2")
+    assert train(model, pictures, tmp_path / "cut", "--resume_from_checkpoint", "latest") == 0
+    whole, cut = ((tmp_path / name / "new1.delta.safetensors").read_bytes() for name in ("whole", "cut"))
+    states = [load_file(tmp_path / name / "checkpoint-4" / "state.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert whole == cut
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
+         "--instance_prompt", "photo of a <new1> cat", "--output_dir", str(tmp_path / "out"), "--max_train_steps", "100000"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "out" / "loss.csv"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") > 10) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume_from_checkpoint latest" in output
+    assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
+
+
+def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Path, tmp_path: Path) -> None:
+    shared = ["-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
+              "--instance_prompt", "photo of a <new1> cat", "--max_train_steps", "3"]  # fmt: skip
+    # What `accelerate launch` calls for several GPUs; on CPUs it would want MPI.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [*launch, *shared, "--train_batch_size", "1", "--output_dir", str(tmp_path / "two")]
+    output = subprocess.run(two, cwd=ROOT, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
+    assert output.count("wrote ") == 2  # the delta and the embedding, by the main process alone
+    assert main([*shared[2:], "--train_batch_size", "2", "--output_dir", str(tmp_path / "one")]) == 0
+    states = [load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("one", "two")]
+    for key, one in states[0].items():
+        assert torch.allclose(states[1][key], one, rtol=1e-3, atol=1e-7), key
+
+
+def test_generate_applies_a_delta_by_name_and_by_path(model: Path, pictures: Path, tmp_path: Path) -> None:
+    train(model, pictures, tmp_path / "out", "--learning_rate", "1e-1")
+
+    def draw(prompt: str, folder: str) -> bytes:
+        arguments = ["generate", "--model", str(model), "--prompt", prompt, "--output", str(tmp_path / folder),
+                     "--num_images", "1", "--seed", "7", "--num_inference_steps", "2", "--deltas_dir", str(tmp_path / "out")]  # fmt: skip
+        assert main(arguments) == 0
+        with Image.open(tmp_path / folder / "00007.png") as picture:
+            assert picture.info["parameters"].startswith(prompt)
+            return picture.tobytes()
+
+    plain, off = draw("a cat", "plain"), draw("a cat <delta:new1:0>", "off")
+    named, given = draw("a cat <delta:new1>", "named"), draw(f"a cat <delta:{tmp_path}/out/new1.delta.safetensors:1>", "path")
+    assert plain == off != named == given
+
+
+def test_regularize_draws_what_is_missing_and_picks(model: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "class"
+    arguments = ["regularize", "--model", str(model), "--class_prompt", "cat", "--class_data_dir", str(folder),
+                 "--num_inference_steps", "2"]  # fmt: skip
+    assert main([*arguments, "--num_class_images", "1"]) == 0
+    first = (folder / "0000.png").stat().st_mtime_ns
+    assert main([*arguments, "--num_class_images", "2"]) == 0
+    assert (folder / "0000.png").stat().st_mtime_ns == first
+    assert (folder / "0001.txt").read_text() == "cat\n"
+    assert main([*arguments[:-4], "--class_data_dir", str(tmp_path / "picked"), "--pick_from", str(folder)]) == 0
+    assert (tmp_path / "picked" / "caption.txt").read_text() == "cat\ncat\n"
+
+
+def test_info_for_people_and_programs(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(model, pictures, tmp_path / "out", "--class_prompt", "cat")
+    path = tmp_path / "out" / "new1.delta.safetensors"
+    capsys.readouterr()
+    assert main(["info", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["architecture"], told["steps"], told["bytes"]) == ("crossattn-4x48", 4, path.stat().st_size)
+    assert told["tokens"] == {"<new1>": {"vectors": 1, "width": 48, "class_word": "cat"}}
+    assert len(told["layers"]) == 8
+    assert main(["info", str(path)]) == 0
+    assert "token <new1>: 1 vector(s) of 48, a kind of cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--instance_data_dir", "nowhere"], "there is no folder nowhere"),
+        (["--instance_prompt", "photo of a cat"], "no caption or prompt has the modifier token <new1>"),
+        (["--modifier_token", "cat"], "cat is a word that tiny-v2 knows already"),
+        (["--modifier_token", "<new1>+<new1>"], "names <new1> twice"),
+        (["--learning_rate", "fast"], "'fast' is no learning rate"),
+        (["--train_blocks", "middle"], "choose from down, mid, up"),
+        (["--max_train_steps", "-3"], "max_train_steps must be 1 or more"),
+        (["--resolution", "60"], "multiple of 8"),
+        (["--with_prior_preservation"], "needs a class_prompt"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "there is no checkpoint checkpoint-7"),
+        (["--template", "nowhere.txt", "--caption_source", "template"], "nowhere.txt"),
+        (["--model", "nowhere"], "there is no model 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_delta(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert train(model, pictures, tmp_path / "out", *arguments) == 2
+    assert message in error(capsys)
+    assert not list((tmp_path / "out").rglob("*.safetensors")) if (tmp_path / "out").exists() else True
+
+
+def test_empty_folder_and_corrupt_pictures(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert train(model, tmp_path / "empty", tmp_path / "out") == 2
+    assert "has no pictures" in error(capsys)
+    (pictures / "a.png").write_bytes(b"no picture")
+    assert train(model, pictures, tmp_path / "out") == 0
+    assert "a.png" in caplog.text
+    for name in "bc":
+        (pictures / f"{name}.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert train(model, pictures, tmp_path / "out2") == 2
+    assert "none of the pictures can be used" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('[{"instance_prompt": "a <new1> cat"}]', "concept 1: instance_data_dir is missing"),
+        ('[{"instance_prompt": "a <new1> cat", "instance_data_dir": "nowhere"}]', "concept 1: instance_data_dir points to nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_concepts_lists(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "concepts.json").write_text(content)
+    assert main(["train", "--model", str(model), "--concepts_list", str(tmp_path / "concepts.json")]) == 2
+    assert message in error(capsys)
+
+
+def test_training_without_saying_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert "say what to learn" in error(capsys)
+
+
+def test_folder_of_another_training_is_not_overwritten_unasked(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(model, pictures, tmp_path / "out")
+    before = (tmp_path / "out" / "new1.delta.safetensors").read_bytes()
+    assert train(model, pictures, tmp_path / "out", "--seed", "1") == 2
+    assert "--overwrite" in error(capsys)
+    assert train(model, pictures, tmp_path / "out", "--seed", "1", "--resume_from_checkpoint", "latest") == 2
+    assert "seed was 42, is 1" in error(capsys)
+    assert (tmp_path / "out" / "new1.delta.safetensors").read_bytes() == before
+    assert train(model, pictures, tmp_path / "out", "--seed", "1", "--overwrite") == 0
+    assert (tmp_path / "out" / "new1.delta.safetensors").read_bytes() != before
+
+
+def generate(model: Path, delta: Path, output: Path) -> int:
+    prompt = f"a cat <delta:{delta}:1>"
+    return main(["generate", "--model", str(model), "--prompt", prompt, "--output", str(output)])
+
+
+def test_bad_deltas(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    entries = {"json": json.dumps({"meta": {"version": "0.2.0"}, "entries": {key: "delta"}})}
+    path = tmp_path / "bad.delta.safetensors"
+    for tensor, message in ((torch.ones(320, 768), "does not fit this model"), (torch.full((32, 48), torch.nan), "not finite")):
+        save_file({key: tensor}, path, entries)
+        assert generate(model, path, tmp_path / "out") == 2
+        assert message in error(capsys)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert generate(model, path, tmp_path / "out") == 2
+    assert "damaged" in error(capsys)
+    assert generate(model, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert "there is no delta" in error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_used(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sdxl = tmp_path / "sdxl"
+    sdxl.mkdir()
+    (sdxl / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    checkpoint = tmp_path / "broken.safetensors"
+    checkpoint.write_bytes(b"not a checkpoint")
+    for path, message in ((sdxl, "SDXL"), (tmp_path, "no model_index.json"), (checkpoint, "cannot be loaded")):
+        assert train(path, pictures, tmp_path / "out") == 2
+        assert message in error(capsys)
+
+
+def test_prompt_tag_with_a_bad_weight(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--model", str(model), "--prompt", "a <delta:new1:much>"]) == 2
+    assert "is no number" in error(capsys)

@@ -1,0 +1,119 @@
+"""The Backend on diffusers: new words without touching the vocabulary, and the same numbers as diffusers'."""
+
+import pytest
+import torch
+from tiny_pipeline import WIDTH, stable_diffusion_2
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.backend import Sampling
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+
+
+@pytest.fixture(scope="module")
+def backend() -> DiffusersBackend:
+    return DiffusersBackend(stable_diffusion_2(), "tiny")
+
+
+def test_what_a_pipeline_says_of_itself(backend: DiffusersBackend) -> None:
+    assert backend.architecture == f"crossattn-4x{WIDTH}"
+    assert backend.prediction_type == "v_prediction"
+    assert backend.resolution == 64
+    assert backend.alphas_cumprod.shape == (1000,)
+    assert len(projections(backend.unet)) == 8
+    assert not any(parameter.requires_grad for parameter in backend.unet.parameters())
+
+
+def test_captions_without_new_words_are_encoded_as_by_the_pipeline(backend: DiffusersBackend) -> None:
+    captions = ["a cat on a red background", ""]
+    expected, _ = backend.pipeline.encode_prompt(captions, "cpu", 1, False)
+    assert torch.equal(backend.encode_captions(captions, {}).crossattn, expected)
+
+
+def test_a_new_word_with_a_known_words_vector_reads_as_that_word(backend: DiffusersBackend) -> None:
+    vectors = {"<new1>": backend.token_vectors("cat")}
+    new = backend.encode_captions(["photo of a <new1> on a hill", "a <new1>, a dog"], vectors).crossattn
+    known = backend.encode_captions(["photo of a cat on a hill", "a cat, a dog"], {}).crossattn
+    assert torch.allclose(new, known, atol=1e-6)
+
+
+def test_several_vectors_stand_for_as_many_words(backend: DiffusersBackend) -> None:
+    vectors = {"<new1>": backend.token_vectors("red cat")}
+    new = backend.encode_captions(["a <new1> here"], vectors).crossattn
+    assert torch.allclose(new, backend.encode_captions(["a red cat here"], {}).crossattn, atol=1e-6)
+
+
+def test_only_whole_words_are_new_words_and_the_longest_wins(backend: DiffusersBackend) -> None:
+    vectors = {"new": backend.token_vectors("cat"), "new1": backend.token_vectors("dog")}
+    encoded = backend.encode_captions(["a new new1 newer"], vectors).crossattn
+    assert torch.allclose(encoded, backend.encode_captions(["a cat dog newer"], {}).crossattn, atol=1e-6)
+
+
+def test_gradients_reach_the_vectors_and_nothing_else(backend: DiffusersBackend) -> None:
+    vector = backend.token_vectors("cat").requires_grad_(True)
+    backend.encode_captions(["a <new1>"], {"<new1>": vector}).crossattn.sum().backward()
+    assert vector.grad is not None and vector.grad.any()
+    assert all(parameter.grad is None for parameter in backend.pipeline.text_encoder.parameters())
+
+
+def test_long_captions_are_cut_as_clip_cuts_them(backend: DiffusersBackend) -> None:
+    caption = "cat " * 100
+    encoded = backend.encode_captions([caption + "<new1>"], {"<new1>": torch.ones(1, WIDTH)}).crossattn
+    assert torch.equal(encoded, backend.encode_captions([caption], {}).crossattn)
+    assert encoded.shape == (1, 77, WIDTH)
+
+
+def test_vocabulary_and_its_words(backend: DiffusersBackend) -> None:
+    assert backend.has_token("cat")
+    assert not backend.has_token("<new1>")
+    assert backend.token_vectors("cat dog").shape == (2, WIDTH)
+    assert backend.token_vectors("").shape == (0, WIDTH)
+
+
+def test_near_captions_are_near_and_features_have_unit_norm(backend: DiffusersBackend) -> None:
+    a, same, other = backend.pooled_text(["a cat", "a cat", "two dogs on a red hill"])
+    assert a.norm().item() == pytest.approx(1, abs=1e-5)
+    assert (a @ same).item() == pytest.approx(1, abs=1e-5)
+    assert (a @ other).item() < 0.999
+
+
+def test_latents_are_the_vaes_times_its_scale(backend: DiffusersBackend) -> None:
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    posterior = backend.pipeline.vae.encode(pixels).latent_dist
+    found = backend.encode_pictures(pixels)
+    assert torch.allclose(found.mean, posterior.mean * 0.18215)
+    assert torch.allclose(found.std, posterior.std * 0.18215)
+
+
+def test_pictures_depend_on_their_own_seed_not_on_their_batch(backend: DiffusersBackend) -> None:
+    def draw(seeds: list[int], batch_size: int) -> list[bytes]:
+        sampling = Sampling(steps=3, batch_size=batch_size)
+        return [picture.tobytes() for picture in backend.generate(["a cat"] * len(seeds), seeds, sampling, {})]
+
+    together, alone = draw([1, 2, 1], 3), draw([2], 1)
+    assert together[0] == together[2] != together[1]
+    difference = [abs(a - b) for a, b in zip(together[1], alone[0])]
+    assert max(difference) <= 1  # a batch's rounding
+
+
+def test_picture_size_must_be_a_multiple_of_eight(backend: DiffusersBackend) -> None:
+    assert backend.generate(["a"], [0], Sampling(steps=1, size=(72, 64)), {})[0].size == (72, 64)
+    with pytest.raises(UserError, match="multiples of 8"):
+        backend.generate(["a"], [0], Sampling(steps=1, size=(70, 64)), {})
+
+
+def test_gradient_checkpointing_changes_no_gradient(backend: DiffusersBackend) -> None:
+    from lib_custom_diffusion.injection import TrainableDelta
+
+    def gradients(on: bool) -> list[torch.Tensor]:
+        backend.gradient_checkpointing(on)
+        delta = TrainableDelta(projections(backend.unet), backend.device)
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        output = backend.predict(latents, torch.tensor([500]), backend.encode_captions(["a cat"], {}))
+        output.square().mean().backward()
+        delta.remove()
+        backend.gradient_checkpointing(False)
+        return [parameter.grad for parameter in delta.parameters.values() if parameter.grad is not None]
+
+    for kept, recomputed in zip(gradients(False), gradients(True), strict=True):
+        assert torch.allclose(kept, recomputed, atol=1e-6)
