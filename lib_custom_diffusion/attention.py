@@ -53,9 +53,7 @@ class Projection:
         return self.module.out_features, self.module.in_features
 
 
-def projections(
-    unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[str] = ()
-) -> dict[str, Projection]:
+def projections(unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[str] = ()) -> dict[str, Projection]:
     """The selected cross-attention projections of a UNet by key, in the network's order.
 
     `select` is one of SELECTIONS. `blocks` keeps only those whose block is named ("down", "mid", "up") or whose key

@@ -75,13 +75,17 @@ class Backend(Protocol):
     """Short hash of the checkpoint the model came from, or ""."""
     unet: nn.Module
     """The live UNet; the core puts hooks beside its Linear layers and never writes its weights."""
-    device: torch.device
     prediction_type: str
     """"epsilon" or "v_prediction"."""
     alphas_cumprod: Tensor
     """Cumulative products of the noise schedule, (timesteps,), float32."""
     resolution: int
     """Width and height in pixels that the model was trained at."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet computes."""
+        ...
 
     def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
         """Posterior of pixels (batch, 3, height, width) in -1..1."""

@@ -137,5 +137,7 @@ def load_state(checkpoint: Path, settings: Mapping[str, Any]) -> TrainingState:
         if key not in FREE_TO_CHANGE and now.get(key) != then
     ]
     if changed:
-        raise UserError(f"{checkpoint} is of a training with other settings ({'; '.join(changed)}); keep them to resume")
+        raise UserError(
+            f"{checkpoint} is of a training with other settings ({'; '.join(changed)}); keep them to resume"
+        )
     return TrainingState(metadata["step"], tensors, metadata["scaler"], metadata["settings"])

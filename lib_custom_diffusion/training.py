@@ -46,9 +46,9 @@ LOG_EVERY = 10
 class TrainingConfig:
     """The settings of a training, named as in diffusers' script where it has them.
 
-    Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is the published recipe, 1e-5 times the
-    batch of 8 that it was used with. Weight decay pulls deltas towards zero, that is towards the base model; vectors
-    do not decay.
+    Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is
+    the published recipe, 1e-5 times the batch of 8 that it was used with. Weight decay pulls deltas towards zero, that
+    is towards the base model; vectors do not decay.
     """
 
     modifier_tokens: tuple[str, ...] = ("<new1>",)
@@ -375,7 +375,9 @@ class Trainer:
         captions = [example.caption for concept in self.examples for example in concept.instance]
         for token in self.vectors:
             if not any(token in caption for caption in captions):
-                raise UserError(f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat")
+                raise UserError(
+                    f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat"
+                )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Projections are found by structure, and named as the WebUI names them."""
 
 import pytest
-from tiny import TinyUNet
 from torch import nn
 
 from lib_custom_diffusion.attention import architecture, projections
 from lib_custom_diffusion.errors import UserError
+from tiny import TinyUNet
 
 PREFIX = "model.diffusion_model."
 
@@ -68,7 +68,12 @@ def test_selections(select: str, roles: str) -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "expected"),
-    [(["down"], {"down"}), (["mid", "up"], {"mid", "up"}), (["*output_blocks.0.*"], {"up"}), ([], {"down", "mid", "up"})],
+    [
+        (["down"], {"down"}),
+        (["mid", "up"], {"mid", "up"}),
+        (["*output_blocks.0.*"], {"up"}),
+        ([], {"down", "mid", "up"}),
+    ],
 )
 def test_blocks_and_patterns(blocks: list[str], expected: set[str]) -> None:
     assert {p.block for p in projections(TinyUNet(), "k", blocks).values()} == expected

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import TinyUNet
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,6 +9,7 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.injection import Injection, TrainableDelta
+from tiny import TinyUNet
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def dense(unet: TinyUNet, seed: int) -> Delta:
 
 
 def low_rank(unet: TinyUNet, seed: int) -> Delta:
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Delta({
-        key: Factors(torch.randn(layer.shape[0], 1, generator=generator), torch.randn(1, layer.shape[1], generator=generator))
+        key: Factors(torch.randn(layer.shape[0], 1, generator=rng), torch.randn(1, layer.shape[1], generator=rng))
         for key, layer in projections(unet).items()
     })  # fmt: skip
 

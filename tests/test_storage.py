@@ -44,7 +44,8 @@ def test_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None
 def test_other_processes_write_the_same_bytes() -> None:
     program = (
         "import torch, hashlib; from lib_custom_diffusion.storage import safetensors_bytes as b;"
-        "print(hashlib.sha256(b({'x': torch.ones(3), 'y': torch.zeros(2)}, {f'k{i}': 'v' for i in range(9)})).hexdigest())"
+        "content = b({'x': torch.ones(3), 'y': torch.zeros(2)}, {f'k{i}': 'v' for i in range(9)});"
+        "print(hashlib.sha256(content).hexdigest())"
     )
     root = Path(__file__).parent.parent
     hashes = {subprocess.check_output([sys.executable, "-c", program], cwd=root) for _ in range(3)}

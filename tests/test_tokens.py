@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import WIDTH, TinyBackend
 
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.tokens import embedding_pt, file_name, initial_vectors, load_embedding, split_tokens
+from tiny import WIDTH, TinyBackend
 
 
 def test_tokens_are_joined_by_plus() -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import TinyBackend
 from torch import Tensor
-from train_tiny import CONCEPT, examples, trainer
 
 from lib_custom_diffusion import checkpoints
 from lib_custom_diffusion.attention import projections
@@ -25,6 +23,8 @@ from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.objective import add_noise
 from lib_custom_diffusion.tokens import load_embedding
 from lib_custom_diffusion.training import Progress, Trainer, TrainingConfig
+from tiny import TinyBackend
+from train_tiny import CONCEPT, examples, trainer
 
 PROGRAM = Path(__file__).parent / "train_tiny.py"
 ROOT = Path(__file__).parent.parent
@@ -86,14 +86,18 @@ def test_every_step_is_in_the_csv_though_the_loss_is_read_back_every_ten(tmp_pat
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     assert [float(row["learning_rate"]) for row in rows] == [1e-2] * 5 + [1e-3] * 15
-    assert float(rows[0]["loss"]) == pytest.approx(float(rows[0]["instance_loss"]) + float(rows[0]["prior_loss"]), rel=1e-4)
+    assert float(rows[0]["loss"]) == pytest.approx(
+        float(rows[0]["instance_loss"]) + float(rows[0]["prior_loss"]), rel=1e-4
+    )
     assert [p.step for p in seen if p.loss == p.loss] == [7, 10, 14, 20]  # saves, tens and the end
 
 
 def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
     backend = TinyBackend()
     trainer(tmp_path, backend=backend, max_train_steps=10).run()
-    assert backend.captions_encoded == 1 + 10  # "photo of a cat" once; the learned caption once a step, not once a picture
+    assert (
+        backend.captions_encoded == 1 + 10
+    )  # "photo of a cat" once; the learned caption once a step, not once a picture
 
 
 def final_bytes(folder: Path) -> tuple[bytes, bytes]:
@@ -207,7 +211,9 @@ def test_full_disk_at_a_save_keeps_the_save_before(tmp_path: Path, monkeypatch: 
 def test_validation_pictures_are_of_fixed_seeds_and_do_not_change_the_training(tmp_path: Path) -> None:
     drawn: dict[int, list[Image.Image]] = {}
     trainer(tmp_path / "a").run()
-    trainer(tmp_path / "b", validation_prompt="photo of a <new1> cat", validation_steps=10).run(on_pictures=drawn.__setitem__)
+    trainer(tmp_path / "b", validation_prompt="photo of a <new1> cat", validation_steps=10).run(
+        on_pictures=drawn.__setitem__
+    )
     assert {step: len(pictures) for step, pictures in drawn.items()} == {10: 2, 20: 2}
     assert [picture.getpixel((0, 0))[1] for picture in drawn[20]] == [42, 43]  # TinyBackend paints the seed green
     assert Delta.load(tmp_path / "a" / "tiny.delta.safetensors").entries.keys()

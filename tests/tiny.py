@@ -51,7 +51,9 @@ class TinyUNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Linear(4, CHANNELS)]), nn.ModuleList([nn.Identity(), Block()])])
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Linear(4, CHANNELS)]), nn.ModuleList([nn.Identity(), Block()])]
+        )
         self.middle_block = nn.ModuleList([nn.Identity(), Block()])
         self.output_blocks = nn.ModuleList([nn.ModuleList([nn.Identity(), Block()])])
         self.out = nn.Linear(CHANNELS, 4)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny import TinyBackend
 
 from lib_custom_diffusion import checkpoints
 from lib_custom_diffusion.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.training import Trainer, TrainingConfig
+from tiny import TinyBackend
 
 CONCEPT = Concept("photo of a <new1> cat", Path("pictures"), "cat")
 
@@ -32,7 +32,12 @@ def examples(count: int = 5, seed: int = 0) -> ConceptExamples:
 
 
 def trainer(folder: Path, resume: Path | None = None, backend: TinyBackend | None = None, **settings) -> Trainer:
-    defaults = {"learning_rate": "1e-2", "embedding_learning_rate": "1e-2", "checkpointing_steps": 7, "max_train_steps": 20}
+    defaults = {
+        "learning_rate": "1e-2",
+        "embedding_learning_rate": "1e-2",
+        "checkpointing_steps": 7,
+        "max_train_steps": 20,
+    }
     config = TrainingConfig(**{**defaults, **settings})
     return Trainer(backend or TinyBackend(), [CONCEPT], [examples()], config, folder, "tiny", resume)
 

@@ -67,9 +67,13 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         return demo(options)
 
     command = _command(commands, "demo", "Teach the toy model a concept from bundled pictures, and report.")
-    command.add_argument("--concept", default=None, help="which bundled concept to teach, or all; the first if not given")
+    command.add_argument(
+        "--concept", default=None, help="which bundled concept to teach, or all; the first if not given"
+    )
     command.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
-    command.add_argument("--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given")
+    command.add_argument(
+        "--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given"
+    )
     command.add_argument("--seed", type=int, default=_D.seed, help="seed of the training")
     command.set_defaults(run=run)
 
@@ -91,13 +95,20 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--instance_prompt", help='caption of those pictures, such as "photo of a <new1> cat"')
     add("--class_data_dir", type=Path, help="folder with regularization pictures; made there if it has too few")
     add("--class_prompt", default="", help='what the concept is a kind of, such as "cat"')
-    add("--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given')
+    add(
+        "--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given'
+    )
     add("--initializer_token", default=DEFAULT_INITIALIZERS, help="words that the new ones start from")
     add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="embedding vectors of each new word")
 
     add = command.add_argument_group("pictures").add_argument
     add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
-    add("--resize_mode", choices=RESIZE_MODES, default=RESIZE_MODES[0], help="how pictures that are not square are made so")
+    add(
+        "--resize_mode",
+        choices=RESIZE_MODES,
+        default=RESIZE_MODES[0],
+        help="how pictures that are not square are made so",
+    )
     add("--center_crop", action="store_true", help="crop at the centre rather than at random")
     add("--hflip", action="store_true", help="mirror half of the pictures")
     add("--noaug", action="store_true", help="no random scaling (far away, zoomed in)")
@@ -106,8 +117,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--template", type=Path, help="file of captions with [name] and [filewords], for --caption_source template")
 
     add = command.add_argument_group("regularization").add_argument
-    add("--with_prior_preservation", action="store_true", help="train on regularization pictures as well, so that the class stays as it was")
-    add("--real_prior", action="store_true", help="take the pictures of --class_data_dir whose captions are nearest to the class prompt, rather than generate any")
+    add(
+        "--with_prior_preservation",
+        action="store_true",
+        help="train on regularization pictures as well, so that the class stays as it was",
+    )
+    add(
+        "--real_prior",
+        action="store_true",
+        help="take those of --class_data_dir whose captions are nearest to the class prompt; draw none",
+    )
     add("--num_class_images", type=int, default=200, help="regularization pictures of each concept")
     add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
     add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
@@ -116,13 +135,30 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
     add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy model's own for toy")
-    add("--train_batch_size", type=int, default=_D.train_batch_size, help="pictures of the concepts in a step and process; as many regularization pictures come on top")
-    add("--gradient_accumulation_steps", type=int, default=_D.gradient_accumulation_steps, help="batches that make one step")
+    add(
+        "--train_batch_size",
+        type=int,
+        default=_D.train_batch_size,
+        help="pictures of the concepts in a step and process; as many regularization pictures come on top",
+    )
+    add(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=_D.gradient_accumulation_steps,
+        help="batches that make one step",
+    )
     add("--gradient_checkpointing", action="store_true", help="less memory for more time")
     add("--mixed_precision", choices=PRECISIONS, default=_D.mixed_precision, help="precision of the frozen model")
-    add("--learning_rate", help='of the deltas: "8e-5", or "1e-4:100, 5e-5" to change it after step 100; the published recipe if not given')
+    add(
+        "--learning_rate",
+        help='of the deltas: "8e-5", or "1e-4:100, 5e-5" to change it after step 100; by the recipe if not given',
+    )
     add("--embedding_learning_rate", help="of the new words' vectors; as --learning_rate if not given")
-    add("--scale_lr", action="store_true", help="multiply the rates by batch size, accumulation steps and processes, and by two with prior preservation, as diffusers' script does")
+    add(
+        "--scale_lr",
+        action="store_true",
+        help="multiply the rates by batch, accumulation steps, processes, and 2 with prior preservation",
+    )
     add("--lr_scheduler", choices=SHAPES, default=_D.lr_scheduler, help="what becomes of the rates until the last step")
     add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
     add("--adam_beta1", type=float, default=_D.adam_beta1, help="of AdamW")
@@ -158,9 +194,20 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     _add_model(command)
     _add_sampling(command)
     add = command.add_argument
-    add("--prompt", required=True, help='such as "photo of a <new1> cat <delta:new1:0.8>"; NAME is a path or looked up in --deltas_dir')
+    add(
+        "--prompt",
+        required=True,
+        help='such as "photo of a <new1> cat <delta:new1:0.8>"; NAME is a path or looked up in --deltas_dir',
+    )
     add("--deltas_dir", type=Path, default=Path("."), help="folder with deltas")
-    add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="an embedding to use without a delta; its word is <FILE'S NAME>")
+    add(
+        "--embedding",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an embedding to use without a delta; its word is <FILE'S NAME>",
+    )
     add("--num_images", type=int, default=4, help="pictures; each has the seed after the one before")
     add("--output", type=Path, default=Path("pictures"), help="folder for the pictures")
 
@@ -187,9 +234,18 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
     _add_sampling(command)
     add = command.add_argument
     add("--class_prompt", required=True, help='what to draw, such as "cat"')
-    add("--class_data_dir", type=Path, help="where they go; regularization/CLASS_PROMPT if not given. What is there already is not drawn again")
+    add(
+        "--class_data_dir",
+        type=Path,
+        help="where they go; regularization/CLASS_PROMPT if not given. What is there already is not drawn again",
+    )
     add("--num_class_images", type=int, default=200, help="how many")
-    add("--pick_from", type=Path, metavar="DIR", help="rather than draw, take those of this folder whose captions are nearest to the class prompt")
+    add(
+        "--pick_from",
+        type=Path,
+        metavar="DIR",
+        help="rather than draw, take those of this folder whose captions are nearest to the class prompt",
+    )
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:

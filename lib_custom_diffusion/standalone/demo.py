@@ -21,7 +21,6 @@ from ..concepts import Concept, PictureSettings, find_pictures
 from ..errors import UserError
 from ..injection import Injection
 from ..storage import write_atomically
-from ..tokens import file_name
 from ..training import TrainingConfig, TrainingResult
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
@@ -72,7 +71,9 @@ def teach(
     concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
     if prior_preservation:
         folder = output / "class_images"
-        draw_regularization(backend, bundled.class_prompt, folder, CLASS_IMAGES, replace(SAMPLING, steps=15), config.seed)
+        draw_regularization(
+            backend, bundled.class_prompt, folder, CLASS_IMAGES, replace(SAMPLING, steps=15), config.seed
+        )
         concept = replace(concept, class_data_dir=folder)
     config = replace(config, modifier_tokens=(bundled.modifier_token,), initializer_tokens=(bundled.initializer_token,))
     pictures = PictureSettings(caption_source=bundled.caption_source)
@@ -95,7 +96,7 @@ def _write_report(
     output: Path,
 ) -> DemoResult:
     shown = len(SEEDS) + 1
-    own = [Image.open(path) for path in find_pictures(bundled.folder)][:shown]
+    own = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)][:shown]
     rows = [Row("The concept's pictures", own)]
     for prompt in bundled.prompts[:2]:
         rows += [Row(f"{prompt}: before", before.of(prompt)), Row(f"{prompt}: after", after.of(prompt))]
@@ -154,12 +155,12 @@ def peak_memory_mb() -> float:
     """The most memory this process has held, in MB (10^6 bytes): of the GPU if it used one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
 
         return psutil.Process().memory_info().peak_wset / 1e6
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

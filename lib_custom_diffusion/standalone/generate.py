@@ -62,7 +62,9 @@ def _vectors(backend: DiffusersBackend, deltas: list[Delta], embeddings: list[Pa
     width = backend.token_vectors("a").shape[1]
     for token, found in vectors.items():
         if found.shape[1] != width:
-            raise UserError(f"{token} is {found.shape[1]} wide, the words of {backend.name} {width}: made for another model")
+            raise UserError(
+                f"{token} is {found.shape[1]} wide, the words of {backend.name} {width}: made for another model"
+            )
     return {token: found.to(backend.device) for token, found in vectors.items()}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from . import toy
@@ -50,11 +51,12 @@ def _load_pipeline(path: Path) -> StableDiffusionPipeline:
             _refuse_other_pipelines(path)
             return StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **options)
         if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
+            _refuse_other_checkpoints(path)
             config = path.with_suffix(".yaml")
             return StableDiffusionPipeline.from_single_file(
                 str(path), original_config=str(config) if config.is_file() else None, **options
             )
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as a Stable Diffusion model: {reason}") from error
     raise UserError(
@@ -72,6 +74,17 @@ def _refuse_other_pipelines(folder: Path) -> None:
         raise UserError(f"{folder} is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2")
     if kind != "StableDiffusionPipeline":
         raise UserError(f"{folder} is a {kind}; only Stable Diffusion 1 and 2 can be used")
+
+
+def _refuse_other_checkpoints(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        return
+    with safe_open(str(path), framework="pt") as file:
+        keys = set(file.keys())
+    if any(key.startswith("conditioner.embedders.") for key in keys):
+        raise UserError(f"{path} is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2")
+    if not any(key.startswith("model.diffusion_model.") for key in keys):
+        raise UserError(f"{path} is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model)")
 
 
 def _weights(path: Path) -> Path | None:

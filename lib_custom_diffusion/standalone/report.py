@@ -59,7 +59,9 @@ def report_html(result: DemoResult) -> str:
     rows = "\n".join(
         f"<h3>{esc(row.heading)}</h3><div class=row>{''.join(map(_image, row.pictures))}</div>" for row in result.rows
     )
-    files = "".join(f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e6:.2f} MB)</li>" for path in result.files)
+    files = "".join(
+        f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e6:.2f} MB)</li>" for path in result.files
+    )
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Custom Diffusion: {esc(result.name)}</title>

@@ -55,7 +55,9 @@ def train(options: argparse.Namespace) -> int:
 def _tell(result: TrainingResult, concepts: Sequence[Concept], model: str) -> None:
     """What there is now, and what to do next."""
     if result.interrupted:
-        print(f"stopped after step {result.step} and saved; the same command with --resume_from_checkpoint latest goes on")
+        print(
+            f"stopped after step {result.step} and saved; the same command with --resume_from_checkpoint latest goes on"
+        )
         return
     print(*(f"wrote {path}" for path in result.files), sep="\n")
     print(
@@ -152,12 +154,10 @@ def _concepts(options: argparse.Namespace) -> list[Concept]:
         return load_concepts_list(options.concepts_list)
     if options.instance_data_dir is None or not options.instance_prompt:
         raise UserError(
-            "say what to learn: --instance_data_dir FOLDER --instance_prompt \"photo of a <new1> cat\","
+            'say what to learn: --instance_data_dir FOLDER --instance_prompt "photo of a <new1> cat",'
             " or --concepts_list FILE.json"
         )
-    return [
-        Concept(options.instance_prompt, options.instance_data_dir, options.class_prompt, options.class_data_dir)
-    ]
+    return [Concept(options.instance_prompt, options.instance_data_dir, options.class_prompt, options.class_data_dir)]
 
 
 def _config(options: argparse.Namespace, concepts: Sequence[Concept]) -> TrainingConfig:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from tiny_pipeline import stable_diffusion_2
 
 

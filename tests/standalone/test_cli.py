@@ -16,12 +16,14 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.cli import main
 
 ROOT = Path(__file__).parents[2]
+PROMPT = "photo of a <new1> cat"
 
 
 def train(model: Path, pictures: Path, output: Path, *more: str) -> int:
     return main([
-        "train", "--model", str(model), "--instance_data_dir", str(pictures), "--instance_prompt", "photo of a <new1> cat",
-        "--output_dir", str(output), "--max_train_steps", "4", "--train_batch_size", "2", "--checkpointing_steps", "2", *more,
+        "train", "--model", str(model), "--instance_data_dir", str(pictures), "--instance_prompt", PROMPT,
+        "--output_dir", str(output), "--max_train_steps", "4", "--train_batch_size", "2", "--checkpointing_steps", "2",
+        *more,
     ])  # fmt: skip
 
 
@@ -53,9 +55,15 @@ def test_two_concepts_with_regularization_and_a_name(model: Path, pictures: Path
     (tmp_path / "concepts.json").write_text(json.dumps(concepts))
     arguments = ["train", "--model", str(model), "--concepts_list", str(tmp_path / "concepts.json"), "--name", "pair",
                  "--modifier_token", "<one>+<two>", "--with_prior_preservation", "--num_class_images", "2",
-                 "--max_train_steps", "2", "--output_dir", str(tmp_path / "out"), "--hflip", "--noaug", "--scale_lr"]  # fmt: skip
+                 "--max_train_steps", "2", "--output_dir", str(tmp_path / "out"), "--hflip", "--noaug",
+                 "--scale_lr"]  # fmt: skip
     assert main(arguments) == 0
-    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == ["0000.png", "0000.txt", "0001.png", "0001.txt"]
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == [
+        "0000.png",
+        "0000.txt",
+        "0001.png",
+        "0001.txt",
+    ]
     delta = Delta.load(tmp_path / "out" / "pair.delta.safetensors")
     assert set(delta.embeddings) == {"<one>", "<two>"}
     assert delta.provenance.settings["learning_rate_scale"] == 4 * 1 * 1 * 2
@@ -82,8 +90,9 @@ def test_resumed_training_ends_in_the_same_bytes(model: Path, pictures: Path, tm
 
 def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
-         "--instance_prompt", "photo of a <new1> cat", "--output_dir", str(tmp_path / "out"), "--max_train_steps", "100000"],
+        [sys.executable, "-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir",
+         str(pictures), "--instance_prompt", PROMPT, "--output_dir", str(tmp_path / "out"),
+         "--max_train_steps", "100000"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     log = tmp_path / "out" / "loss.csv"
@@ -99,7 +108,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_pat
 
 def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Path, tmp_path: Path) -> None:
     shared = ["-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
-              "--instance_prompt", "photo of a <new1> cat", "--max_train_steps", "3"]  # fmt: skip
+              "--instance_prompt", PROMPT, "--max_train_steps", "3"]  # fmt: skip
     # What `accelerate launch` calls for several GPUs; on CPUs it would want MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = [*launch, *shared, "--train_batch_size", "1", "--output_dir", str(tmp_path / "two")]
@@ -116,14 +125,18 @@ def test_generate_applies_a_delta_by_name_and_by_path(model: Path, pictures: Pat
 
     def draw(prompt: str, folder: str) -> bytes:
         arguments = ["generate", "--model", str(model), "--prompt", prompt, "--output", str(tmp_path / folder),
-                     "--num_images", "1", "--seed", "7", "--num_inference_steps", "2", "--deltas_dir", str(tmp_path / "out")]  # fmt: skip
+                     "--num_images", "1", "--seed", "7", "--num_inference_steps", "2",
+                     "--deltas_dir", str(tmp_path / "out")]  # fmt: skip
         assert main(arguments) == 0
         with Image.open(tmp_path / folder / "00007.png") as picture:
             assert picture.info["parameters"].startswith(prompt)
             return picture.tobytes()
 
     plain, off = draw("a cat", "plain"), draw("a cat <delta:new1:0>", "off")
-    named, given = draw("a cat <delta:new1>", "named"), draw(f"a cat <delta:{tmp_path}/out/new1.delta.safetensors:1>", "path")
+    named, given = (
+        draw("a cat <delta:new1>", "named"),
+        draw(f"a cat <delta:{tmp_path}/out/new1.delta.safetensors:1>", "path"),
+    )
     assert plain == off != named == given
 
 
@@ -201,7 +214,7 @@ def test_empty_folder_and_corrupt_pictures(
     [
         ("{", "not valid JSON"),
         ('[{"instance_prompt": "a <new1> cat"}]', "concept 1: instance_data_dir is missing"),
-        ('[{"instance_prompt": "a <new1> cat", "instance_data_dir": "nowhere"}]', "concept 1: instance_data_dir points to nowhere"),
+        ('[{"instance_prompt": "<new1>", "instance_data_dir": "nowhere"}]', "concept 1: instance_data_dir points")
     ],
 )  # fmt: skip
 def test_bad_concepts_lists(
@@ -240,7 +253,10 @@ def test_bad_deltas(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     entries = {"json": json.dumps({"meta": {"version": "0.2.0"}, "entries": {key: "delta"}})}
     path = tmp_path / "bad.delta.safetensors"
-    for tensor, message in ((torch.ones(320, 768), "does not fit this model"), (torch.full((32, 48), torch.nan), "not finite")):
+    for tensor, message in (
+        (torch.ones(320, 768), "does not fit this model"),
+        (torch.full((32, 48), torch.nan), "not finite"),
+    ):
         save_file({key: tensor}, path, entries)
         assert generate(model, path, tmp_path / "out") == 2
         assert message in error(capsys)
@@ -258,9 +274,14 @@ def test_models_that_cannot_be_used(
     sdxl = tmp_path / "sdxl"
     sdxl.mkdir()
     (sdxl / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    checkpoint = tmp_path / "broken.safetensors"
-    checkpoint.write_bytes(b"not a checkpoint")
-    for path, message in ((sdxl, "SDXL"), (tmp_path, "no model_index.json"), (checkpoint, "cannot be loaded")):
+    for name in ("broken.safetensors", "broken.ckpt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    save_file({"conditioner.embedders.0.x": torch.ones(1)}, tmp_path / "sdxl.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    expected = {sdxl: "SDXL", tmp_path: "no model_index.json", tmp_path / "broken.safetensors": "cannot be loaded",
+                tmp_path / "broken.ckpt": "cannot be loaded", tmp_path / "sdxl.safetensors": "SDXL",
+                tmp_path / "other.safetensors": "has no UNet"}  # fmt: skip
+    for path, message in expected.items():
         assert train(path, pictures, tmp_path / "out") == 2
         assert message in error(capsys)
 

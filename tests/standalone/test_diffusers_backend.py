@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny_pipeline import WIDTH, stable_diffusion_2
 
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from tiny_pipeline import WIDTH, stable_diffusion_2
 
 
 @pytest.fixture(scope="module")
