@@ -4,13 +4,17 @@ The file is read by the first Custom Diffusion extension (its format 0.2.0). Met
 entry is the tensor KEY (out, in), a low-rank one is KEY.US (out, r) and KEY.Vh (r, in), KEY being the WebUI's
 parameter name. Beyond that format, metadata `custom_diffusion` says where the delta comes from, and tensors
 `embedding.TOKEN` (vectors, width) carry the modifier tokens, so that one file is the whole concept.
+
+A third kind of entry, `delta_factors_int8`, is ours alone: KEY.US and KEY.Vh hold integers of one byte, and
+Δ = KEY.US · diag(KEY.US_scale) · KEY.Vh · diag(KEY.Vh_scale) with scales (1, r) in float32 and (1, in) in float16. A
+`to_v` of this kind without a Vh has that of the `to_k` beside it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -42,6 +46,28 @@ class Factors:
     def dense(self) -> Tensor:
         """The matrix itself, (out, in), float32."""
         return self.us.float() @ self.vh.float()
+
+
+@dataclass(frozen=True)
+class Int8Factors(Factors):
+    """Factors that are stored in one byte a number.
+
+    us and vh hold whole multiples, -127 to 127, of us_scale (1, r) and vh_scale (1, in). Two entries of one layer whose
+    `vh` is the same tensor store it once.
+    """
+
+    us_scale: Tensor
+    vh_scale: Tensor
+
+    @classmethod
+    def from_codes(cls, us: Tensor, us_scale: Tensor, vh: Tensor, vh_scale: Tensor) -> Int8Factors:
+        """From integers and their scales."""
+        return cls(us.float() * us_scale.float(), vh.float() * vh_scale.float(), us_scale, vh_scale)
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The integers (int8) of us and vh."""
+        us, vh = self.us / self.us_scale.float(), self.vh / self.vh_scale.float()
+        return us.nan_to_num().round().to(torch.int8), vh.nan_to_num().round().to(torch.int8)
 
 
 Entry = Union[Tensor, Factors]
@@ -92,13 +118,16 @@ class Delta:
         Raises UserError if a value is not finite, or is too large for `dtype`.
         """
         tensors: dict[str, Tensor] = {}
+        int8: dict[str, Tensor] = {}
         for key, entry in self.entries.items():
-            if isinstance(entry, Factors):
+            if isinstance(entry, Int8Factors):
+                int8 |= _int8_tensors(key, entry, self.entries.get(_to_k(key)))
+            elif isinstance(entry, Factors):
                 tensors[f"{key}.US"], tensors[f"{key}.Vh"] = entry.us, entry.vh
             else:
                 tensors[key] = entry
         tensors |= {_EMBEDDING + token: vectors for token, vectors in self.embeddings.items()}
-        stored = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
+        stored = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()} | int8
         for name, tensor in stored.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(f"{name} has values that are not finite as {dtype}; nothing was saved")
@@ -109,7 +138,7 @@ class Delta:
         write_atomically(path, self.to_bytes(dtype, title=path.name.removesuffix(SUFFIX)))
 
     def _metadata(self, title: str) -> dict[str, str]:
-        kinds = {key: "delta_factors" if isinstance(e, Factors) else "delta" for key, e in self.entries.items()}
+        kinds = {key: _kind(entry) for key, entry in self.entries.items()}
         return {
             "json": json.dumps({"meta": {"version": _FORMAT_VERSION}, "entries": kinds}, sort_keys=True),
             "custom_diffusion": json.dumps(asdict(self.provenance), sort_keys=True),
@@ -135,18 +164,44 @@ class Delta:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); get or train it anew") from error
         try:
-            return _from_tensors(metadata, tensors)
+            return from_tensors(metadata, tensors)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
 
-def _from_tensors(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Delta:
+def _kind(entry: Entry) -> str:
+    if isinstance(entry, Int8Factors):
+        return "delta_factors_int8"
+    return "delta_factors" if isinstance(entry, Factors) else "delta"
+
+
+def _to_k(key: str) -> str:
+    """The key of the projection whose Vh an entry shares when it has none of its own."""
+    return key.replace(".attn2.to_v.", ".attn2.to_k.")
+
+
+def _int8_tensors(key: str, entry: Int8Factors, neighbour: Entry | None) -> dict[str, Tensor]:
+    us, vh = entry.codes()
+    tensors = {f"{key}.US": us, f"{key}.US_scale": entry.us_scale.float()}
+    if neighbour is entry or not isinstance(neighbour, Int8Factors) or neighbour.vh is not entry.vh:
+        tensors |= {f"{key}.Vh": vh, f"{key}.Vh_scale": entry.vh_scale.half()}
+    return tensors
+
+
+def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
+    """The delta that a file's metadata and tensors are. Raises UserError if they are none."""
     for name, tensor in tensors.items():
-        if tensor.ndim != 2 or not tensor.is_floating_point():
+        codes = tensor.dtype == torch.int8 and name.endswith((".US", ".Vh"))
+        if tensor.ndim != 2 or not (tensor.is_floating_point() or codes):
             raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
-    entries = {key: _entry(key, kind, tensors) for key, kind in _entry_kinds(metadata).items()}
+    entries: dict[str, Entry] = {}
+    for key, kind in sorted(_entry_kinds(metadata).items()):  # to_k before the to_v that may share its Vh
+        if kind == "delta_factors_int8":
+            entries[key] = _int8_entry(key, tensors, entries.get(_to_k(key)))
+        else:
+            entries[key] = _entry(key, kind, tensors)
     embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
     return Delta(entries, embeddings, _provenance(metadata))
 
@@ -154,9 +209,9 @@ def _from_tensors(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> De
 def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         kinds = json.loads(metadata["json"])["entries"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError("this is no delta file: its metadata lists no entries") from error
-    if not isinstance(kinds, dict):
+    if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
         raise UserError("this is no delta file: its metadata lists no entries")
     return kinds
 
@@ -168,6 +223,8 @@ def _entry(key: str, kind: str, tensors: Mapping[str, Tensor]) -> Entry:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise UserError(f"{missing[0]} is listed but not there; the file is damaged")
+    if not all(tensors[name].is_floating_point() for name in names):
+        raise UserError(f"{key} is of the kind {kind} but holds whole numbers; the file is damaged")
     if kind == "delta":
         return tensors[key]
     factors = Factors(*(tensors[name] for name in names))
@@ -176,9 +233,35 @@ def _entry(key: str, kind: str, tensors: Mapping[str, Tensor]) -> Entry:
     return factors
 
 
+def _int8_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry | None) -> Int8Factors:
+    names = [f"{key}.US", f"{key}.US_scale", f"{key}.Vh", f"{key}.Vh_scale"]
+    shared = names[2] not in tensors and isinstance(neighbour, Int8Factors)
+    missing = [name for name in (names[:2] if shared else names) if name not in tensors]
+    if missing:
+        raise UserError(f"{missing[0]} is listed but not there; the file is damaged")
+    us, us_scale = tensors[names[0]], tensors[names[1]]
+    if shared:
+        assert isinstance(neighbour, Int8Factors)
+        vh, vh_scale = neighbour.codes()[1], neighbour.vh_scale
+    else:
+        vh, vh_scale = tensors[names[2]], tensors[names[3]]
+    shapes = [tuple(tensor.shape) for tensor in (us, us_scale, vh, vh_scale)]
+    rank, width = vh.shape
+    if (us.dtype, vh.dtype) != (torch.int8, torch.int8) or shapes[1:] != [(1, rank), (rank, width), (1, width)]:
+        raise UserError(f"the factors of {key} do not fit: {', '.join(map(str, shapes))}")
+    if us.shape[1] != rank:
+        raise UserError(f"the factors of {key} do not fit: {shapes[0]} and {shapes[2]}")
+    entry = Int8Factors.from_codes(us, us_scale, vh, vh_scale)
+    return replace(entry, vh=neighbour.vh) if shared and isinstance(neighbour, Factors) else entry
+
+
 def _provenance(metadata: Mapping[str, str]) -> Provenance:
     try:
         stated = json.loads(metadata.get("custom_diffusion", "{}"))
-        return Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
-    except (TypeError, ValueError) as error:
+        found = Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError("its custom_diffusion metadata is damaged") from error
+    for name, value in asdict(Provenance()).items():
+        if type(getattr(found, name)) is not type(value):
+            raise UserError(f"its custom_diffusion metadata is damaged: {name} is {getattr(found, name)!r}")
+    return found

@@ -1,6 +1,7 @@
 """The document NAME.delta.safetensors: what DESIGN says of it, and what happens to bad files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tiny import TinyUNet
 
 from lib_custom_diffusion.attention import projections
-from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.delta import Delta, Factors, Int8Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 
 K, V = list(projections(TinyUNet()))[:2]
@@ -80,6 +81,47 @@ def test_file_of_the_first_extension_without_our_metadata_is_read(tmp_path: Path
     assert read.provenance.architecture == ""
 
 
+def int8_factors(vh: torch.Tensor | None = None) -> Int8Factors:
+    codes = torch.randint(-127, 128, (8, 2), dtype=torch.int8)
+    vh = torch.randint(-127, 128, (2, 6), dtype=torch.int8) if vh is None else vh
+    return Int8Factors.from_codes(codes, torch.tensor([[0.5, 0.01]]), vh, torch.full((1, 6), 0.25).half())
+
+
+def test_one_byte_factors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    entry, path = int8_factors(), tmp_path / "a.delta.safetensors"
+    Delta({K: entry}).save(path)
+    metadata, tensors = read_int8_by_the_book(path.read_bytes())
+    assert json.loads(metadata["json"])["entries"] == {K: "delta_factors_int8"}
+    us, vh = tensors[f"{K}.US"] * tensors[f"{K}.US_scale"], tensors[f"{K}.Vh"] * tensors[f"{K}.Vh_scale"]
+    assert np.allclose(us @ vh, entry.dense().numpy(), rtol=1e-6)
+    read = Delta.load(path)
+    assert torch.equal(read.entries[K].dense(), entry.dense())
+    assert read.to_bytes(title="a") == path.read_bytes()
+
+
+def read_int8_by_the_book(content: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    length = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    metadata, body = header.pop("__metadata__"), content[8 + length :]
+    dtypes = {"F16": "<f2", "F32": "<f4", "I8": "i1"}
+    return metadata, {
+        name: np.frombuffer(body[slice(*entry["data_offsets"])], dtypes[entry["dtype"]])
+        .reshape(entry["shape"]).astype(np.float32) for name, entry in header.items()
+    }  # fmt: skip
+
+
+def test_a_basis_that_k_and_v_share_is_stored_once(tmp_path: Path) -> None:
+    keys = int8_factors()
+    values = replace(int8_factors(keys.codes()[1]), vh=keys.vh)
+    path = tmp_path / "a.delta.safetensors"
+    Delta({K: keys, V: values}).save(path)
+    metadata, tensors = read_int8_by_the_book(path.read_bytes())
+    assert f"{K}.Vh" in tensors and f"{V}.Vh" not in tensors
+    read = Delta.load(path)
+    assert torch.equal(read.entries[V].dense(), values.dense())
+    assert read.to_bytes(title="a") == path.read_bytes()
+
+
 def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, str]) -> Path:
     from safetensors.torch import save_file
 
@@ -96,6 +138,11 @@ def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, str])
         ({K: torch.ones(8)}, {K: "delta"}, "should be a matrix"),
         ({K: torch.ones(8, 6, dtype=torch.int64)}, {K: "delta"}, "should be a matrix"),
         ({f"{K}.US": torch.ones(8, 2), f"{K}.Vh": torch.ones(3, 6)}, {K: "delta_factors"}, "do not fit"),
+        ({f"{V}.US": torch.ones(8, 2, dtype=torch.int8), f"{V}.US_scale": torch.ones(1, 2)},
+         {V: "delta_factors_int8"}, "listed but not there"),
+        ({f"{K}.US": torch.ones(8, 2, dtype=torch.int8), f"{K}.US_scale": torch.ones(1, 3),
+          f"{K}.Vh": torch.ones(2, 6, dtype=torch.int8), f"{K}.Vh_scale": torch.ones(1, 6)},
+         {K: "delta_factors_int8"}, "do not fit"),
     ],
 )
 def test_content_that_is_no_delta_is_refused(

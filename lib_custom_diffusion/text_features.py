@@ -1,0 +1,119 @@
+"""Text features of captions: what cross-attention deltas act on, and so what measures and merges them.
+
+A delta of to_k or to_v is applied to the text encoder's output and to nothing else. How well another delta stands for
+it is therefore a matter of the features that captions have, not of the numbers in the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .backend import Backend
+from .errors import UserError
+
+BUNDLED_CAPTIONS = Path(__file__).with_name("captions.txt")
+_BATCH = 16
+_HELD_OUT = 5  # every fifth caption is kept for measuring
+
+OWN_PROMPTS = (
+    "photo of a {}", "{}", "a {} in the snow", "painting of a {}", "a small {} on a table", "close up of a {}",
+    "a {} and a dog", "{} in front of the Eiffel tower", "a red {}", "a far away {}",
+)  # fmt: skip
+"""Prompts that a concept is drawn by; {} is its modifier token and class word."""
+
+
+def read_captions(path: Path = BUNDLED_CAPTIONS) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError if it cannot be read or has none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the captions in {path} cannot be read as a text file ({error})") from error
+    captions = [line for line in lines if line]
+    if not captions:
+        raise UserError(f"{path} has no captions; give a text file with one caption a line")
+    return captions
+
+
+def concept_words(tokens: Mapping[str, str]) -> list[str]:
+    """ "<new1> cat" for each modifier token and its class word, "<new1>" where that is empty."""
+    return [f"{token} {class_word}".strip() for token, class_word in tokens.items()]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments E[c cᵀ] (width, width) of text features c, in float64, over all tokens of all captions.
+
+    fitted:   over captions that compression may look at.
+    held_out: over others, for measuring what it did.
+    """
+
+    fitted: Tensor
+    held_out: Tensor
+
+
+def second_moments(
+    backend: Backend, captions: Sequence[str], tokens: Mapping[str, str], vectors: Mapping[str, Tensor]
+) -> Moments:
+    """Moments in which the captions count for one half and the concepts' own prompts for the other.
+
+    tokens: class word of each modifier token; vectors: its embedding vectors (n, width).
+    """
+    own = [prompt.format(words) for words in concept_words(tokens) for prompt in OWN_PROMPTS]
+    groups = [list(captions), own] if own else [list(captions)]
+    held_out = [_second_moment(backend, group[::_HELD_OUT], vectors) for group in groups]
+    fitted = [_second_moment(backend, _without_every_fifth(group), vectors) for group in groups]
+    return Moments(sum(fitted) / len(groups), sum(held_out) / len(groups))  # type: ignore[arg-type]
+
+
+def _without_every_fifth(captions: Sequence[str]) -> list[str]:
+    return [caption for index, caption in enumerate(captions) if index % _HELD_OUT] or list(captions)
+
+
+@torch.no_grad()
+def _second_moment(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+    total, rows = None, 0
+    for features in _features(backend, captions, vectors):
+        flat = features.reshape(-1, features.shape[-1]).double().cpu()
+        total = flat.T @ flat if total is None else total + flat.T @ flat
+        rows += len(flat)
+    assert total is not None
+    return total / rows
+
+
+def _features(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterable[Tensor]:
+    """Features (batch, tokens, width) of captions, batch by batch."""
+    for start in range(0, len(captions), _BATCH):
+        yield backend.encode_captions(captions[start : start + _BATCH], vectors).crossattn
+
+
+@torch.no_grad()
+def spoken_features(
+    backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor], skip: Sequence[int] | None = None
+) -> Tensor:
+    """Features (rows, width), float64 on the CPU, of the captions' own words and of the end token after them.
+
+    Neither the start token nor the padding is among them. skip[i] leaves out that many of the first words (vocabulary
+    tokens) of caption i: Adobe's code leaves out "photo of a".
+    """
+    rows = []
+    for start in range(0, len(captions), _BATCH):
+        batch = captions[start : start + _BATCH]
+        features = backend.encode_captions(batch, vectors).crossattn
+        for index, caption in enumerate(batch):
+            first = 1 + (skip[start + index] if skip else 0)
+            end = min(2 + count_tokens(backend, caption, vectors), features.shape[1])
+            rows.append(features[index, first:end].double().cpu())
+    return torch.cat(rows)
+
+
+def count_tokens(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> int:
+    """How many positions of the text encoder the caption takes, without start and end token."""
+    count = 0
+    for word in caption.split():
+        count += len(vectors[word]) if word in vectors else len(backend.token_vectors(word))
+    return count

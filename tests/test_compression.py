@@ -1,0 +1,172 @@
+"""Compression: what is kept, how it is weighed, and how many bytes it takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_custom_diffusion.compression import Limit, compress, functional_error
+from lib_custom_diffusion.delta import Delta, Factors, Int8Factors
+from lib_custom_diffusion.errors import UserError
+
+WIDTH, OUT = 48, 64
+
+
+def key(layer: int, role: str) -> str:
+    return f"model.diffusion_model.input_blocks.{layer}.1.transformer_blocks.0.attn2.to_{role}.weight"
+
+
+def decaying(out: int, scale: float = 1.0) -> Tensor:
+    """A full-rank matrix with singular values 1, 1/2, 1/4, … times scale, down to a millionth."""
+    u, _ = torch.linalg.qr(torch.randn(out, WIDTH))
+    v, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH))
+    return scale * (u * 0.75 ** torch.arange(WIDTH)) @ v.T
+
+
+def random_delta(layers: int = 3) -> Delta:
+    torch.manual_seed(0)
+    entries = {key(layer, role): decaying(OUT, 0.01 * 4.0**layer) for layer in range(layers) for role in "kv"}
+    return Delta(entries, {"<new1>": torch.randn(1, WIDTH)})
+
+
+def uneven_moment() -> Tensor:
+    """E[c cᵀ] of features of which some directions are a thousand times stronger than others."""
+    torch.manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH))
+    return (basis * 10.0 ** torch.linspace(1, -5, WIDTH)) @ basis.T
+
+
+def test_at_full_rank_nothing_is_lost() -> None:
+    delta = random_delta()
+    small = compress(delta, Limit(rank=WIDTH), uneven_moment())
+    for name, entry in delta.entries.items():
+        assert torch.allclose(small.entries[name].dense(), entry, atol=1e-5 * entry.norm().item())
+    assert functional_error(delta, small, uneven_moment()) < 1e-5
+
+
+def test_without_a_model_it_is_the_truncated_svd() -> None:
+    delta = random_delta(1)
+    small = compress(delta, Limit(rank=5))
+    for name, entry in delta.entries.items():
+        u, s, vh = torch.linalg.svd(entry, full_matrices=False)
+        assert torch.allclose(small.entries[name].dense(), (u[:, :5] * s[:5]) @ vh[:5], atol=1e-6)
+
+
+def test_with_text_features_the_error_is_the_best_that_any_matrix_of_the_rank_has() -> None:
+    """Eckart and Young for ΔL, L the root of the moment: the least error is that of its truncated SVD."""
+    delta, moment = random_delta(1), uneven_moment()
+    small = compress(delta, Limit(rank=4), moment)
+    missed = total = 0.0
+    for entry in delta.entries.values():
+        s = torch.linalg.svdvals(entry @ torch.linalg.cholesky(moment))
+        missed, total = missed + s[4:].square().sum(), total + s.square().sum()
+    assert functional_error(delta, small, moment) == pytest.approx((missed / total).sqrt().item(), rel=0.02)
+    plain = compress(delta, Limit(rank=4))
+    assert functional_error(delta, small, moment) < 0.7 * functional_error(delta, plain, moment)
+
+
+@pytest.mark.parametrize("max_bytes", [9_000, 12_000, 20_000, 40_000])
+def test_a_byte_limit_is_kept_and_used(tmp_path: Path, max_bytes: int) -> None:
+    small = compress(random_delta(), Limit(max_bytes=max_bytes), uneven_moment())
+    small.save(tmp_path / "a.delta.safetensors")
+    size = (tmp_path / "a.delta.safetensors").stat().st_size
+    assert size <= max_bytes
+    full = {entry.us.shape[1] for entry in small.entries.values()} == {WIDTH}
+    assert size > 0.85 * max_bytes or full
+
+
+def test_bytes_go_to_the_layers_that_do_most() -> None:
+    small = compress(random_delta(), Limit(max_bytes=15_000))
+    ranks = [small.entries[key(layer, "k")].us.shape[1] if key(layer, "k") in small.entries else 0 for layer in range(3)]
+    assert ranks[0] < ranks[1] < ranks[2]
+
+
+def test_more_bytes_never_mean_more_error() -> None:
+    delta, moment = random_delta(), uneven_moment()
+    errors = [
+        functional_error(delta, compress(delta, Limit(max_bytes=size), moment), moment)
+        for size in (9_000, 12_000, 16_000, 24_000, 48_000)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_an_energy_share_is_kept_and_not_much_more() -> None:
+    delta, moment = random_delta(), uneven_moment()
+    small = compress(delta, Limit(energy=0.99), moment)
+    lost = functional_error(delta, small, moment) ** 2
+    assert 0.003 < lost <= 0.0102
+    assert len(small.to_bytes()) < 0.3 * len(delta.to_bytes())
+
+
+def test_one_byte_numbers_buy_less_error_than_two_byte_ones() -> None:
+    delta, moment = random_delta(), uneven_moment()
+    one = compress(delta, Limit(max_bytes=14_000), moment)
+    two = compress(delta, Limit(max_bytes=14_000), moment, int8=False)
+    assert any(isinstance(entry, Int8Factors) for entry in one.entries.values())
+    assert not any(isinstance(entry, Int8Factors) for entry in two.entries.values())
+    assert functional_error(delta, one, moment) < 0.8 * functional_error(delta, two, moment)
+
+
+def test_two_byte_numbers_are_used_where_one_byte_is_too_coarse() -> None:
+    """Of rank 1, nothing is left for a higher rank to win, and rounding to a byte would be all of the error."""
+    torch.manual_seed(0)
+    delta = Delta({key(0, "k"): torch.outer(torch.randn(OUT), torch.randn(WIDTH))})
+    small = compress(delta, Limit(max_bytes=4_000))
+    assert functional_error(delta, small) < 1e-3
+
+
+def test_k_and_v_that_read_the_same_directions_share_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    directions = torch.randn(12, WIDTH)
+    delta = Delta({key(0, role): torch.randn(OUT, 12) @ directions for role in "kv"})
+    size = 4_200
+    small = compress(delta, Limit(max_bytes=size))
+    small.save(tmp_path / "a.delta.safetensors")
+    read = Delta.load(tmp_path / "a.delta.safetensors")
+    assert read.entries[key(0, "v")].vh is read.entries[key(0, "k")].vh
+    assert functional_error(delta, read) == pytest.approx(functional_error(delta, small), rel=1e-3)
+
+
+def test_compressing_again_is_exact_on_the_factors() -> None:
+    torch.manual_seed(0)
+    us, vh = torch.randn(OUT, 6), torch.randn(6, WIDTH)
+    again = compress(Delta({key(0, "k"): Factors(us, vh)}), Limit(rank=10), uneven_moment())
+    assert again.entries[key(0, "k")].us.shape == (OUT, 6)
+    assert torch.allclose(again.entries[key(0, "k")].dense(), us @ vh, atol=1e-4)
+    less = compress(Delta({key(0, "k"): Factors(us, vh)}), Limit(rank=3), uneven_moment())
+    direct = compress(Delta({key(0, "k"): us @ vh}), Limit(rank=3), uneven_moment())
+    assert torch.allclose(less.entries[key(0, "k")].dense(), direct.entries[key(0, "k")].dense(), atol=1e-3)
+
+
+def test_compressing_again_never_makes_the_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_factors: Factors) -> Tensor:
+        raise AssertionError("dense")
+
+    small = compress(random_delta(), Limit(max_bytes=40_000))
+    monkeypatch.setattr(Factors, "dense", refuse)
+    compress(small, Limit(max_bytes=12_000), uneven_moment())
+
+
+def test_words_and_their_origin_are_kept() -> None:
+    delta = random_delta()
+    delta.provenance.tokens = {"<new1>": "cat"}
+    small = compress(delta, Limit(rank=2))
+    assert torch.equal(small.embeddings["<new1>"], delta.embeddings["<new1>"])
+    assert small.provenance == delta.provenance
+
+
+@pytest.mark.parametrize("limit", [{}, {"rank": 0}, {"energy": 1.5}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}])
+def test_limits_that_make_no_sense_are_refused(limit: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        Limit(**limit)  # type: ignore[arg-type]
+
+
+def test_a_limit_below_the_words_alone_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be made as small as 500 bytes"):
+        compress(random_delta(), Limit(max_bytes=500))
+
+
+def test_a_model_of_another_width_is_refused() -> None:
+    with pytest.raises(UserError, match="made for another model"):
+        compress(random_delta(), Limit(rank=2), torch.eye(WIDTH + 1))
