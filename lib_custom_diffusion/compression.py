@@ -4,8 +4,8 @@ Deltas of to_k and to_v act on text features c only, so the error that counts is
 L Lᵀ = E[c cᵀ] (`text_features.second_moments`). The best Δ̂ of a rank is the truncated SVD of ΔL times L⁻¹, which is
 Uᵣ(UᵣᵀΔ): L itself is never inverted. Where no model is at hand L is the identity.
 
-Bytes are dealt out across all layers at once: with λ the price of a byte, each layer takes the way of storing it and the
-rank that make its squared error + λ · bytes least, and λ is found by bisection. The ways are float16 factors, and
+Bytes are dealt out across all layers at once: with λ the price of a byte, each layer takes the way of storing it and
+the rank that make its squared error + λ · bytes least, and λ is found by bisection. The ways are float16 factors, and
 one-byte factors (`delta.Int8Factors`), where to_k and to_v of a layer may share Vh.
 """
 
@@ -26,10 +26,13 @@ from .errors import UserError
 
 _RIDGE = 1e-4  # of the moment, relative to its mean eigenvalue: captions nobody thought of
 _INT8_NOISE = 1.2e-4
-"""Squared error of one-byte factors relative to what they keep: each of the two is rounded to 1/127 of its largest number,
-which among 768 normally distributed ones is 3.3 standard deviations: 2 · (3.3 / 127)² / 12."""
+"""Squared error of one-byte factors relative to what they keep: each of the two is rounded to 1/127 of its largest
+number, which among 768 normally distributed ones is 3.3 standard deviations: 2 · (3.3 / 127)² / 12."""
 FLOAT16, INT8 = 2, 1  # bytes a number
-_ENTRY_BYTES, _TENSOR_BYTES = 115, 160  # of the file's header: an entry in the list of entries, a tensor's shape and place
+_ENTRY_BYTES, _TENSOR_BYTES = (
+    115,
+    160,
+)  # of the file's header: an entry in the list of entries, a tensor's shape and place
 _BISECTIONS = 50
 
 
@@ -83,7 +86,9 @@ def _within_bytes(delta: Delta, layers: Sequence[_Layer], max_bytes: int, widths
         if small.entries and excess <= 0:
             return small
         room -= max(excess, max_bytes // 100)
-    raise UserError(f"this delta cannot be made as small as {max_bytes} bytes: its words and names take as much already")
+    raise UserError(
+        f"this delta cannot be made as small as {max_bytes} bytes: its words and names take as much already"
+    )
 
 
 def functional_error(delta: Delta, approximation: Delta, moment: Tensor | None = None) -> float:
@@ -224,9 +229,7 @@ def _at_price(spectrum: _Spectrum, price: float, width: int) -> _Choice:
 def _cut(spectrum: _Spectrum, price: float) -> _Spectrum:
     """Without what is eight times too small to be worth a byte."""
     rank = spectrum.above(price * spectrum.numbers / 8)
-    return replace(
-        spectrum, u=spectrum.u[:, :rank], s=spectrum.s[:rank], v=spectrum.v[:rank], lost=spectrum.tail(rank)
-    )
+    return replace(spectrum, u=spectrum.u[:, :rank], s=spectrum.s[:rank], v=spectrum.v[:rank], lost=spectrum.tail(rank))
 
 
 def _stacked(spectra: Sequence[_Spectrum]) -> _Spectrum:

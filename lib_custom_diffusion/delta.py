@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,7 +70,7 @@ class Int8Factors(Factors):
         return us.nan_to_num().round().to(torch.int8), vh.nan_to_num().round().to(torch.int8)
 
 
-Entry = Union[Tensor, Factors]
+Entry = Tensor | Factors
 
 
 @dataclass

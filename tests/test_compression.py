@@ -78,7 +78,9 @@ def test_a_byte_limit_is_kept_and_used(tmp_path: Path, max_bytes: int) -> None:
 
 def test_bytes_go_to_the_layers_that_do_most() -> None:
     small = compress(random_delta(), Limit(max_bytes=15_000))
-    ranks = [small.entries[key(layer, "k")].us.shape[1] if key(layer, "k") in small.entries else 0 for layer in range(3)]
+    ranks = [
+        small.entries[key(layer, "k")].us.shape[1] if key(layer, "k") in small.entries else 0 for layer in range(3)
+    ]
     assert ranks[0] < ranks[1] < ranks[2]
 
 
@@ -156,7 +158,9 @@ def test_words_and_their_origin_are_kept() -> None:
     assert small.provenance == delta.provenance
 
 
-@pytest.mark.parametrize("limit", [{}, {"rank": 0}, {"energy": 1.5}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}])
+@pytest.mark.parametrize(
+    "limit", [{}, {"rank": 0}, {"energy": 1.5}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}]
+)
 def test_limits_that_make_no_sense_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(UserError):
         Limit(**limit)  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TinyUNet
 
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Int8Factors, Provenance
 from lib_custom_diffusion.errors import UserError
+from tiny import TinyUNet
 
 K, V = list(projections(TinyUNet()))[:2]
 
@@ -115,7 +115,7 @@ def test_a_basis_that_k_and_v_share_is_stored_once(tmp_path: Path) -> None:
     values = replace(int8_factors(keys.codes()[1]), vh=keys.vh)
     path = tmp_path / "a.delta.safetensors"
     Delta({K: keys, V: values}).save(path)
-    metadata, tensors = read_int8_by_the_book(path.read_bytes())
+    _, tensors = read_int8_by_the_book(path.read_bytes())
     assert f"{K}.Vh" in tensors and f"{V}.Vh" not in tensors
     read = Delta.load(path)
     assert torch.equal(read.entries[V].dense(), values.dense())
@@ -138,11 +138,21 @@ def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, str])
         ({K: torch.ones(8)}, {K: "delta"}, "should be a matrix"),
         ({K: torch.ones(8, 6, dtype=torch.int64)}, {K: "delta"}, "should be a matrix"),
         ({f"{K}.US": torch.ones(8, 2), f"{K}.Vh": torch.ones(3, 6)}, {K: "delta_factors"}, "do not fit"),
-        ({f"{V}.US": torch.ones(8, 2, dtype=torch.int8), f"{V}.US_scale": torch.ones(1, 2)},
-         {V: "delta_factors_int8"}, "listed but not there"),
-        ({f"{K}.US": torch.ones(8, 2, dtype=torch.int8), f"{K}.US_scale": torch.ones(1, 3),
-          f"{K}.Vh": torch.ones(2, 6, dtype=torch.int8), f"{K}.Vh_scale": torch.ones(1, 6)},
-         {K: "delta_factors_int8"}, "do not fit"),
+        (
+            {f"{V}.US": torch.ones(8, 2, dtype=torch.int8), f"{V}.US_scale": torch.ones(1, 2)},
+            {V: "delta_factors_int8"},
+            "listed but not there",
+        ),
+        (
+            {
+                f"{K}.US": torch.ones(8, 2, dtype=torch.int8),
+                f"{K}.US_scale": torch.ones(1, 3),
+                f"{K}.Vh": torch.ones(2, 6, dtype=torch.int8),
+                f"{K}.Vh_scale": torch.ones(1, 6),
+            },
+            {K: "delta_factors_int8"},
+            "do not fit",
+        ),
     ],
 )
 def test_content_that_is_no_delta_is_refused(

@@ -1,0 +1,48 @@
+"""Other people's files, one module each: what is in them, as a Delta, and a Delta as one of them.
+
+A format is a module with NAMES (what it can write, and the files' names), recognises(document), read(document, base)
+and write(delta, base, kind). Which one a file is, its content says, not its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from ..delta import Delta
+from ..errors import UserError
+from . import adobe, diffusers, embeddings, kohya, legacy
+from .base import Base
+from .document import read_document
+from .imported import Imported
+
+FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
+KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
+"""Which module writes each kind of file."""
+
+
+def read(path: Path, base: Base | None = None) -> Imported:
+    """What a file holds. `base` is the model it belongs to, which files with full weights need.
+
+    Raises UserError for a file that is missing, damaged, unsafe, of no known format, or does not fit the base.
+    """
+    document = read_document(path)
+    for module in FORMATS:
+        if module.recognises(document):
+            try:
+                return module.read(document, base)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+    raise UserError(
+        f"{path} is of no known format; known are delta files, {', '.join(k for k in KINDS if k != 'delta')}"
+    )
+
+
+def write(delta: Delta, kind: str, base: Base | None = None) -> dict[str, bytes]:
+    """The files of a kind by name. Raises UserError for an unknown kind, and where the kind cannot hold the delta."""
+    if kind not in KINDS:
+        raise UserError(f"there is no format {kind!r}; choose from {', '.join(KINDS)}")
+    return KINDS[kind].write(delta, base, kind)
+
+
+__all__ = ["FORMATS", "KINDS", "Base", "Imported", "read", "write"]

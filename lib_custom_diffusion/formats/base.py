@@ -1,0 +1,76 @@
+"""The model that files with full weights, or with names that depend on its layout, are read and written against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..attention import projections
+from ..delta import Delta, Entry
+from ..errors import UserError
+
+_STANDARD_RESNETS = 2
+_STANDARD = ("sd1", "sd2", "sdxl", "")
+
+
+@dataclass(frozen=True)
+class Base:
+    """weights (out, in) and biases (out,) of a model's cross-attention by key, float32 on the CPU.
+
+    resnets: of each down block; it decides how LDM's and diffusers' names of one layer belong together.
+    """
+
+    weights: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+    resnets: int = _STANDARD_RESNETS
+
+    @classmethod
+    def of(cls, unet: nn.Module) -> Base:
+        """From a live UNet of either layout."""
+        layers = projections(unet, "crossattn")
+        weights = {key: layer.module.weight.detach().float().cpu() for key, layer in layers.items()}
+        biases = {
+            key: layer.module.bias.detach().float().cpu()
+            for key, layer in layers.items()
+            if layer.module.bias is not None
+        }
+        down = getattr(unet, "down_blocks", None)
+        return cls(weights, biases, len(down[0].resnets) if down is not None else _STANDARD_RESNETS)  # type: ignore[index]
+
+    def weight(self, key: str, like: Tensor) -> Tensor:
+        """The weight of a layer. Raises UserError if the model has no such layer of that shape."""
+        if key not in self.weights:
+            raise UserError(f"the file does not fit this model: it has no layer {key}")
+        if self.weights[key].shape != like.shape:
+            shapes = f"{tuple(like.shape)} in the file, {tuple(self.weights[key].shape)} in the model"
+            raise UserError(f"the file does not fit this model: {key} is {shapes}")
+        return self.weights[key]
+
+
+def needed(base: Base | None, what: str) -> Base:
+    """The base. Raises UserError if there is none."""
+    if base is None:
+        raise UserError(f"{what} holds full weights, not differences; give the model it was trained on by --model")
+    return base
+
+
+def difference(key: str, weight: Tensor, base: Base) -> Entry:
+    """What training added to a full weight (out, in)."""
+    return weight - base.weight(key, weight)
+
+
+def resnets_of(delta: Delta, base: Base | None) -> int:
+    """Resnets of each down block: the base's, or two as in all of SD 1, SD 2 and SDXL.
+
+    Raises UserError for a delta of another architecture without a base.
+    """
+    if base is not None:
+        return base.resnets
+    if delta.provenance.architecture not in _STANDARD:
+        raise UserError(
+            f"how layers are named in a model of the kind {delta.provenance.architecture} depends on the model;"
+            " give it by --model"
+        )
+    return _STANDARD_RESNETS

@@ -1,0 +1,81 @@
+"""Files with modifier tokens alone.
+
+A1111 `.pt`: {"string_to_param": {"*": (n, width)}, "name": …}; diffusers: {token: (width,) or (n, width)}, in a .bin or
+a safetensors file; SDXL: {"clip_l": (n, 768), "clip_g": (n, 1280)}, side by side in one of our vectors (n, 2048).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..delta import Delta
+from ..errors import UserError
+from ..storage import safetensors_bytes
+from ..tokens import embedding_pt, file_name
+from .base import Base
+from .document import Document, vectors
+from .imported import Imported
+
+NAMES = {"embedding": "TOKEN.pt", "embedding-diffusers": "TOKEN.safetensors", "embedding-sdxl": "TOKEN.safetensors"}
+_CLIP_L = 768
+
+
+def recognises(document: Document) -> bool:
+    content = document.content
+    return "string_to_param" in content or set(content) == {"clip_l", "clip_g"} or _single(document) is not None
+
+
+def _single(document: Document) -> str | None:
+    """The only token of a diffusers file."""
+    tensors = document.tensors()
+    name, value = next(iter(tensors.items()), ("", None))
+    plausible = len(document.content) == 1 and value is not None and value.ndim in (1, 2) and ".weight" not in str(name)
+    return str(name) if plausible else None
+
+
+def read(document: Document, base: Base | None) -> Imported:
+    """A delta of words only. A1111 and SDXL files do not say the token: it is <FILE'S NAME>, as in `generate`."""
+    content, token = document.content, f"<{document.name.strip('<>')}>"
+    if "string_to_param" in content:
+        held = content["string_to_param"]
+        if not isinstance(held, dict) or len(held) != 1:
+            raise UserError("string_to_param should hold the vectors of one token")
+        return Imported(Delta({}, {token: vectors(token, next(iter(held.values())))}))
+    if set(content) == {"clip_l", "clip_g"}:
+        left, right = vectors("clip_l", content["clip_l"]), vectors("clip_g", content["clip_g"])
+        if len(left) != len(right):
+            raise UserError(f"clip_l has {len(left)} vectors, clip_g {len(right)}")
+        return Imported(Delta({}, {token: torch.cat([left, right], dim=1)}))
+    single = _single(document)
+    assert single is not None
+    return Imported(Delta({}, {single: vectors(single, content[single])}))
+
+
+def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
+    """One file a token."""
+    if not delta.embeddings:
+        raise UserError("this delta has no modifier token to write")
+    files = {}
+    for token, value in delta.embeddings.items():
+        name = file_name(token)
+        if kind == "embedding":
+            files[f"{name}.pt"] = embedding_pt(value, name, delta.provenance.steps)
+        elif kind == "embedding-diffusers":
+            vector = value.float()[0] if len(value) == 1 else value.float()
+            files[f"{token_file(token)}.safetensors"] = safetensors_bytes({token: vector}, {"format": "pt"})
+        else:
+            files[f"{name}.safetensors"] = _sdxl(token, value)
+    return files
+
+
+def token_file(token: str) -> str:
+    """diffusers' script names files by the token itself; characters that no file system takes are left out."""
+    return "".join(character for character in token if character not in '/\\:*?"|\0')
+
+
+def _sdxl(token: str, value: Tensor) -> bytes:
+    if value.shape[1] <= _CLIP_L:
+        raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are 2048")
+    left, right = value.float()[:, :_CLIP_L], value.float()[:, _CLIP_L:]
+    return safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})

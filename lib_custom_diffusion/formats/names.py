@@ -1,0 +1,58 @@
+"""One cross-attention projection under the three names it goes by.
+
+key:            model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight   (LDM, SGM; ours)
+diffusers path: down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k
+kohya name:     lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k, or of the key for SDXL
+                lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k
+
+LDM counts one input block a resnet and one a downsampler, after the first convolution, and one output block a resnet.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..attention import KEY_PREFIX
+
+_REST = r"transformer_blocks[._](\d+)[._]attn2[._](to_q|to_k|to_v|to_out[._]0)"
+_LDM = re.compile(rf"(input_blocks|middle_block|output_blocks)[._](\d+)(?:[._](\d+))?[._]{_REST}")
+_DIFFUSERS = re.compile(rf"(?:(down|up)_blocks[._](\d+)|(mid)_block)[._]attentions[._](\d+)[._]{_REST}")
+
+
+def key_of(name: str, resnets: int = 2) -> str | None:
+    """The key of a projection named in any of these ways, without prefix or suffix, dots or underscores; else None."""
+    ldm = _LDM.fullmatch(name)
+    if ldm is not None:
+        side, number, place, depth, leaf = ldm.groups()
+        block = f"{side}.{number}" if place is None else f"{side}.{number}.{place}"
+        return _key(block, depth, leaf)
+    found = _DIFFUSERS.fullmatch(name)
+    if found is None:
+        return None
+    side, block, mid, layer, depth, leaf = found.groups()
+    if mid:
+        return _key("middle_block.1", depth, leaf)
+    number = int(block) * (resnets + 1) + int(layer)
+    return _key(f"input_blocks.{number + 1}.1" if side == "down" else f"output_blocks.{number}.1", depth, leaf)
+
+
+def _key(block: str, depth: str, leaf: str) -> str:
+    leaf = leaf.replace("to_out_0", "to_out.0")
+    return f"{KEY_PREFIX}{block}.transformer_blocks.{depth}.attn2.{leaf}.weight"
+
+
+def diffusers_path(key: str, resnets: int = 2) -> str:
+    """The diffusers path of a key."""
+    name = key.removeprefix(KEY_PREFIX).removesuffix(".weight")
+    side, number, rest = name.split(".", 2)
+    if side == "middle_block":
+        return f"mid_block.attentions.0.{rest}"
+    _, rest = rest.split(".", 1)
+    block, layer = divmod(int(number) - (side == "input_blocks"), resnets + 1)
+    return f"{'down' if side == 'input_blocks' else 'up'}_blocks.{block}.attentions.{layer}.{rest}"
+
+
+def kohya_name(key: str, of_diffusers: bool, resnets: int = 2) -> str:
+    """The kohya name, made of the diffusers path as kohya's trainer does for SD 1 and 2, or of the key as for SDXL."""
+    name = diffusers_path(key, resnets) if of_diffusers else key.removeprefix(KEY_PREFIX).removesuffix(".weight")
+    return f"lora_unet_{name.replace('.', '_')}"

@@ -1,0 +1,181 @@
+"""Merging: one delta that does for each concept's words what its own delta does, and else as little as can be.
+
+The constrained least squares of Custom Diffusion (arXiv 2212.04488, §3.2, eq. 4 and 5) in terms of deltas. With Δ_i the
+delta of concept i, C_i (s_i, d) the text features of its target prompts, C all of them stacked, and A = C_regᵀ C_reg
+over features of regularization captions, the delta that has Δ C_iᵀ = Δ_i C_iᵀ and the least ‖Δ C_regᵀ‖ is
+
+    Δ = [Δ_1 C_1ᵀ … Δ_N C_Nᵀ] (D Cᵀ)⁻¹ D    with  D = C A⁻¹.
+
+Base weights do not occur in it; A and C are the same for all layers; and its rank is the number of target rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backend import Backend
+from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
+from .delta import Delta, Entry, Factors
+from .errors import UserError
+from .text_features import concept_words, count_tokens, spoken_features
+
+TARGET_PROMPTS = ("photo of a {}", "{}")
+"""What Adobe's code asks of each concept; {} is its modifier token and class word."""
+
+_RIDGE = 1e-6  # of A, relative to its mean eigenvalue: few captions leave directions without any feature
+_DEPENDENT = 1e-3  # a target row this near to the span of those before it is left out
+_CONFLICT = 0.05  # unless it asks for something this different
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` found.
+
+    delta:       the result, all its entries factors.
+    renamed:     modifier tokens that had to give way.
+    residual:    ‖Δ Cᵀ − [Δ_i C_iᵀ]‖ / ‖[Δ_i C_iᵀ]‖ over all layers and the target rows kept, in float64.
+    target_rows: how many are kept, of how many.
+    """
+
+    delta: Delta
+    renamed: list[Renamed]
+    residual: float
+    target_rows: tuple[int, int]
+
+
+def target_features(
+    backend: Backend, deltas: Sequence[Delta], words: Words, prompts: Sequence[Sequence[str]] = ()
+) -> list[Tensor]:
+    """Features (s_i, d) of each concept's target prompts, from its first modifier token to the end token.
+
+    prompts[i] are those of delta i, in which its tokens have the names of `words`; TARGET_PROMPTS if not given.
+    Raises UserError for a delta without any modifier token for which no prompts are given.
+    """
+    targets = []
+    for index, delta in enumerate(deltas):
+        own = list(prompts[index]) if index < len(prompts) else []
+        spoken = concept_words(words.of(index, delta))
+        own = own or [prompt.format(word) for word in spoken for prompt in TARGET_PROMPTS]
+        if not own:
+            raise UserError(f"delta {index + 1} has no modifier token to make target prompts of; give its prompts")
+        skip = [_words_before(backend, prompt, words.vectors) for prompt in own]
+        targets.append(spoken_features(backend, own, words.vectors, skip))
+    return targets
+
+
+def _words_before(backend: Backend, prompt: str, vectors: Mapping[str, Tensor]) -> int:
+    """Vocabulary tokens of the prompt before its first modifier token; 0 if it has none."""
+    parts = prompt.split()
+    first = next((index for index, part in enumerate(parts) if part in vectors), 0)
+    return count_tokens(backend, " ".join(parts[:first]), vectors)
+
+
+def merge(deltas: Sequence[Delta], targets: Sequence[Tensor], regularization: Tensor) -> Merged:
+    """Merge deltas of to_k and to_v, given each one's target features (s_i, d) and those of captions (rows, d).
+
+    Raises UserError for deltas of different models, for trained to_q or to_out (they act on pictures, not on text), or
+    when two concepts ask different things of the same words.
+    """
+    origin = common_provenance(deltas)
+    wanted = {key: _wanted(deltas, targets, key) for key in all_keys(deltas)}
+    rows = torch.cat([target.double() for target in targets])
+    whitened, solved = _against(regularization.double(), rows)
+    kept = _independent_rows(whitened)
+    _check_conflicts(whitened, kept, wanted, [len(target) for target in targets])
+    root = torch.linalg.cholesky(whitened[kept] @ whitened[kept].T)
+    vh = torch.linalg.solve_triangular(root, solved[kept], upper=False)
+    length = vh.norm(dim=1)
+    vh = vh / length[:, None]  # rows of unit length: nothing leaves the range of float16
+    us = {
+        key: torch.linalg.solve_triangular(root, values[:, kept].T, upper=False).T * length
+        for key, values in wanted.items()
+    }
+    words = bundle_words(deltas)
+    origin.tokens = words.class_words
+    origin.settings = {"merge": {"tokens": [list(delta.embeddings) for delta in deltas], "target_rows": len(kept)}}
+    entries: dict[str, Entry] = {key: Factors(matrix.float(), vh.float()) for key, matrix in us.items()}
+    return Merged(
+        Delta(entries, words.vectors, origin),
+        words.renamed,
+        _residual(us, vh @ rows[kept].T, {key: values[:, kept] for key, values in wanted.items()}),
+        (len(kept), len(rows)),
+    )
+
+
+def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Tensor:
+    """[Δ_1 C_1ᵀ … Δ_N C_Nᵀ] of one layer, (out, rows), float64; zero where a delta leaves the layer alone."""
+    if ".attn2.to_k." not in key and ".attn2.to_v." not in key:
+        raise UserError(f"only deltas of to_k and to_v can be merged, and one has {key}; blend them instead")
+    columns = []
+    for delta, target in zip(deltas, targets):
+        entry = delta.entries.get(key)
+        if entry is None:
+            out_features = next(d.entries[key].shape[0] for d in deltas if key in d.entries)
+            columns.append(torch.zeros(out_features, len(target), dtype=torch.float64))
+        elif entry.shape[1] != target.shape[1]:
+            raise UserError(f"{key} reads {entry.shape[1]} text features, the model has {target.shape[1]}")
+        elif isinstance(entry, Factors):
+            columns.append(entry.us.double() @ (entry.vh.double() @ target.double().T))
+        else:
+            columns.append(entry.double() @ target.double().T)
+    return torch.cat(columns, dim=1)
+
+
+def _against(regularization: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """E with E Eᵀ = C A⁻¹ Cᵀ, and D = C A⁻¹, for target rows C (s, d) and features C_reg (n, d); both (s, d)."""
+    gram = regularization.T @ regularization
+    gram.diagonal().add_(_RIDGE * gram.trace() / len(gram))
+    factor = torch.linalg.cholesky(gram)
+    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return half.T, torch.linalg.solve_triangular(factor.T, half, upper=True).T
+
+
+def _independent_rows(rows: Tensor) -> list[int]:
+    """Indices of the rows that are not in the span of those kept before them, to within _DEPENDENT of their length."""
+    kept: list[int] = []
+    basis = rows.new_zeros(0, rows.shape[1])
+    for index, row in enumerate(rows):
+        rest = row - basis.T @ (basis @ row)
+        rest = rest - basis.T @ (basis @ rest)  # twice, for rounding
+        if rest.norm() > _DEPENDENT * row.norm():
+            kept.append(index)
+            basis = torch.cat([basis, (rest / rest.norm())[None]])
+    return kept
+
+
+def _check_conflicts(rows: Tensor, kept: list[int], wanted: Mapping[str, Tensor], counts: Sequence[int]) -> None:
+    """Raise UserError if a row that was left out, because of others, wants something else than they give it."""
+    left_out = [index for index in range(len(rows)) if index not in kept]
+    if not left_out:
+        return
+    owners = [concept for concept, count in enumerate(counts) for _ in range(count)]
+    mixture = torch.linalg.lstsq(rows[kept].T, rows[left_out].T).solution  # (kept, left out)
+    missed = sum((values[:, left_out] - values[:, kept] @ mixture).square().sum(dim=0) for values in wanted.values())
+    asked = sum(values[:, left_out].square().sum(dim=0) for values in wanted.values())
+    for index, off, size in zip(left_out, missed, asked):  # type: ignore[arg-type, call-overload]
+        if off > _CONFLICT**2 * size:
+            raise UserError(
+                f"concept {owners[index] + 1} asks of its target words something else than the concepts before it ask"
+                " of the same text; give it another modifier token or other target prompts"
+            )
+
+
+def _residual(us: Mapping[str, Tensor], reached: Tensor, wanted: Mapping[str, Tensor]) -> float:
+    missed = sum((us[key] @ reached - values).square().sum().item() for key, values in wanted.items())
+    asked = sum(values.square().sum().item() for values in wanted.values())
+    return float(missed / asked) ** 0.5 if asked else 0.0
+
+
+def change_on(delta: Delta, features: Tensor) -> float:
+    """(Σ ‖Δ Cᵀ‖²)^½ over all layers that read text, for features C (rows, d): how much a delta changes on captions."""
+    gram = (features.T @ features).float()
+    total = 0.0
+    for key, entry in delta.entries.items():
+        if ".attn2.to_k." in key or ".attn2.to_v." in key:
+            matrix = dense(entry)
+            total += ((matrix @ gram) * matrix).sum().item()
+    return max(total, 0.0) ** 0.5

@@ -1,0 +1,123 @@
+"""LoRA files: what is read, what is dropped, and that one written file serves all programs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lib_custom_diffusion import formats
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.errors import UserError
+
+KEY = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+SGM_NAME = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+UP, DOWN = torch.arange(8.0).reshape(4, 2), torch.arange(6.0).reshape(2, 3)
+
+
+def read(path: Path, tensors: dict[str, Tensor]) -> formats.Imported:
+    save_file(tensors, path)
+    return formats.read(path)
+
+
+@pytest.mark.parametrize("name", [NAME, SGM_NAME])
+def test_pairs_are_scaled_by_alpha_over_rank(tmp_path: Path, name: str) -> None:
+    tensors = {f"{name}.lora_up.weight": UP, f"{name}.lora_down.weight": DOWN, f"{name}.alpha": torch.tensor(1.0)}
+    found = read(tmp_path / "a.safetensors", tensors)
+    assert torch.equal(found.delta.entries[KEY].dense(), UP @ DOWN / 2)
+
+
+def test_without_alpha_the_scale_is_one_and_convolution_shapes_are_matrices(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_up.weight": UP[:, :, None, None], f"{NAME}.lora_down.weight": DOWN[:, :, None, None]}
+    assert torch.equal(read(tmp_path / "a.safetensors", tensors).delta.entries[KEY].dense(), UP @ DOWN)
+
+
+def test_full_differences_and_bundled_words(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.diff": torch.ones(4, 3), "bundle_emb.pet.string_to_param.*": torch.ones(2, 3)}
+    found = read(tmp_path / "a.safetensors", tensors).delta
+    assert torch.equal(found.entries[KEY], torch.ones(4, 3))
+    assert torch.equal(found.embeddings["pet"], torch.ones(2, 3))
+
+
+def test_what_is_not_cross_attention_is_listed(tmp_path: Path) -> None:
+    other = NAME.replace("attn2", "attn1")
+    tensors = {
+        f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN, f"{other}.lora_up.weight": UP.clone(),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0),
+    }  # fmt: skip
+    found = read(tmp_path / "a.safetensors", tensors)
+    assert set(found.dropped) == {f"{other}.lora_up.weight", "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"}
+    assert list(found.delta.entries) == [KEY]
+
+
+def test_layers_of_kinds_that_are_no_difference_are_dropped_whole(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN, f"{NAME}.dora_scale": torch.ones(1, 3)}
+    found = read(tmp_path / "a.safetensors", tensors)
+    assert not found.delta.entries and len(found.dropped) == 3
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": torch.ones(3, 3)},
+        {f"{NAME}.lora_up.weight": UP},
+        {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": torch.ones(2)},
+        {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN, f"{NAME}.alpha": torch.ones(2)},
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    with pytest.raises(UserError, match=re.escape(KEY)):
+        read(tmp_path / "a.safetensors", tensors)
+
+
+def written(tmp_path: Path, architecture: str, words: bool) -> tuple[Delta, Path]:
+    vectors = {"<new1>": torch.randn(2, 3)} if words else {}
+    delta = Delta({KEY: Factors(UP, DOWN)}, vectors, Provenance(architecture))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(next(iter(formats.write(delta, "lora").values())))
+    return delta, path
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_what_is_written_is_read_again(tmp_path: Path, architecture: str, words: bool) -> None:
+    delta, path = written(tmp_path, architecture, words)
+    found = formats.read(path)
+    assert found.dropped == []
+    assert torch.equal(found.delta.entries[KEY].dense(), UP @ DOWN)
+    assert [v.tolist() for v in found.delta.embeddings.values()] == [v.tolist() for v in delta.embeddings.values()]
+
+
+def test_the_webui_finds_all_it_needs(tmp_path: Path) -> None:
+    """The rules of extensions-builtin/Lora/networks.py (v1.10.1): what is before the first dot is the layer;
+    "bundle_emb" is followed by the word, and then by string_to_param."""
+    _, path = written(tmp_path, "sd1", True)
+    layers: dict[str, set[str]] = {}
+    words = {}
+    for name, tensor in load_file(path).items():
+        layer, _, part = name.partition(".")
+        if layer == "bundle_emb":
+            word, rest = part.split(".", 1)
+            assert rest.split(".")[0] == "string_to_param"
+            words[word] = tensor
+        layers.setdefault(layer, set()).add(part)
+    assert layers[NAME] == {"lora_up.weight", "lora_down.weight", "alpha"}
+    assert words["<new1>"].shape == (2, 3)
+
+
+def test_sdxl_has_the_names_of_its_own_layout(tmp_path: Path) -> None:
+    _, path = written(tmp_path, "sdxl", False)
+    assert set(load_file(path)) == {f"{SGM_NAME}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+
+
+def test_dense_layers_are_refused() -> None:
+    with pytest.raises(UserError, match="compress the delta first"):
+        formats.write(Delta({KEY: torch.ones(4, 3)}), "lora")
+
+
+def test_an_unknown_architecture_needs_the_model() -> None:
+    with pytest.raises(UserError, match="--model"):
+        formats.write(Delta({KEY: Factors(UP, DOWN)}, {}, Provenance("crossattn-7x128")), "lora")

@@ -1,0 +1,127 @@
+"""Files that diffusers and peft read and write themselves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import WIDTH, output, small_pipeline, small_unet
+from torch import Tensor
+
+from lib_custom_diffusion import formats
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.formats.base import Base
+from lib_custom_diffusion.injection import Injection
+
+pytest.importorskip("peft")
+
+
+def random_delta(unet: torch.nn.Module, select: str = "crossattn_kv", rank: int = 3, words: bool = True) -> Delta:
+    torch.manual_seed(1)
+    entries = {
+        key: Factors(torch.randn(layer.shape[0], rank) / 4, torch.randn(rank, layer.shape[1]) / 4)
+        for key, layer in projections(unet, select).items()
+    }
+    vectors = {"<new1>": torch.randn(2, WIDTH)} if words else {}
+    return Delta(entries, vectors, Provenance("sd1"))  # type: ignore[arg-type]
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+def saved(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder / next(iter(files))
+
+
+@pytest.mark.parametrize("select", ["crossattn_kv", "crossattn"])
+def test_diffusers_loads_our_export_and_draws_the_same(tmp_path: Path, select: str) -> None:
+    unet = small_unet()
+    before, delta = output(unet), random_delta(unet, select)
+    with Injection(unet, [(delta, 1.0)]):
+        ours = output(unet)
+    saved(tmp_path, formats.write(delta, "diffusers", Base.of(unet)))
+    pipeline = small_pipeline(unet)
+    unet.load_attn_procs(
+        str(tmp_path),
+        weight_name="pytorch_custom_diffusion_weights.safetensors",
+        use_safetensors=True,
+        _pipeline=pipeline,
+    )
+    assert relative(output(unet), ours) < 1e-4
+    assert relative(ours, before) > 0.01
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_diffusers_saves_is_read(tmp_path: Path, safe: bool) -> None:
+    """Processors as diffusers' training script makes them, saved by diffusers, read by us, injected into the base."""
+    from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
+
+    unet, base_unet = small_unet(), small_unet()
+    torch.manual_seed(5)
+    processors = {}
+    for name in unet.attn_processors:
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        cross = name.endswith("attn2.processor")
+        processors[name] = CustomDiffusionAttnProcessor(
+            train_kv=cross, train_q_out=False, hidden_size=attention.to_q.in_features, cross_attention_dim=WIDTH
+        )
+        if cross:
+            for role in ("k", "v"):
+                weight = getattr(attention, f"to_{role}").weight
+                getattr(processors[name], f"to_{role}_custom_diffusion").weight.data = (
+                    weight + torch.randn_like(weight) / 3
+                )
+    unet.set_attn_processor(processors)
+    unet.save_attn_procs(str(tmp_path), safe_serialization=safe)
+    (path,) = tmp_path.iterdir()
+    found = formats.read(path, Base.of(base_unet))
+    assert found.dropped == []
+    with Injection(base_unet, [(found.delta, 1.0)]):
+        assert relative(output(base_unet), output(unet)) < 1e-4
+    assert relative(output(base_unet), output(unet)) > 0.01
+
+
+@pytest.mark.parametrize(("words", "resnets"), [(False, 2), (True, 2), (True, 1)])
+def test_diffusers_and_peft_load_our_lora_and_draw_the_same(tmp_path: Path, words: bool, resnets: int) -> None:
+    unet = small_unet(resnets)
+    delta = random_delta(unet, "crossattn", words=words)
+    with Injection(unet, [(delta, 1.0)]):
+        ours = output(unet)
+    before = output(unet)
+    path = saved(tmp_path, formats.write(delta, "lora", Base.of(unet)))
+    small_pipeline(unet).load_lora_weights(str(tmp_path), weight_name=path.name)
+    assert relative(output(unet), ours) < 1e-3
+    assert relative(ours, before) > 0.01
+
+
+def test_what_peft_saves_is_read(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet, base_unet = small_unet(), small_unet()
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_k", "attn2.to_v"]))
+    torch.manual_seed(2)
+    for name, parameter in unet.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=layers)
+    (path,) = tmp_path.iterdir()
+    found = formats.read(path)
+    assert found.dropped == []
+    with Injection(base_unet, [(found.delta, 1.0)]):
+        assert relative(output(base_unet), output(unet)) < 1e-4
+
+
+def test_transformers_side_of_diffusers_reads_our_embeddings(tmp_path: Path) -> None:
+    from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
+
+    delta = Delta({}, {"<new1>": torch.randn(1, WIDTH)})
+    path = saved(tmp_path, formats.write(delta, "embedding-diffusers"))
+    (state,) = load_textual_inversion_state_dicts([str(tmp_path)], weight_name=path.name)
+    assert torch.equal(state["<new1>"], delta.embeddings["<new1>"][0])

@@ -1,0 +1,136 @@
+"""The commands compress, blend, merge and convert, on files, with a tiny model in the place of `--model`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import WIDTH, TinyBackend
+
+pytest.importorskip("diffusers")  # what standalone/ needs
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone import algebra_cli
+from lib_custom_diffusion.standalone.algebra_cli import size
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("models", "merge"):
+        monkeypatch.setattr(f"lib_custom_diffusion.standalone.{module}.load_model", lambda name: TinyBackend())
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for add in (algebra_cli.add_compress, algebra_cli.add_blend, algebra_cli.add_merge, algebra_cli.add_convert):
+        add(commands)
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def save(name: str, seed: int, token: str = "<new1>") -> Delta:
+    torch.manual_seed(seed)
+    entries = {key: torch.randn(layer.shape) for key, layer in projections(TinyBackend().unet).items()}
+    delta = Delta(entries, {token: torch.randn(1, WIDTH)}, Provenance("crossattn-3x6", tokens={token: "cat"}))
+    delta.save(Path(name))
+    return Delta.load(Path(name))
+
+
+@pytest.mark.parametrize("model", [(), ("--model", "toy")])
+def test_compress_keeps_the_size_and_tells_the_error(
+    capsys: pytest.CaptureFixture[str], model: tuple[str, ...]
+) -> None:
+    save("a.delta.safetensors", 1)
+    assert run("compress", "a.delta.safetensors", "--rank", "2", *model) == 0
+    small = Delta.load(Path("a-small.delta.safetensors"))
+    assert all(isinstance(entry, Factors) and entry.us.shape[1] == 2 for entry in small.entries.values())
+    printed = capsys.readouterr().out
+    assert "relative error" in printed and ("held out" in printed) == bool(model)
+    assert run("compress", "a.delta.safetensors", "--max_size", "3kB", "--output", "b.delta.safetensors", *model) == 0
+    assert Path("b.delta.safetensors").stat().st_size <= 3000
+
+
+def test_blend_adds_up_and_tells_of_renamed_words(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = save("a.delta.safetensors", 1), save("b.delta.safetensors", 2)
+    command = ("blend", "a.delta.safetensors", "b.delta.safetensors", "--output", "c.delta.safetensors")
+    assert run(*command, "--weights", "0.5,-1") == 0
+    found = Delta.load(Path("c.delta.safetensors"))
+    for key in a.entries:
+        assert torch.allclose(
+            found.entries[key].float(), 0.5 * a.entries[key].float() - b.entries[key].float(), atol=5e-3
+        )
+    assert list(found.embeddings) == ["<new1>", "<new2>"]
+    assert "<new1> of file 2 is now <new2>" in capsys.readouterr().out
+    with pytest.raises(UserError, match="should be 2 numbers"):
+        run(*command, "--weights", "1")
+    with pytest.raises(UserError, match="should be numbers"):
+        run(*command, "--weights", "a,b")
+
+
+def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -> None:
+    """TinyBackend's text has no context: both concepts' "cat" is one feature, so each is asked for by its own word alone."""
+    save("a.delta.safetensors", 1), save("b.delta.safetensors", 2)
+    command = ("merge", "a.delta.safetensors", "b.delta.safetensors", "--output", "c.delta.safetensors")
+    with pytest.raises(UserError, match="concept 2 asks"):
+        run(*command)
+    assert not Path("c.delta.safetensors").exists()
+    with pytest.raises(UserError, match="1 times for 2 files"):
+        run(*command, "--target_prompts", "a")
+    save("a.delta.safetensors", 1)
+    save("b.delta.safetensors", 1)
+    assert run(*command) == 0
+    printed = capsys.readouterr().out
+    assert "constraint residual" in printed and "plain sum" in printed
+
+
+def test_convert_to_lora_and_back(capsys: pytest.CaptureFixture[str]) -> None:
+    delta = save("a.delta.safetensors", 1)
+    assert run("convert", "a.delta.safetensors", "--to", "lora", "--output", "a.safetensors", "--model", "toy") == 0
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.alpha" in load_file("a.safetensors")
+    assert run("convert", "a.safetensors", "--output", "back.delta.safetensors") == 0
+    back = Delta.load(Path("back.delta.safetensors"))
+    for key in delta.entries:
+        assert torch.allclose(back.entries[key].dense(), delta.entries[key].float(), atol=1e-2)
+    assert torch.equal(back.embeddings["<new1>"].float(), delta.embeddings["<new1>"].float())
+
+
+def test_convert_to_full_weights_takes_the_model_and_the_words_beside_them() -> None:
+    delta = save("a.delta.safetensors", 1)
+    assert run("convert", "a.delta.safetensors", "--to", "adobe-diffusers", "--output", "adobe", "--model", "toy") == 0
+    assert run("convert", "adobe/delta.bin", "--output", "back", "--model", "toy") == 0
+    back = Delta.load(Path("back/back.delta.safetensors"))
+    for key in delta.entries:
+        assert torch.allclose(back.entries[key].float(), delta.entries[key].float(), atol=5e-3)
+    with pytest.raises(UserError, match="--model"):
+        run("convert", "adobe/delta.bin", "--output", "again")
+    assert not Path("again").exists()
+
+
+def test_convert_finds_diffusers_words_beside_its_weights() -> None:
+    delta = save("a.delta.safetensors", 1)
+    for kind in ("diffusers", "embedding-diffusers"):
+        assert run("convert", "a.delta.safetensors", "--to", kind, "--output", "d", "--model", "toy") == 0
+    weights = "d/pytorch_custom_diffusion_weights.safetensors"
+    assert run("convert", weights, "--output", "back.delta.safetensors", "--model", "toy") == 0
+    back = Delta.load(Path("back.delta.safetensors"))
+    assert torch.equal(back.embeddings["<new1>"].float(), delta.embeddings["<new1>"].float())
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("5MB", 5_000_000), ("800 kB", 800_000), ("1.5MiB", 1_572_864), ("70000", 70_000)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "MB", "5 GB of it", "-1MB", "nan", "1e99MB"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="size"):
+        size(text)

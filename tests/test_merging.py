@@ -1,0 +1,194 @@
+"""Merging: the constraints hold, little else changes, and what cannot be merged is refused with the reason."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.blending import bundle_words
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.merging import change_on, merge, target_features
+from lib_custom_diffusion.text_features import read_captions, second_moments, spoken_features
+from tiny import TinyBackend
+
+D, OUT = 32, 20
+KEYS = [
+    f"model.diffusion_model.input_blocks.{n}.1.transformer_blocks.0.attn2.to_{r}.weight" for n in (1, 2) for r in "kv"
+]
+
+
+def random_delta(seed: int, token: str = "<new1>") -> Delta:
+    torch.manual_seed(seed)
+    return Delta(
+        {key: torch.randn(OUT, D) for key in KEYS}, {token: torch.randn(1, D)}, Provenance(tokens={token: "cat"})
+    )
+
+
+def features(seed: int, rows: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(rows, D, dtype=torch.float64)
+
+
+def test_each_concepts_words_are_treated_as_its_own_delta_treats_them() -> None:
+    deltas, targets = [random_delta(1), random_delta(2)], [features(3, 4), features(4, 3)]
+    found = merge(deltas, targets, features(5, 200))
+    assert found.residual < 1e-12
+    assert found.target_rows == (7, 7)
+    for delta, target in zip(deltas, targets):
+        for key in KEYS:
+            wanted = delta.entries[key].double() @ target.T
+            assert torch.allclose(found.delta.entries[key].dense().double() @ target.T, wanted, atol=1e-4)
+
+
+def test_it_is_the_formula_of_the_paper() -> None:
+    """Equation 4 with base weights, solved as it stands: W + v (d)ᵀ with d = C A⁻¹ and v = (V − W Cᵀ)(d Cᵀ)⁻¹."""
+    deltas, targets, regularization = (
+        [random_delta(1), random_delta(2)],
+        [features(3, 2), features(4, 2)],
+        features(5, 90),
+    )
+    found = merge(deltas, targets, regularization).delta.entries[KEYS[0]].dense().double()
+    base = features(6, OUT)
+    stacked = torch.cat(targets)
+    values = torch.cat([(base + delta.entries[KEYS[0]].double()) @ t.T for delta, t in zip(deltas, targets)], dim=1)
+    d = torch.linalg.solve(regularization.T @ regularization, stacked.T).T
+    merged = base + (values - base @ stacked.T) @ torch.linalg.inv(d @ stacked.T) @ d
+    assert torch.allclose(found, merged - base, atol=1e-3)
+
+
+def test_no_other_delta_that_keeps_the_constraints_changes_captions_less() -> None:
+    deltas, targets, regularization = [random_delta(1)], [features(3, 3)], features(5, 200)
+    found = merge(deltas, targets, regularization).delta
+    least = change_on(found, regularization)
+    null = torch.linalg.qr(targets[0].T, mode="complete").Q[:, 3:].T.float()  # moves nothing that is constrained
+    for seed in range(5):
+        torch.manual_seed(seed)
+        other = Delta(
+            {key: entry.dense() + 0.1 * torch.randn(OUT, D - 3) @ null for key, entry in found.entries.items()}
+        )
+        assert change_on(other, regularization) > least
+
+
+def test_captions_change_less_than_by_the_plain_sum() -> None:
+    deltas, regularization = [random_delta(1), random_delta(2)], features(5, 200)
+    found = merge(deltas, [features(3, 3), features(4, 3)], regularization).delta
+    total = Delta({key: deltas[0].entries[key] + deltas[1].entries[key] for key in KEYS})
+    assert change_on(found, regularization) < 0.5 * change_on(total, regularization)
+    assert change_on(total, regularization) == pytest.approx(
+        sum((e.double() @ regularization.T).square().sum().item() for e in total.entries.values()) ** 0.5, rel=1e-4
+    )
+
+
+def test_the_result_is_stored_as_factors_of_the_number_of_target_rows() -> None:
+    found = merge([random_delta(1)], [features(3, 3)], features(5, 200)).delta
+    for entry in found.entries.values():
+        assert isinstance(entry, Factors)
+        assert (entry.us.shape, entry.vh.shape) == ((OUT, 3), (3, D))
+    assert len(found.to_bytes()) < 2 * len(KEYS) * 3 * (OUT + D) + 4000
+
+
+def test_factors_merge_like_the_matrices_they_are() -> None:
+    torch.manual_seed(0)
+    low = Delta({key: Factors(torch.randn(OUT, 4), torch.randn(4, D)) for key in KEYS})
+    full = Delta({key: entry.dense() for key, entry in low.entries.items()})
+    targets, regularization = [features(3, 3)], features(5, 200)
+    a, b = merge([low], targets, regularization), merge([full], targets, regularization)
+    assert torch.allclose(a.delta.entries[KEYS[0]].dense(), b.delta.entries[KEYS[0]].dense(), atol=1e-4)
+
+
+def test_near_duplicate_targets_that_agree_are_left_out() -> None:
+    target = features(3, 3)
+    double = torch.cat([target, target * (1 + 1e-9), target[:1] + 1e-7])
+    found = merge([random_delta(1)], [double], features(5, 200))
+    assert found.target_rows == (3, 7)
+    assert found.residual < 1e-10
+
+
+def test_two_concepts_that_ask_different_things_of_the_same_text_are_refused() -> None:
+    target = features(3, 3)
+    with pytest.raises(UserError, match=r"concept 2 asks .* something else"):
+        merge([random_delta(1), random_delta(2)], [target, target + 1e-9], features(5, 200))
+
+
+def test_the_same_delta_twice_is_itself() -> None:
+    found = merge([random_delta(1), random_delta(1)], [features(3, 3)] * 2, features(5, 200))
+    assert found.target_rows == (3, 6) and found.residual < 1e-10
+
+
+def test_regularization_without_full_rank_is_handled() -> None:
+    few = features(5, 6)  # of 32 directions
+    found = merge([random_delta(1)], [features(3, 3)], few)
+    assert found.residual < 1e-5
+    assert all(torch.isfinite(entry.dense()).all() for entry in found.delta.entries.values())
+    assert change_on(found.delta, few) < 1e-3 * change_on(random_delta(1), few)  # there is room beside six captions
+
+
+def test_a_layer_that_only_one_concept_trained_is_left_alone_by_the_other() -> None:
+    a, b = random_delta(1), random_delta(2)
+    del b.entries[KEYS[0]]
+    targets = [features(3, 2), features(4, 2)]
+    found = merge([a, b], targets, features(5, 200)).delta.entries[KEYS[0]].dense().double()
+    assert torch.allclose(found @ targets[1].T, torch.zeros(OUT, 2, dtype=torch.float64), atol=1e-4)
+
+
+def test_picture_side_layers_cannot_be_merged() -> None:
+    delta = Delta({KEYS[0].replace("to_k", "to_q"): torch.ones(OUT, D)})
+    with pytest.raises(UserError, match="blend them instead"):
+        merge([delta], [features(3, 2)], features(5, 50))
+
+
+def test_a_model_of_another_width_is_refused() -> None:
+    with pytest.raises(UserError, match=f"reads {D} text features, the model has 8"):
+        merge([random_delta(1)], [torch.ones(2, 8)], torch.ones(9, 8))
+
+
+def test_target_features_are_those_of_the_concepts_words_and_the_end_token() -> None:
+    backend = TinyBackend()
+    width = backend.words.shape[1]
+    vectors = {"<new1>": torch.full((2, width), 7.0)}
+    delta = Delta({}, vectors, Provenance(tokens={"<new1>": "cat"}))
+    cat = backend.encode_captions(["cat"], {}).crossattn[0, 0].double()
+    (found,) = target_features(backend, [delta], bundle_words([delta]))
+    # TinyBackend has no start token, so all is one position further on: the first vector is where a model has "a".
+    end = torch.zeros(width).double()
+    rest = torch.stack([vectors["<new1>"][1].double(), cat, end, end])
+    assert torch.allclose(found, torch.cat([rest, rest]))
+
+
+def test_same_class_word_and_renamed_tokens_ask_of_their_own_words() -> None:
+    backend = TinyBackend()
+    width = backend.words.shape[1]
+    deltas = [
+        Delta({}, {"<new1>": torch.full((1, width), value)}, Provenance(tokens={"<new1>": "cat"}))
+        for value in (1.0, 2.0)
+    ]
+    words = bundle_words(deltas)
+    assert list(words.vectors) == ["<new1>", "<new2>"]
+    assert words.of(1, deltas[1]) == {"<new2>": "cat"}
+    prompts = [["a <new1> cat"], ["a <new2> cat"]]
+    first, second = target_features(backend, deltas, words, prompts)
+    assert first.shape == second.shape
+
+
+def test_a_delta_without_words_needs_prompts() -> None:
+    backend = TinyBackend()
+    delta = Delta({key: torch.ones(layer.shape) for key, layer in projections(backend.unet).items()})
+    with pytest.raises(UserError, match="delta 1 has no modifier token"):
+        target_features(backend, [delta], bundle_words([delta]))
+    assert target_features(backend, [delta], bundle_words([delta]), [["photo of a cat"]])[0].shape[0] == 5
+
+
+def test_bundled_captions_are_many_and_different() -> None:
+    captions = read_captions()
+    assert 480 <= len(captions) <= 560 and len(set(captions)) == len(captions)
+
+
+def test_moments_weigh_captions_and_own_prompts_alike() -> None:
+    backend = TinyBackend()
+    width = backend.words.shape[1]
+    moments = second_moments(backend, ["a cat"] * 10, {"<new1>": "cat"}, {"<new1>": torch.full((1, width), 100.0)})
+    only_captions = second_moments(backend, ["a cat"] * 10, {}, {})
+    own = 2 * moments.fitted - only_captions.fitted
+    assert torch.allclose(own, own.T) and own.trace() > 100 * only_captions.fitted.trace()
+    assert spoken_features(backend, ["a cat"], {}).shape == (3, width)
