@@ -156,7 +156,7 @@ def _check_conflicts(rows: Tensor, kept: list[int], wanted: Mapping[str, Tensor]
     mixture = torch.linalg.lstsq(rows[kept].T, rows[left_out].T).solution  # (kept, left out)
     missed = sum((values[:, left_out] - values[:, kept] @ mixture).square().sum(dim=0) for values in wanted.values())
     asked = sum(values[:, left_out].square().sum(dim=0) for values in wanted.values())
-    for index, off, size in zip(left_out, missed, asked):  # type: ignore[arg-type, call-overload]
+    for index, off, size in zip(left_out, missed, asked):  # type: ignore[arg-type]
         if off > _CONFLICT**2 * size:
             raise UserError(
                 f"concept {owners[index] + 1} asks of its target words something else than the concepts before it ask"

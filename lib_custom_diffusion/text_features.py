@@ -6,6 +6,7 @@ it is therefore a matter of the features that captions have, not of the numbers 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,12 @@ def read_captions(path: Path = BUNDLED_CAPTIONS) -> list[str]:
     return captions
 
 
+_BEFORE_CLASS_WORD = re.compile(r"^(?:(?:an? |the )?(?:photo|picture|image) of )?(?:an? |the )?", re.IGNORECASE)
+
+
 def concept_words(tokens: Mapping[str, str]) -> list[str]:
-    """ "<new1> cat" for each modifier token and its class word, "<new1>" where that is empty."""
-    return [f"{token} {class_word}".strip() for token, class_word in tokens.items()]
+    """ "<new1> cat" for each modifier token and its class ("cat" or "photo of a cat"), "<new1>" where that is empty."""
+    return [f"{token} {_BEFORE_CLASS_WORD.sub('', words.strip())}".strip() for token, words in tokens.items()]
 
 
 @dataclass(frozen=True)

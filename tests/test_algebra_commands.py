@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tiny import WIDTH, TinyBackend
 
 pytest.importorskip("diffusers")  # what standalone/ needs
@@ -36,8 +37,9 @@ def run(*arguments: str) -> int:
 
 
 def save(name: str, seed: int, token: str = "<new1>") -> Delta:
+    layers = projections(TinyBackend().unet)
     torch.manual_seed(seed)
-    entries = {key: torch.randn(layer.shape) for key, layer in projections(TinyBackend().unet).items()}
+    entries = {key: torch.randn(layer.shape) for key, layer in layers.items()}
     delta = Delta(entries, {token: torch.randn(1, WIDTH)}, Provenance("crossattn-3x6", tokens={token: "cat"}))
     delta.save(Path(name))
     return Delta.load(Path(name))
@@ -75,7 +77,7 @@ def test_blend_adds_up_and_tells_of_renamed_words(capsys: pytest.CaptureFixture[
 
 
 def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -> None:
-    """TinyBackend's text has no context: both concepts' "cat" is one feature, so each is asked for by its own word alone."""
+    """TinyBackend's text has no context, so two concepts that are both a "cat" ask different things of one feature."""
     save("a.delta.safetensors", 1), save("b.delta.safetensors", 2)
     command = ("merge", "a.delta.safetensors", "b.delta.safetensors", "--output", "c.delta.safetensors")
     with pytest.raises(UserError, match="concept 2 asks"):

@@ -9,7 +9,7 @@ from lib_custom_diffusion.blending import bundle_words
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.merging import change_on, merge, target_features
-from lib_custom_diffusion.text_features import read_captions, second_moments, spoken_features
+from lib_custom_diffusion.text_features import concept_words, read_captions, second_moments, spoken_features
 from tiny import TinyBackend
 
 D, OUT = 32, 20
@@ -177,6 +177,18 @@ def test_a_delta_without_words_needs_prompts() -> None:
     with pytest.raises(UserError, match="delta 1 has no modifier token"):
         target_features(backend, [delta], bundle_words([delta]))
     assert target_features(backend, [delta], bundle_words([delta]), [["photo of a cat"]])[0].shape[0] == 5
+
+
+def test_concepts_are_called_by_token_and_class_however_the_class_was_put() -> None:
+    tokens = {
+        "<a>": "cat",
+        "<b>": "photo of a cat",
+        "<c>": "",
+        "<d>": "an animal",
+        "<e>": "teddy bear",
+        "<f>": "painting",
+    }
+    assert concept_words(tokens) == ["<a> cat", "<b> cat", "<c>", "<d> animal", "<e> teddy bear", "<f> painting"]
 
 
 def test_bundled_captions_are_many_and_different() -> None:

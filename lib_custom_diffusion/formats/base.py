@@ -36,8 +36,7 @@ class Base:
             for key, layer in layers.items()
             if layer.module.bias is not None
         }
-        down = getattr(unet, "down_blocks", None)
-        return cls(weights, biases, len(down[0].resnets) if down is not None else _STANDARD_RESNETS)  # type: ignore[index]
+        return cls(weights, biases, _resnets(unet))
 
     def weight(self, key: str, like: Tensor) -> Tensor:
         """The weight of a layer. Raises UserError if the model has no such layer of that shape."""
@@ -47,6 +46,13 @@ class Base:
             shapes = f"{tuple(like.shape)} in the file, {tuple(self.weights[key].shape)} in the model"
             raise UserError(f"the file does not fit this model: {key} is {shapes}")
         return self.weights[key]
+
+
+def _resnets(unet: nn.Module) -> int:
+    if hasattr(unet, "down_blocks"):
+        return len(unet.down_blocks[0].resnets)  # type: ignore[index, union-attr, arg-type]
+    count = getattr(unet, "num_res_blocks", _STANDARD_RESNETS)  # LDM: one number, or one a level
+    return int(count if isinstance(count, int) else count[0])
 
 
 def needed(base: Base | None, what: str) -> Base:
