@@ -1,0 +1,32 @@
+// Custom Diffusion: what its tabs need of the page beyond the WebUI's own functions.
+
+function startCustomDiffusionJob(outcomeId, progressArea, gallery, showText, args) {
+    gradioApp().getElementById(outcomeId).innerHTML = '';
+    const id = randomId();
+    requestProgress(id, progressArea, gallery, function() {}, function(progress) {
+        if (progress.textinfo) showText.innerHTML = progress.textinfo;
+    });
+    const inputs = Array.from(args);
+    inputs[0] = id;
+    return inputs;
+}
+
+function startCustomDiffusionTraining() {
+    const app = gradioApp();
+    const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => app.getElementById(id));
+    return startCustomDiffusionJob('cd_outcome', output, gallery, text, arguments);
+}
+
+function startCustomDiffusionUtility() {
+    const app = gradioApp();
+    const [area, text] = ['cd_utils_gallery', 'cd_utils_progress'].map((id) => app.getElementById(id));
+    return startCustomDiffusionJob('cd_utils_outcome', area, area, text, arguments);
+}
+
+function customDiffusionToTxt2img(prompt) {
+    const box = gradioApp().querySelector('#txt2img_prompt textarea');
+    box.value = prompt;
+    updateInput(box);
+    switch_to_txt2img();
+    return [];
+}

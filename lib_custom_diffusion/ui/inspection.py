@@ -1,0 +1,94 @@
+"""What is in a delta file: at a glance from its header, and in full."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..attention import KEY_PREFIX
+from ..delta import Delta, Entry, Factors
+from ..errors import UserError
+
+_EMBEDDING = "embedding."
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a delta's header says. `tokens` has the class word of each token, "" if there is none."""
+
+    architecture: str
+    checkpoint: str
+    steps: int
+    tokens: dict[str, str]
+
+    def activation_text(self) -> str:
+        """The tokens with their class words, as a prompt wants them: "<new1> cat"."""
+        return ", ".join(f"{token} {word}".strip() for token, word in self.tokens.items())
+
+    def table(self) -> dict[str, str]:
+        """The same as rows for people, without those the file says nothing of."""
+        rows = {
+            "Made for": self.architecture,
+            "Checkpoint": self.checkpoint,
+            "Steps": str(self.steps or ""),
+            "Words": self.activation_text(),
+        }
+        return {name: value for name, value in rows.items() if value}
+
+
+def summarize(path: Path) -> Summary:
+    """Read the header alone, whatever the file's size. Raises UserError if it has none that can be read."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+        stated = json.loads(metadata.get("custom_diffusion", "{}"))
+        words = dict(stated.get("tokens", {}))
+        tokens = [name.removeprefix(_EMBEDDING) for name in names if name.startswith(_EMBEDDING)]
+        return Summary(
+            str(stated.get("architecture", "")),
+            str(stated.get("checkpoint", "")),
+            int(stated.get("steps", 0)),
+            {token: str(words.get(token, "")) for token in tokens},
+        )
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or no delta file ({error})") from error
+
+
+def report_html(path: Path) -> str:
+    """All about a file as HTML: what it is, its tokens, and the norm of each layer as a bar. Raises as `Delta.load`."""
+    delta = Delta.load(path)
+    rows = {"File": path.name, "Size": f"{path.stat().st_size / 1e6:.2f} MB", **summarize(path).table()}
+    rows |= {f"Token {token}": f"{len(vectors)} × {vectors.shape[1]}" for token, vectors in delta.embeddings.items()}
+    rows["Layers"] = str(len(delta.entries))
+    table = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()
+    )
+    dense = {
+        key: entry.dense() if isinstance(entry, Factors) else entry.float() for key, entry in delta.entries.items()
+    }
+    norms = {key: matrix.norm().item() for key, matrix in dense.items()}
+    largest = max(norms.values(), default=0.0) or 1.0
+    bars = "".join(_bar(_short(key), norm, norm / largest) for key, norm in norms.items())
+    return f'<div class="cd-inspection"><table>{table}</table><div class="cd-norms">{bars}</div></div>'
+
+
+def _dense(entry: Entry) -> Tensor:
+    return entry.dense() if isinstance(entry, Factors) else entry.float()
+
+
+def _bar(name: str, norm: float, part: float) -> str:
+    return (
+        f'<div class="cd-norm"><span class="cd-norm-name">{html.escape(name)}</span>'
+        f'<span class="cd-norm-bar"><span style="width:{100 * part:.1f}%"></span></span>'
+        f'<span class="cd-norm-value">{norm:.4g}</span></div>'
+    )
+
+
+def _short(key: str) -> str:
+    name = key.removeprefix(KEY_PREFIX).removesuffix(".weight")
+    return name.replace("transformer_blocks.", "").replace("attn2.", "")

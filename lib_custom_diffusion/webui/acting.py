@@ -1,0 +1,138 @@
+"""The deltas that act on the host's model right now, with their tokens, whatever model the host has at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from modules import devices, sd_hijack, sd_models
+from modules.textual_inversion.textual_inversion import Embedding
+from torch import Tensor, nn
+
+from ..attention import projections
+from ..delta import Delta
+from ..errors import UserError
+from ..injection import Injection
+
+SDXL_CLIP_L_WIDTH = 768
+"""Of SDXL's 2048 numbers a token, those of its first text encoder."""
+
+
+def host_unet() -> nn.Module | None:
+    """The UNet of the host's model; None while there is no model (asking `shared.sd_model` would load one)."""
+    model = sd_models.model_data.sd_model
+    return None if model is None else model.model.diffusion_model
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A token of ours in the host's database, and the host's own embedding of that name, which it hides."""
+
+    vectors: Tensor
+    embedding: Embedding
+    hidden: Embedding | None
+
+
+class ActingDeltas:
+    """Deltas with weights, injected into the host's UNet, and their tokens known to its text encoder.
+
+    The host may put another checkpoint in place at any time (the refiner, hires-fix, by hand); `follow` moves the
+    deltas over.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[Delta, float]] = []
+        self._injection: Injection | None = None
+        self._unet: nn.Module | None = None
+        self._words: dict[str, _Word] = {}
+
+    def check(self, delta: Delta) -> None:
+        """Raise UserError unless the delta and its tokens fit the host's model."""
+        unet = host_unet()
+        if unet is None:
+            return
+        delta.check_fits(projections(unet, "crossattn"))
+        expected = sd_hijack.model_hijack.embedding_db.expected_shape
+        for token, vectors in delta.embeddings.items():
+            if vectors.shape[-1] != expected:
+                raise UserError(
+                    f"the delta does not fit this model: its word {token} is {vectors.shape[-1]} numbers wide, the"
+                    f" model's words are {expected}"
+                )
+
+    def set(self, wanted: Sequence[tuple[Delta, float]]) -> None:
+        """Make exactly these act. Raises UserError, and leaves none acting, if one does not fit the model."""
+        if self._unet is not host_unet() or _identities(wanted) != _identities(self._wanted):
+            self.clear()
+            self._wanted = list(wanted)
+            self.follow()
+        self._make_words_known()
+
+    def follow(self) -> None:
+        """Act on the model that the host has now. Raises UserError, and leaves none acting, if one does not fit it."""
+        unet = host_unet()
+        if not self._wanted or unet is None or self._unet is unet:
+            return
+        wanted = self._wanted
+        self.clear()
+        for delta, _ in wanted:
+            self.check(delta)
+        self._injection = Injection(unet, [(delta, weight) for delta, weight in wanted if weight])
+        self._unet, self._wanted = unet, wanted
+        self._make_words_known()
+
+    def clear(self) -> None:
+        """Leave the host's model and its words as they were. A second call does nothing."""
+        if self._injection is not None:
+            self._injection.remove()
+        self._injection, self._unet, self._wanted = None, None, []
+        self._make_words_known()
+
+    def _make_words_known(self) -> None:
+        """Bring the host's words to those of the wanted deltas.
+
+        The host empties its database whenever it reads its embeddings folder again, so what is there is looked up each
+        time.
+        """
+        database, model = sd_hijack.model_hijack.embedding_db, sd_models.model_data.sd_model
+        wanted = {token: vectors for delta, _ in self._wanted for token, vectors in delta.embeddings.items()}
+        for token, word in list(self._words.items()):
+            if database.word_embeddings.get(token) is not word.embedding:
+                del self._words[token]
+            elif wanted.get(token) is not word.vectors:
+                del self._words[token]
+                database.register_embedding_by_name(word.hidden, model, token)
+        for token, vectors in wanted.items():
+            if token not in self._words:
+                embedding = _embedding(token, vectors)
+                self._words[token] = _Word(vectors, embedding, database.word_embeddings.get(token))
+                database.register_embedding_by_name(embedding, model, token)
+                _know_before_punctuation(token, embedding)
+
+
+def _identities(deltas: Sequence[tuple[Delta, float]]) -> list[tuple[int, float]]:
+    return [(id(delta), weight) for delta, weight in deltas]
+
+
+def _embedding(token: str, vectors: Tensor) -> Embedding:
+    value = vectors.to(devices.device, torch.float32)
+    is_sdxl = getattr(sd_models.model_data.sd_model, "is_sdxl", False)
+    split = {"clip_l": value[:, :SDXL_CLIP_L_WIDTH], "clip_g": value[:, SDXL_CLIP_L_WIDTH:]}
+    embedding = Embedding(split if is_sdxl else value, token)
+    embedding.vectors, embedding.shape = vectors.shape
+    return embedding
+
+
+def _know_before_punctuation(token: str, embedding: Embedding) -> None:
+    """Have the host find `<new1>` in `<new1>, on a beach` too.
+
+    The tokenizer takes neighbouring punctuation for one word, in which the last character of `<new1>` has another
+    number than at a word's end; the host looks embeddings up by those numbers.
+    """
+    database, model = sd_hijack.model_hijack.embedding_db, sd_models.model_data.sd_model
+    alone, followed = model.cond_stage_model.tokenize([token, f"{token},"])
+    ids = followed[:-1]
+    if ids and ids != alone and ids[0] == alone[0]:
+        known = [*database.ids_lookup[ids[0]], (ids, embedding)]
+        database.ids_lookup[ids[0]] = sorted(known, key=lambda entry: len(entry[0]), reverse=True)

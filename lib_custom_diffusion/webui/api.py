@@ -1,0 +1,85 @@
+"""The extension in the WebUI's API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from secrets import compare_digest
+from typing import Any
+
+import gradio as gr
+import torch
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from modules import progress, shared
+from modules.call_queue import queue_lock
+
+from ..errors import UserError
+from ..ui.inspection import summarize
+from .library import DeltaOnDisk, library
+from .training_form import TrainingForm
+from .training_job import JOB, train
+
+
+def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
+    """Add the routes, if the WebUI was started with its API, behind the API's password if it has one."""
+    if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
+        return
+    guard = [Depends(_check_password)] if shared.cmd_opts.api_auth else []
+    app.add_api_route("/sdapi/v1/deltas", list_deltas, methods=["GET"], dependencies=guard)
+    app.add_api_route("/sdapi/v1/refresh-deltas", refresh_deltas, methods=["POST"], dependencies=guard)
+    app.add_api_route("/sdapi/v1/train/custom-diffusion", train_custom_diffusion, methods=["POST"], dependencies=guard)
+
+
+def list_deltas() -> list[dict[str, Any]]:
+    """The deltas in the folder; `error` says what is wrong with one that cannot be read."""
+    return [_described(delta) for delta in library.all()]
+
+
+def refresh_deltas() -> list[dict[str, Any]]:
+    """Look at the folder again, and list it."""
+    library.refresh()
+    return list_deltas()
+
+
+def train_custom_diffusion(form: TrainingForm) -> dict[str, Any]:
+    """Train with the fields of the Train tab, when it is its turn, and answer when it is done.
+
+    Results and logs go to the configured folders alone.
+    """
+    task = progress.create_task_id(JOB)
+    progress.add_task_to_queue(task)
+    with queue_lock:
+        shared.state.begin(job=task)
+        progress.start_task(task)
+        try:
+            done = train(form)
+        except UserError as error:
+            raise HTTPException(status_code=422, detail=str(error)) from error
+        except torch.cuda.OutOfMemoryError as error:
+            raise HTTPException(status_code=422, detail="the GPU's memory is too small; lower batch_size") from error
+        finally:
+            progress.finish_task(task)
+            shared.state.end()
+    return {
+        "steps": done.step,
+        "interrupted": done.interrupted,
+        "delta": str(done.delta),
+        "embeddings": [str(path) for path in done.embeddings],
+        "log_directory": str(done.log_directory),
+        "prompt": done.prompt,
+    }
+
+
+def _described(delta: DeltaOnDisk) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": delta.name, "path": str(delta.path), "hash": delta.shorthash}
+    try:
+        return {**described, **asdict(summarize(delta.path))}
+    except UserError as error:
+        return {**described, "error": str(error)}
+
+
+def _check_password(given: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008 - FastAPI's way
+    passwords = dict(pair.split(":", 1) for pair in shared.cmd_opts.api_auth.split(","))
+    right = passwords.get(given.username)
+    if right is None or not compare_digest(given.password.encode(), right.encode()):
+        raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})

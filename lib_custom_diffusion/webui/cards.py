@@ -1,0 +1,111 @@
+"""The page "Deltas" in the WebUI's extra networks: a card a delta."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from modules import shared, ui_extra_networks, ui_extra_networks_user_metadata
+from modules.ui_extra_networks import quote_js
+
+from ..errors import UserError
+from ..ui.inspection import summarize
+from .library import DeltaLibrary
+
+
+class DeltaCards(ui_extra_networks.ExtraNetworksPage):
+    """Clicking a card writes the delta's tag and its tokens into the prompt."""
+
+    def __init__(self, library: DeltaLibrary) -> None:
+        super().__init__("Deltas")
+        self.library = library
+
+    def refresh(self) -> None:
+        self.library.refresh()
+
+    def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
+        """What the host shows of a delta; None for a file that cannot be read."""
+        try:
+            delta = self.library.find(name)
+            summary = summarize(delta.path)
+        except UserError:
+            return None
+        stem = str(delta.path.with_suffix(""))  # NAME.delta, where the host keeps its notes and previews
+        item: dict[str, Any] = {
+            "name": name,
+            "filename": str(delta.path),
+            "shorthash": delta.shorthash,
+            "preview": self.find_preview(stem),
+            "description": self.find_description(stem),
+            "search_terms": [self.search_terms_from_path(str(delta.path)), delta.shorthash, *summary.tokens],
+            "local_preview": f"{stem}.{shared.opts.samples_format}",
+            "metadata": summary.table(),
+            "sort_keys": {"default": index, **self.get_sort_keys(str(delta.path))},
+        }
+        self.read_user_metadata(item)
+        notes = item["user_metadata"]
+        words = notes.get("activation text") or summary.activation_text()
+        weight = notes.get("preferred weight") or 0.0
+        item["prompt"] = " + ".join(
+            [
+                quote_js(f"<delta:{name}:"),
+                str(weight) if weight else "opts.extra_networks_default_multiplier",
+                quote_js(f"> {words}" if words else ">"),
+            ]
+        )
+        return item
+
+    def list_items(self) -> Iterator[dict[str, Any]]:
+        self.library.refresh()
+        for index, delta in enumerate(self.library.all()):
+            item = self.create_item(delta.name, index)
+            if item is not None:
+                yield item
+
+    def allowed_directories_for_previews(self) -> list[str]:
+        return [str(self.library.folder)]
+
+    def create_user_metadata_editor(self, ui: Any, tabname: str) -> DeltaNotesEditor:
+        return DeltaNotesEditor(ui, tabname, self)
+
+
+class DeltaNotesEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
+    """The host's editor of a card, with activation text and preferred weight."""
+
+    def get_metadata_table(self, name: str) -> list[tuple[str, str]]:
+        table = super().get_metadata_table(name)
+        metadata = self.page.items.get(name, {}).get("metadata") or {}
+        return table + [(f"{key}: ", html.escape(str(value))) for key, value in metadata.items()]
+
+    def put_values_into_components(self, name: str) -> list[Any]:
+        notes = self.get_user_metadata(name)
+        weight = float(notes.get("preferred weight") or 0.0)
+        return [*super().put_values_into_components(name), notes.get("activation text", ""), weight]
+
+    def save(self, name: str, description: str, notes: str, activation_text: str, preferred_weight: float) -> None:
+        metadata = self.get_user_metadata(name)
+        metadata["activation text"] = activation_text
+        metadata["preferred weight"] = preferred_weight
+        self.save_user_metadata(name, description, notes)
+
+    def create_editor(self) -> None:
+        self.create_default_editor_elems()
+        activation_text = gr.Textbox(
+            label="Activation text", info="Goes into the prompt with the tag; empty: the delta's own words"
+        )
+        weight = gr.Slider(
+            label="Preferred weight", info="0: the weight from Settings", minimum=0.0, maximum=2.0, step=0.05
+        )
+        self.edit_notes = gr.TextArea(label="Notes", lines=4)
+        self.create_default_buttons()
+        shown = [self.edit_name, self.edit_description, self.html_filedata, self.html_preview, self.edit_notes]
+        self.button_edit.click(
+            fn=self.put_values_into_components,
+            inputs=[self.edit_name_input],
+            outputs=[*shown, activation_text, weight],
+        ).then(fn=lambda: gr.update(visible=True), inputs=[], outputs=[self.box])
+        self.setup_save_handler(
+            self.button_save, self.save, [self.edit_description, self.edit_notes, activation_text, weight]
+        )

@@ -1,0 +1,181 @@
+"""Backend on the WebUI's loaded model, through the parts that its textual inversion uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+
+import torch
+from modules import devices, processing, sd_hijack, sd_hijack_checkpoint, shared
+from modules.textual_inversion.textual_inversion import Embedding
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attention import architecture
+from ..backend import Conditioning, LatentDistribution, Sampling
+from ..errors import UserError
+
+_CONTEXT = 77
+"""Tokens of a caption that a UNet is trained with; the host alone goes beyond, in pieces of as many."""
+_PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
+
+
+class HostBackend:
+    """The model that the WebUI has loaded, SD 1 or SD 2.
+
+    Words are embeddings of the host's database; those being learned take their values from the call and are given back
+    at its end, so the database is the same before and after.
+
+    learning: the names of embeddings that may be learned; any other embedding or word is known already.
+    """
+
+    def __init__(self, learning: Sequence[str] = (), sampler_name: str | None = None) -> None:
+        model = shared.sd_model
+        if model is None:
+            raise UserError("no checkpoint is loaded; choose one at the top of the page")
+        if model.is_sdxl or getattr(model, "is_sd3", False):
+            raise UserError("training on SDXL and SD 3 is not supported yet; choose an SD 1 or SD 2 checkpoint")
+        self.model = model
+        self.learning = frozenset(learning)
+        self.sampler_name = sampler_name
+        self.preview: Sampling | None = None
+        self.name: str = model.sd_checkpoint_info.model_name
+        self.unet: nn.Module = model.model.diffusion_model
+        self.architecture = architecture(self.unet)
+        self.checkpoint_hash: str = model.sd_checkpoint_info.shorthash or ""
+        self.device: torch.device = devices.device
+        self.prediction_type = _PREDICTION_TYPES[model.parameterization]
+        self.alphas_cumprod = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
+        self.resolution = 768 if model.is_sd2 and self.prediction_type == "v_prediction" else 8 * model.image_size
+
+    @torch.no_grad()
+    def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
+        with devices.autocast():
+            posterior = self.model.first_stage_model.encode(pixels.to(self.device, devices.dtype_vae))
+        scale = self.model.scale_factor
+        return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
+
+    def has_token(self, token: str) -> bool:
+        if token in self.learning:
+            return False
+        return token in _database().word_embeddings or len(self.model.cond_stage_model.tokenize([token])[0]) == 1
+
+    def token_vectors(self, text: str) -> Tensor:
+        """The vectors of an embedding, if `text` is one's name, else of the words."""
+        embedding = _database().word_embeddings.get(text)
+        if embedding is not None:
+            return embedding.vec.detach().float().clone()
+        ids = self.model.cond_stage_model.tokenize([text])[0]
+        if not ids:
+            return torch.zeros(0, _database().expected_shape)
+        return self.model.cond_stage_model.encode_embedding_init_text(text, len(ids)).detach().float()
+
+    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
+        # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.
+        with _standing_for(vectors, self.model), devices.autocast():
+            features = [self.model.cond_stage_model([caption])[:, :_CONTEXT] for caption in captions]
+        return Conditioning(torch.cat(features))
+
+    @torch.no_grad()
+    def pooled_text(self, captions: Sequence[str]) -> Tensor:
+        """The feature at the end of each caption, which CLIP pools by."""
+        features = self.encode_captions(captions, {}).crossattn.float()
+        lengths = [self.model.cond_stage_model.tokenize_line(caption)[1] for caption in captions]
+        ends = torch.tensor([min(length, _CONTEXT - 2) + 1 for length in lengths], device=features.device)
+        return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        condition: dict[str, list[Tensor]] = {"c_crossattn": [conditioning.crossattn]}
+        if self.model.model.conditioning_key in ("hybrid", "concat"):
+            height, width = (8 * side for side in noisy_latents.shape[-2:])
+            masked = processing.txt2img_image_conditioning(self.model, noisy_latents, width, height)
+            condition["c_concat"] = [masked]
+        return self.model.apply_model(noisy_latents, timesteps, condition)
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        if on:
+            sd_hijack_checkpoint.add()
+        else:
+            sd_hijack_checkpoint.remove()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
+    ) -> list[Image.Image]:
+        """Pictures as the WebUI draws them, extra networks in the prompts included. Fewer when it is interrupted.
+
+        With `preview` set, that is how they are drawn, whatever is asked.
+        """
+        sampling = self.preview or sampling
+        width, height = sampling.size or (self.resolution, self.resolution)
+        pictures: list[Image.Image] = []
+        with _standing_for(vectors, self.model), _job_as_it_was():
+            for start in range(0, len(prompts), sampling.batch_size):
+                batch = list(prompts[start : start + sampling.batch_size])
+                p = processing.StableDiffusionProcessingTxt2Img(
+                    sd_model=self.model,
+                    prompt=batch,
+                    negative_prompt=[sampling.negative_prompt] * len(batch),
+                    seed=list(seeds[start : start + len(batch)]),
+                    subseed=0,
+                    batch_size=len(batch),
+                    steps=sampling.steps,
+                    cfg_scale=sampling.guidance_scale,
+                    sampler_name=self.sampler_name,
+                    width=width,
+                    height=height,
+                    do_not_save_grid=True,
+                    do_not_save_samples=True,
+                    do_not_reload_embeddings=True,
+                )
+                forget_encoded_prompts(p)
+                with closing(p):
+                    processed = processing.process_images(p)
+                forget_encoded_prompts(p)
+                # The host puts a grid of the batch first.
+                pictures += processed.images[processed.index_of_first_image :]
+                if len(pictures) < start + len(batch):
+                    break
+        return pictures
+
+
+def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:
+    """Make the host encode prompts anew: it keeps them by their text, and words in them have changed."""
+    for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+        cache = getattr(p, name, None)
+        if cache is not None:
+            cache[:] = [None, None]
+
+
+def _database() -> sd_hijack.StableDiffusionModelHijack:
+    return sd_hijack.model_hijack.embedding_db
+
+
+@contextmanager
+def _standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[None]:
+    """Within the block, each named word has the given vectors (n, width)."""
+    database = _database()
+    hidden = {}
+    try:
+        for token, value in vectors.items():
+            embedding = Embedding(value, token)
+            embedding.vectors, embedding.shape = value.shape
+            hidden[token] = database.word_embeddings.get(token)
+            database.register_embedding_by_name(embedding, model, token)
+        yield
+    finally:
+        for token, own in hidden.items():
+            database.register_embedding_by_name(own, model, token)
+
+
+@contextmanager
+def _job_as_it_was() -> Iterator[None]:
+    """Drawing a picture counts as the host's job; within the block it may, and afterwards the count is as before."""
+    state = shared.state
+    job, job_no, job_count = state.job, state.job_no, state.job_count
+    try:
+        yield
+    finally:
+        state.job, state.job_no, state.job_count = job, job_no, job_count
+        state.sampling_step = state.sampling_steps = 0

@@ -1,0 +1,65 @@
+"""The host's model made ready to be trained beside, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modules import devices, extra_networks, processing, sd_hijack, shared
+from torch import nn
+
+from ..errors import UserError
+
+_ATTENTION = "sdp-no-mem - scaled dot product without memory efficient attention"
+"""The host's name of the one attention that is fast, exact and has gradients everywhere."""
+
+
+def refuse_untrainable(model: nn.Module) -> None:
+    """Raise UserError where the host's settings do not allow training."""
+    if getattr(model, "lowvram", False):
+        raise UserError("training needs the whole model on the GPU; start the WebUI without --medvram and --lowvram")
+    if getattr(devices, "fp8", False):
+        raise UserError("training needs weights that have gradients; switch FP8 weight off in Settings, Optimizations")
+
+
+def switch_networks_off() -> None:
+    """Have no extra network (delta, LoRA, hypernetwork) of an earlier picture act on the model."""
+    p = processing.StableDiffusionProcessingTxt2Img()
+    extra_networks.activate(p, {})
+    extra_networks.deactivate(p, {})
+
+
+@contextmanager
+def ready_for_training(model: nn.Module) -> Iterator[None]:
+    """Within the block: nothing else acts on the model, its own weights ask for no gradients, attention is fast."""
+    refuse_untrainable(model)
+    switch_networks_off()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parallel = shared.parallel_processing_allowed
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        sd_hijack.model_hijack.apply_optimizations(_ATTENTION)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        shared.parallel_processing_allowed = parallel
+        model.first_stage_model.to(devices.device)
+        sd_hijack.model_hijack.apply_optimizations()
+        switch_networks_off()
+
+
+@contextmanager
+def autoencoder_aside(model: nn.Module) -> Iterator[None]:
+    """Within the block the VAE is in RAM, if "Move VAE and CLIP to RAM when training" is on."""
+    if not shared.opts.unload_models_when_training:
+        yield
+        return
+    shared.parallel_processing_allowed = False
+    model.first_stage_model.to(devices.cpu)
+    try:
+        yield
+    finally:
+        model.first_stage_model.to(devices.device)

@@ -1,0 +1,94 @@
+"""The deltas in the WebUI's folder: found by name, told apart by hash, read once."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules import hashes, paths, shared
+
+from ..delta import SUFFIX, Delta
+from ..errors import UserError
+
+_KEPT_IN_MEMORY = 8
+
+
+@dataclass(frozen=True)
+class DeltaOnDisk:
+    """A delta file and the name that prompts call it by."""
+
+    name: str
+    path: Path
+
+    def version(self) -> tuple[int, int]:
+        """Changes when the file does. Raises UserError if it is gone."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise UserError(f"the delta file {self.path} is gone; refresh the list of deltas") from error
+        return status.st_size, status.st_mtime_ns
+
+    @property
+    def shorthash(self) -> str:
+        """First 12 digits of the file's SHA-256, from the host's cache; "" if it is gone or hashing is off."""
+        try:
+            return (hashes.sha256(str(self.path), f"delta/{self.name}") or "")[:12]
+        except OSError:
+            return ""
+
+
+class DeltaLibrary:
+    """All delta files under one folder, by name: the file's stem, or its relative path if the stem is taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._by_name: dict[str, DeltaOnDisk] = {}
+        self._read: OrderedDict[Path, tuple[tuple[int, int], Delta]] = OrderedDict()
+
+    def refresh(self) -> None:
+        """Look at the folder again."""
+        paths = sorted(
+            Path(root, file)
+            for root, _, files in os.walk(self.folder, followlinks=True)
+            for file in files
+            if file.endswith(SUFFIX) and not file.startswith(".")
+        )
+        found: dict[str, DeltaOnDisk] = {}
+        for path in sorted(paths, key=lambda path: len(path.parts)):
+            stem = path.name.removesuffix(SUFFIX)
+            name = stem if stem not in found else path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
+            found[name] = DeltaOnDisk(name, path)
+        self._by_name = found
+
+    def all(self) -> list[DeltaOnDisk]:
+        return list(self._by_name.values())
+
+    def find(self, name: str) -> DeltaOnDisk:
+        """The delta of that name, looking at the folder again if it is not known yet. Raises UserError if it is not
+        there."""
+        if name not in self._by_name:
+            self.refresh()
+        if name not in self._by_name:
+            raise UserError(f"there is no delta {name!r} in {self.folder}")
+        return self._by_name[name]
+
+    def named_by_hash(self, shorthash: str) -> str | None:
+        """The name that the file of that hash has here."""
+        return next((delta.name for delta in self.all() if shorthash and delta.shorthash == shorthash), None)
+
+    def load(self, delta: DeltaOnDisk) -> Delta:
+        """The file's content, read again only if it has changed. Raises UserError if it cannot be read."""
+        version = delta.version()
+        held = self._read.get(delta.path)
+        if held is None or held[0] != version:
+            held = self._read[delta.path] = version, Delta.load(delta.path)
+        self._read.move_to_end(delta.path)
+        while len(self._read) > _KEPT_IN_MEMORY:
+            self._read.popitem(last=False)
+        return held[1]
+
+
+# There is no --deltas-dir yet in the session in which the extension was installed: the host reads flags at its start.
+library = DeltaLibrary(Path(getattr(shared.cmd_opts, "deltas_dir", None) or Path(paths.models_path, "deltas")))

@@ -1,0 +1,45 @@
+"""A new embedding in the WebUI's folder, to be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from modules import devices, sd_hijack, shared
+
+from ..errors import UserError
+from ..storage import write_atomically
+from ..tokens import embedding_pt, file_name
+
+MAX_VECTORS = 75
+
+
+@torch.no_grad()
+def create_embedding(name: str, initialization_text: str, vectors: int, overwrite: bool) -> str:
+    """Write NAME.pt, have the host read it, and return NAME as it is allowed in file names.
+
+    As the host's own, except that any torch can read what any torch wrote. Vector i starts from the text's word i, the
+    words spread evenly where there are more or fewer; without a text all are zero.
+
+    Raises UserError for a name that is taken or empty, or a number of vectors that does not fit in a prompt.
+    """
+    if not 1 <= vectors <= MAX_VECTORS:
+        raise UserError(f"an embedding has 1 to {MAX_VECTORS} vectors, not {vectors}")
+    model = shared.sd_model
+    if model is None or model.is_sdxl or getattr(model, "is_sd3", False):
+        raise UserError("a word to be trained needs an SD 1 or SD 2 checkpoint; choose one at the top of the page")
+    stem = file_name(name)
+    path = Path(shared.cmd_opts.embeddings_dir, f"{stem}.pt")
+    if path.exists() and not overwrite:
+        raise UserError(f"there is an embedding {stem} already; choose another name, or tick overwrite")
+    with devices.autocast():
+        model.cond_stage_model([""])  # with --medvram this brings the text encoder to the GPU
+    width = sd_hijack.model_hijack.embedding_db.get_expected_shape()
+    value = torch.zeros(vectors, width)
+    if initialization_text.strip():
+        words = model.cond_stage_model.encode_embedding_init_text(initialization_text, vectors).float().cpu()
+        for index in range(vectors):
+            value[index] = words[index * len(words) // vectors]
+    write_atomically(path, embedding_pt(value, stem, 0))
+    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
+    return stem

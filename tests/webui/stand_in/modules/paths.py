@@ -1,0 +1,2 @@
+data_path = "/nowhere"
+models_path = "/nowhere/models"

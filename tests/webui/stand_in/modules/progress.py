@@ -1,0 +1,14 @@
+def create_task_id(task_type):
+    return f"task({task_type})"
+
+
+def add_task_to_queue(id_job):
+    pass
+
+
+def start_task(id_task):
+    pass
+
+
+def finish_task(id_task):
+    pass

@@ -1,0 +1,9 @@
+stored = []
+
+
+def add():
+    stored.append(True)
+
+
+def remove():
+    stored.clear()

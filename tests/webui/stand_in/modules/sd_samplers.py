@@ -1,0 +1,3 @@
+from types import SimpleNamespace
+
+all_samplers = [SimpleNamespace(name="Euler a")]

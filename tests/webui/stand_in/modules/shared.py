@@ -1,0 +1,38 @@
+from types import SimpleNamespace
+
+cmd_opts = SimpleNamespace(
+    deltas_dir="/nowhere", embeddings_dir="/nowhere", ckpt_dir=None, api=True, nowebui=False, api_auth=None
+)
+opts = SimpleNamespace(
+    samples_format="png",
+    save_optimizer_state=False,
+    save_training_settings_to_txt=True,
+    training_enable_tensorboard=False,
+    unload_models_when_training=False,
+    dataset_filename_word_regex="",
+    dataset_filename_join_string=" ",
+)
+sd_model = None
+parallel_processing_allowed = True
+
+
+class State:
+    def __init__(self):
+        self.begin("")
+
+    def begin(self, job="(unknown)"):
+        self.job, self.job_no, self.job_count, self.textinfo = job, 0, -1, None
+        self.interrupted, self.sampling_step, self.sampling_steps = False, 0, 0
+        self.current_image = None
+
+    def end(self):
+        self.job, self.job_count = "", 0
+
+    def interrupt(self):
+        self.interrupted = True
+
+    def assign_current_image(self, image):
+        self.current_image = image
+
+
+state = State()

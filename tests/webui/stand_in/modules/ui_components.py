@@ -1,0 +1,4 @@
+import gradio as gr
+
+
+class FormRow(gr.Row): ...

@@ -1,0 +1,32 @@
+import json
+import os
+from pathlib import Path
+
+
+def quote_js(s):
+    return json.dumps(s)
+
+
+class ExtraNetworksPage:
+    def __init__(self, title):
+        self.title, self.name, self.items = title, title.lower(), {}
+
+    def find_preview(self, path):
+        return f"{path}.png" if os.path.exists(f"{path}.png") else None
+
+    def find_description(self, path):
+        return None
+
+    def search_terms_from_path(self, filename, possible_directories=None):
+        return os.path.basename(filename)
+
+    def get_sort_keys(self, path):
+        return {"name": os.path.basename(path)}
+
+    def read_user_metadata(self, item, use_cache=True):
+        notes = Path(os.path.splitext(item["filename"])[0] + ".json")
+        item["user_metadata"] = json.loads(notes.read_text()) if notes.exists() else {}
+
+
+def register_page(page):
+    pass

@@ -1,0 +1,12 @@
+class UserMetadataEditor:
+    def __init__(self, ui, tabname, page):
+        self.ui, self.tabname, self.page = ui, tabname, page
+
+    def get_user_metadata(self, name):
+        return self.page.items[name]["user_metadata"]
+
+    def get_metadata_table(self, name):
+        return [("Filename: ", name)]
+
+    def save_user_metadata(self, name, desc, notes):
+        self.get_user_metadata(name).update(description=desc, notes=notes)

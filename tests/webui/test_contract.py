@@ -1,0 +1,96 @@
+"""The stand-in is like the real WebUI: run with WEBUI_DIR pointing to one (v1.10.1)."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+STAND_IN = Path(__file__).parent / "stand_in" / "modules"
+WEBUI = os.environ.get("WEBUI_DIR")
+needs_webui = pytest.mark.skipif(not WEBUI, reason="WEBUI_DIR is not set")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+ELSEWHERE = {"shared.State": "shared_state.py"}
+"""What the real module only passes on."""
+
+
+def functions(path: Path) -> Iterator[tuple[str, Function]]:
+    """Functions of a module and methods of its classes, by qualified name."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, Function):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{each.name}", each) for each in node.body if isinstance(each, Function))
+
+
+def classes(path: Path) -> dict[str, ast.ClassDef]:
+    return {
+        node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+    }
+
+
+def stand_ins() -> list[tuple[Path, str]]:
+    own = [(path.relative_to(STAND_IN), name) for path in sorted(STAND_IN.rglob("*.py")) for name, _ in functions(path)]
+    return [(path, name) for path, name in own if not name.rpartition(".")[2].startswith("_")]
+
+
+def parameters(function: Function) -> list[str]:
+    arguments = function.args
+    return [each.arg for each in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
+
+
+@needs_webui
+@pytest.mark.parametrize(("path", "name"), stand_ins(), ids=lambda value: str(value))
+def test_every_stand_in_takes_what_the_real_one_takes(path: Path, name: str) -> None:
+    holder = f"{path.with_suffix('').as_posix().replace('/', '.')}.{name.partition('.')[0]}"
+    real = dict(functions(Path(WEBUI, "modules", ELSEWHERE.get(holder, path))))
+    assert name in real, f"the WebUI has no {name} in {path}"
+    assert parameters(dict(functions(STAND_IN / path))[name]) == parameters(real[name])
+
+
+@needs_webui
+def test_pictures_take_the_settings_that_we_give_them() -> None:
+    real = classes(Path(WEBUI, "modules/processing.py"))
+    known = {
+        each.target.id
+        for name in ("StableDiffusionProcessing", "StableDiffusionProcessingTxt2Img")
+        for each in real[name].body
+        if isinstance(each, ast.AnnAssign)
+    }
+    own = dict(functions(STAND_IN / "processing.py"))["StableDiffusionProcessingTxt2Img.__init__"]
+    assert set(parameters(own)) - {"self"} <= known
+
+
+@needs_webui
+def test_options_and_flags_that_we_read_are_the_hosts() -> None:
+    from modules import shared
+
+    declared = Path(WEBUI, "modules/shared_options.py").read_text(encoding="utf-8")
+    assert [name for name in vars(shared.opts) if f'"{name}"' not in declared] == []
+    flags = Path(WEBUI, "modules/cmd_args.py").read_text(encoding="utf-8")
+    ours = {"deltas_dir"}
+    assert [
+        name for name in vars(shared.cmd_opts) if f'"--{name.replace("_", "-")}"' not in flags and name not in ours
+    ] == []
+
+
+@needs_webui
+def test_labels_of_the_train_tab_are_not_the_hosts_which_remembers_values_by_them() -> None:
+    host = Path(WEBUI, "modules/ui.py").read_text(encoding="utf-8")
+    train = host[host.index("as train_interface") : host.index("UiTrainTabParams(txt2img_preview_params)")]
+    theirs = set(re.findall(r"label=['\"]([^'\"]+)", train))
+    ours = Path(__file__).parents[2] / "lib_custom_diffusion" / "webui" / "train_tab.py"
+    assert theirs & set(re.findall(r"label=\"([^\"]+)", ours.read_text(encoding="utf-8"))) == set()
+
+
+@needs_webui
+def test_the_attention_that_we_train_with_is_one_of_the_hosts() -> None:
+    from lib_custom_diffusion.webui.host_state import _ATTENTION
+
+    source = Path(WEBUI, "modules/sd_hijack_optimizations.py").read_text(encoding="utf-8")
+    name, _, label = _ATTENTION.partition(" - ")
+    assert f'name = "{name}"' in source and f'label = "{label}"' in source

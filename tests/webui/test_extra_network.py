@@ -1,0 +1,212 @@
+"""<delta:NAME:weight> acts as it says, says what it leaves out, and leaves the host as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from host import TinyHostModel
+from modules import sd_hijack, sd_models, shared
+from modules.extra_networks import ExtraNetworkParams
+from modules.textual_inversion.textual_inversion import Embedding
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.webui.extra_network import DeltaNetwork
+from lib_custom_diffusion.webui.library import DeltaLibrary
+from tiny import WIDTH
+
+
+class Picture(SimpleNamespace):
+    """A stand-in of `p`."""
+
+    def __init__(self, **fields) -> None:
+        super().__init__(prompts=["a cat"], extra_generation_params={}, comments={}, **fields)
+
+    def comment(self, text: str) -> None:
+        self.comments[text] = 1
+
+
+def predict(model, text: str = "a cat") -> torch.Tensor:
+    with torch.no_grad():
+        context = model.cond_stage_model([text])
+        return model.model.diffusion_model(torch.ones(1, 4, 2, 2), torch.tensor([7]), context)
+
+
+def save(folder: Path, name: str, model, token: str | None = None, scale: float = 0.3, seed: int = 1) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    layers = projections(model.model.diffusion_model)
+    entries = {key: scale * torch.randn(layer.shape, generator=generator) for key, layer in layers.items()}
+    embeddings = {} if token is None else {token: torch.randn(2, WIDTH, generator=generator)}
+    made = Delta(entries, embeddings)
+    made.save(folder / f"{name}.delta.safetensors", dtype=torch.float32)
+    return made
+
+
+def tags(*items: str) -> list[ExtraNetworkParams]:
+    return [ExtraNetworkParams(items=item.split(":")) for item in items]
+
+
+@pytest.fixture
+def network(host, tmp_path) -> DeltaNetwork:
+    return DeltaNetwork(DeltaLibrary(tmp_path / "deltas"))
+
+
+def test_the_model_answers_as_with_weights_to_which_the_delta_was_added(network, host, tmp_path):
+    made = save(tmp_path / "deltas", "cat", host)
+    edited = TinyHostModel()
+    edited.load_state_dict(host.state_dict())
+    for key, layer in projections(edited.model.diffusion_model).items():
+        layer.module.weight.data += 0.8 * made.entries[key]
+    network.activate(Picture(), tags("cat:0.8"))
+    assert torch.allclose(predict(host), predict(edited), atol=1e-6)
+    assert not torch.allclose(predict(host), predict(TinyHostModel()), atol=1e-3)
+
+
+def test_afterwards_the_model_and_its_words_are_the_same_to_the_bit(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    before, spoken = predict(host), predict(host, "a <new1> cat")
+    network.activate(Picture(), tags("cat"))
+    assert not torch.equal(predict(host), before)
+    network.deactivate(Picture())
+    assert torch.equal(predict(host), before)
+    assert torch.equal(predict(host, "a <new1> cat"), spoken)
+    assert sd_hijack.model_hijack.embedding_db.word_embeddings == {}
+    assert sd_hijack.model_hijack.embedding_db.ids_lookup == {}
+
+
+def test_each_call_replaces_the_one_before_without_a_deactivate_between(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat", host)
+    before = predict(host)
+    network.activate(Picture(), tags("cat:0.5"))
+    half = predict(host)
+    network.activate(Picture(), tags("cat:1"))
+    network.activate(Picture(), tags("cat:0.5"))
+    assert torch.equal(predict(host), half)
+    network.activate(Picture(), [])
+    assert torch.equal(predict(host), before)
+
+
+def test_two_deltas_add_up(network, host, tmp_path):
+    save(tmp_path / "deltas", "one", host, seed=1)
+    save(tmp_path / "deltas", "two", host, seed=2)
+    network.activate(Picture(), tags("one", "two:0"))
+    alone = predict(host)
+    network.activate(Picture(), tags("one:0.25", "two:0.5", "one:0.75", "two:-0.5"))
+    assert torch.allclose(predict(host), alone, atol=1e-6)
+
+
+def test_tokens_are_known_while_the_delta_is_used_also_before_punctuation(network, host, tmp_path):
+    made = save(tmp_path / "deltas", "cat", host, "<new1>")
+    network.activate(Picture(), tags("cat"))
+    for text, row in (("<new1>", 1), ("a <new1>, red", 2)):
+        assert torch.equal(host.cond_stage_model([text])[0, row : row + 2], made.embeddings["<new1>"])
+
+
+def test_an_embedding_of_the_hosts_own_comes_back(network, host, tmp_path):
+    database = sd_hijack.model_hijack.embedding_db
+    own = Embedding(torch.ones(1, WIDTH), "mycat")
+    own.vectors, own.shape = own.vec.shape
+    database.register_embedding_by_name(own, host, "mycat")
+    made = save(tmp_path / "deltas", "cat", host, "mycat")
+    network.activate(Picture(), tags("cat"))
+    assert torch.equal(host.cond_stage_model(["mycat"])[0, 1:3], made.embeddings["mycat"])
+    network.activate(Picture(), [])
+    assert database.word_embeddings == {"mycat": own}
+    assert torch.equal(host.cond_stage_model(["mycat"])[0, 1:2], own.vec)
+
+
+def test_tokens_come_back_when_the_host_has_read_its_folder_again(network, host, tmp_path):
+    made = save(tmp_path / "deltas", "cat", host, "<new1>")
+    network.activate(Picture(), tags("cat"))
+    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
+    network.activate(Picture(), tags("cat"))
+    assert torch.equal(host.cond_stage_model(["<new1>"])[0, 1:3], made.embeddings["<new1>"])
+
+
+def test_the_delta_follows_when_the_host_changes_its_model_in_mid_picture(network, host, tmp_path, monkeypatch):
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    network.activate(Picture(), tags("cat"))
+    other = TinyHostModel(seed=5)
+    bare, before = predict(other), predict(TinyHostModel())
+    monkeypatch.setattr(shared, "sd_model", other)
+    monkeypatch.setattr(sd_models.model_data, "sd_model", other)
+    network.follow_model(other)
+    network.activate(SimpleNamespace(prompts=None), [])  # the host's empty prompt
+    assert not torch.equal(predict(other), bare)
+    assert torch.equal(predict(host), before)
+    network.deactivate(Picture())
+    assert torch.equal(predict(other), bare)
+
+
+def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(network, host, tmp_path, monkeypatch):
+    save(tmp_path / "deltas", "cat", host)
+    p = Picture()
+    network.activate(p, tags("cat"))
+    other = TinyHostModel(seed=5)
+    other.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k = torch.nn.Linear(WIDTH, 9, bias=False)
+    monkeypatch.setattr(sd_models.model_data, "sd_model", other)
+    network.before_step(SimpleNamespace())
+    network.before_step(SimpleNamespace())
+    assert [text for text in p.comments if "left out from here on" in text and "does not fit" in text]
+    assert not any(module._forward_hooks for module in other.modules())
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("dog:1", "there is no delta 'dog'"),
+        ("broken:1", "broken.delta.safetensors is damaged"),
+        ("other:1", "does not fit this model"),
+        ("wide:1", "its word <w> is 5 numbers wide"),
+        ("cat:much", "its weight should be a number, not 'much'"),
+        ("cat:nan", "its weight should be a number, not 'nan'"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_and_said_and_the_rest_is_used(network, host, tmp_path, tag, said):
+    folder = tmp_path / "deltas"
+    save(folder, "cat", host)
+    (folder / "broken.delta.safetensors").write_bytes(b"nothing of the kind")
+    Delta({"model.diffusion_model.input_blocks.99.1.attn2.to_k.weight": torch.ones(2, 2)}).save(
+        folder / "other.delta.safetensors"
+    )
+    Delta({}, {"<w>": torch.ones(1, 5)}).save(folder / "wide.delta.safetensors")
+    network.activate(Picture(), tags("cat:0.5"))
+    alone = predict(host)
+    p = Picture()
+    network.activate(p, tags(tag, "cat:0.5"))
+    assert torch.equal(predict(host), alone)
+    [comment] = p.comments
+    assert said in comment and f"<delta:{tag}>" in comment
+
+
+def test_infotext_names_the_file_by_its_hash_and_finds_it_under_another_name(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat, mine", host)
+    p = Picture()
+    network.activate(p, tags("cat, mine:0.8"))
+    [value] = p.extra_generation_params.values()
+    assert list(p.extra_generation_params) == ["Delta hashes"]
+    assert value == f"cat mine: {network.library.find('cat, mine').shorthash}"
+    (tmp_path / "deltas" / "cat, mine.delta.safetensors").rename(tmp_path / "deltas" / "kitty.delta.safetensors")
+    network.library.refresh()
+    pasted = {"Prompt": "a cat <delta:cat, mine:0.8> <delta:x:1>", "Delta hashes": value}
+    network.restore_names("", pasted)
+    assert pasted["Prompt"] == "a cat <delta:kitty:0.8> <delta:x:1>"
+
+
+def test_without_a_delta_infotext_says_nothing(network, host):
+    p = Picture()
+    network.activate(p, [])
+    assert p.extra_generation_params == {} and p.comments == {}
+
+
+def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    p = Picture(cached_c=["key", "conditioning"], cached_uc=["key", "conditioning"])
+    network.activate(p, tags("cat"))
+    assert p.cached_c == ["key", "conditioning"]
+    save(tmp_path / "deltas", "cat", host, "<new1>", scale=0.5, seed=9)
+    network.activate(p, tags("cat"))
+    assert p.cached_c == [None, None] and p.cached_uc == [None, None]

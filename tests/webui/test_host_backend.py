@@ -1,0 +1,107 @@
+"""The Backend on the WebUI's parts: gradients reach the words, and the database is the same before and after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from host import TinyHostModel
+from modules import sd_hijack, sd_hijack_checkpoint, shared
+from modules.textual_inversion.textual_inversion import Embedding
+from torch.nn import functional as F
+
+from lib_custom_diffusion.backend import Conditioning, Sampling
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.webui.host_backend import HostBackend
+from tiny import WIDTH
+
+
+@pytest.fixture
+def embedding(host: TinyHostModel) -> Embedding:
+    """An embedding `mycat` of two vectors in the host's database."""
+    made = Embedding(torch.ones(2, WIDTH), "mycat")
+    made.vectors, made.shape = made.vec.shape
+    return sd_hijack.model_hijack.embedding_db.register_embedding_by_name(made, host, "mycat")
+
+
+def test_captions_have_the_vectors_of_the_call_and_gradients_reach_them(host, embedding):
+    vectors = torch.full((2, WIDTH), 3.0, requires_grad=True)
+    encoded = HostBackend(["mycat"]).encode_captions(["a mycat", "mycat red"], {"mycat": vectors}).crossattn
+    assert encoded.shape == (2, 77, WIDTH)
+    assert torch.equal(encoded[0, 2:4], vectors) and torch.equal(encoded[1, 1:3], vectors)
+    encoded.sum().backward()
+    assert torch.equal(vectors.grad, torch.full((2, WIDTH), 4.0))  # in two captions, in place and at the end of each
+
+
+def test_the_database_is_the_same_after_a_call_that_failed(host, embedding, monkeypatch):
+    before = dict(sd_hijack.model_hijack.embedding_db.ids_lookup)
+    monkeypatch.setattr(host.cond_stage_model, "_encode", lambda tokens: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        HostBackend().encode_captions(["mycat"], {"mycat": torch.zeros(1, WIDTH), "other": torch.zeros(1, WIDTH)})
+    database = sd_hijack.model_hijack.embedding_db
+    assert database.word_embeddings == {"mycat": embedding}
+    assert database.ids_lookup == before
+
+
+def test_a_word_to_be_learned_starts_from_its_embedding_and_is_not_known_to_the_trainer(host, embedding):
+    backend = HostBackend(["mycat"])
+    assert torch.equal(backend.token_vectors("mycat"), embedding.vec)
+    assert not backend.has_token("mycat")
+    assert HostBackend().has_token("mycat")
+    assert backend.has_token("cat")  # one token of the vocabulary
+    assert not backend.has_token("<new1>")
+    assert backend.token_vectors("").shape == (0, WIDTH)
+    assert backend.token_vectors("red cat").shape == (2, WIDTH)
+
+
+def test_latents_are_the_vaes_times_the_models_scale(host):
+    posterior = HostBackend().encode_pictures(torch.full((1, 3, 16, 16), 0.5))
+    assert torch.equal(posterior.mean, torch.full((1, 4, 2, 2), 0.25))
+    assert torch.equal(posterior.std, torch.full((1, 4, 2, 2), 0.1))
+
+
+def test_the_unet_is_asked_through_the_host(host):
+    backend = HostBackend()
+    latents, context = torch.randn(2, 4, 2, 2), torch.randn(2, 77, WIDTH)
+    timesteps = torch.tensor([3, 50])
+    expected = host.model.diffusion_model(latents, timesteps, context)
+    assert torch.equal(backend.predict(latents, timesteps, Conditioning(context)), expected)
+
+
+def test_pooled_text_is_the_feature_at_the_end_of_the_caption(host):
+    pooled = HostBackend().pooled_text(["a cat", "red"])
+    features = host.cond_stage_model(["a cat", "red"])
+    assert pooled.shape == (2, WIDTH)
+    assert torch.allclose(pooled, F.normalize(features[[0, 1], [3, 2]], dim=-1))
+
+
+def test_a_picture_shows_the_words_of_the_call_and_the_job_goes_on_where_it_was(host, embedding):
+    backend, sampling = HostBackend(["mycat"]), Sampling(size=(16, 24))
+    shared.state.job_count, shared.state.job_no = 100, 7
+    [one] = backend.generate(["mycat"], [3], sampling, {"mycat": torch.full((2, WIDTH), 4.0)})
+    [other] = backend.generate(["mycat"], [3], sampling, {})
+    assert one.size == (16, 24)
+    assert one.getpixel((0, 0)) != other.getpixel((0, 0))
+    assert (shared.state.job_no, shared.state.job_count) == (7, 100)
+
+
+def test_a_preview_is_drawn_with_the_settings_of_the_page(host):
+    backend = HostBackend()
+    backend.preview = Sampling(size=(40, 8))
+    assert backend.generate(["a cat"], [1], Sampling(), {})[0].size == (40, 8)
+
+
+def test_activation_checkpointing_is_the_hosts(host):
+    HostBackend().gradient_checkpointing(True)
+    assert sd_hijack_checkpoint.stored
+    HostBackend().gradient_checkpointing(False)
+    assert not sd_hijack_checkpoint.stored
+
+
+@pytest.mark.parametrize(("flag", "said"), [("is_sdxl", "SDXL and SD 3"), (None, "no checkpoint is loaded")])
+def test_models_that_cannot_be_trained_are_refused(host, monkeypatch, flag, said):
+    if flag is None:
+        monkeypatch.setattr(shared, "sd_model", None)
+    else:
+        setattr(host, flag, True)
+    with pytest.raises(UserError, match=said):
+        HostBackend()

@@ -1,0 +1,66 @@
+"""Deltas are found by name, and read again exactly when their file has changed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.webui.library import DeltaLibrary
+
+
+def delta(value: float = 1.0) -> Delta:
+    return Delta(
+        {"model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight": torch.full((8, 6), value)}
+    )
+
+
+@pytest.fixture
+def library(tmp_path) -> DeltaLibrary:
+    return DeltaLibrary(tmp_path)
+
+
+def test_a_delta_is_found_by_its_file_name_also_one_that_was_added_since(library, tmp_path):
+    library.refresh()
+    delta().save(tmp_path / "cat.delta.safetensors")
+    assert library.find("cat").path == tmp_path / "cat.delta.safetensors"
+
+
+def test_of_two_files_of_one_name_the_deeper_is_called_by_its_folder(library, tmp_path):
+    delta().save(tmp_path / "cat.delta.safetensors")
+    delta(2.0).save(tmp_path / "mine" / "cat.delta.safetensors")
+    library.refresh()
+    assert {each.name for each in library.all()} == {"cat", "mine/cat"}
+    assert library.find("cat").path == tmp_path / "cat.delta.safetensors"
+
+
+def test_an_unknown_name_says_where_it_was_looked_for(library, tmp_path):
+    with pytest.raises(UserError, match=f"no delta 'dog' in {tmp_path}"):
+        library.find("dog")
+
+
+def test_a_file_is_read_once_until_it_changes(library, tmp_path):
+    path = tmp_path / "cat.delta.safetensors"
+    delta(1.0).save(path)
+    first = library.load(library.find("cat"))
+    assert library.load(library.find("cat")) is first
+    delta(2.0).save(path)
+    os.utime(path, ns=(1, 1))
+    assert next(iter(library.load(library.find("cat")).entries.values()))[0, 0] == 2.0
+
+
+def test_a_name_is_found_by_the_hash_of_its_file(library, tmp_path):
+    delta().save(tmp_path / "cat.delta.safetensors")
+    assert library.named_by_hash(library.find("cat").shorthash) == "cat"
+    assert library.named_by_hash("ffffffffffff") is None
+    assert library.named_by_hash("") is None
+
+
+def test_hidden_and_other_files_are_no_deltas(library, tmp_path):
+    (tmp_path / "lora.safetensors").write_bytes(b"")
+    (tmp_path / ".cat.delta.safetensors").write_bytes(b"")
+    library.refresh()
+    assert library.all() == []

@@ -1,0 +1,128 @@
+"""The tabs ask for what a training needs, say what each field is for, and hand over what was entered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from modules.script_callbacks import UiTrainTabParams
+from modules.textual_inversion import textual_inversion
+from PIL import Image
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.new_embedding import create_embedding
+from lib_custom_diffusion.webui.training_form import ConceptForm, TrainingForm
+
+gr = pytest.importorskip("gradio")
+if not hasattr(gr, "made"):
+    pytest.skip("a real gradio is installed; the journey in a real WebUI tests these", allow_module_level=True)
+
+from lib_custom_diffusion.webui import train_tab, utils_tab  # noqa: E402 - they need gradio
+
+
+@pytest.fixture
+def made(host, tmp_path, monkeypatch) -> dict[str, gr.Component]:
+    """All components of both tabs by their ids."""
+    monkeypatch.setattr(library, "folder", tmp_path / "deltas")
+    monkeypatch.setattr(textual_inversion, "textual_inversion_templates", {"subject_filewords.txt": None})
+    gr.made.clear()
+    train_tab.build(UiTrainTabParams([gr.Textbox("") for _ in range(8)]))
+    utils_tab.build()
+    return {component.elem_id: component for component in gr.made if component.elem_id}
+
+
+def fields() -> list[gr.Component]:
+    kinds = (gr.Textbox, gr.Number, gr.Slider, gr.Checkbox, gr.Dropdown)
+    return [component for component in gr.made if isinstance(component, kinds) and component.label]
+
+
+def test_labels_are_unique_because_the_host_remembers_values_by_them(made):
+    labels = [component.label for component in fields()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_every_field_of_the_train_tab_says_what_it_is_for(made):
+    build = [component for component in fields() if (component.elem_id or "").startswith("cd_")]
+    silent = [component.label for component in build if not component.settings.get("info")]
+    assert [
+        label for label in silent if label not in ("Prompt to try", "Delta") and "picture" not in label.lower()
+    ] == []
+
+
+def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_the_api(made):
+    shown = train_tab._setting_boxes()
+    declared = {name: field for name, field in TrainingForm.__dataclass_fields__.items() if name != "concepts"}
+    assert set(shown) == set(declared)
+    differing = {name for name, field in declared.items() if shown[name].value not in (field.default, None)}
+    assert differing == {"preview_every"}  # a page shows previews; a program did not ask for them
+
+
+def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, host, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (16, 16), (90, 40, 200)).save(pictures / "one.png")
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    entered = {"cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(pictures), "cd_class_1": "cat",
+               "cd_steps": 2, "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log")}  # fmt: skip
+    [event] = made["cd_start"].events
+    values = [entered.get(component.elem_id, component.value) for component in event.inputs]
+    prompt, button, outcome = event.fn(*values)
+    assert event.js == "startCustomDiffusionTraining"
+    assert prompt["value"] == "photo of a mycat cat <delta:mycat:1>" and button["visible"]
+    assert "Finished after 2 steps" in outcome and str(tmp_path / "deltas" / "mycat.delta.safetensors") in outcome
+    assert Delta.load(tmp_path / "deltas" / "mycat.delta.safetensors").provenance.steps == 2
+
+
+def test_a_mistake_is_shown_as_a_sentence(made):
+    [event] = made["cd_start"].events
+    *_, outcome = event.fn(*[component.value for component in event.inputs])
+    assert outcome == "<div class='error'>concept 1 has no embedding; choose one, or create it above</div>"
+
+
+def test_a_preset_fills_the_form_with_the_published_settings(made):
+    [event] = made["cd_preset"].events
+    filled = dict(zip([component.elem_id for component in event.outputs], event.fn("face"), strict=True))
+    assert (filled["cd_steps"], filled["cd_learning_rate"], filled["cd_select"]) == (1000, "4e-5", "crossattn")
+
+
+def test_as_many_concepts_are_shown_as_are_asked_for(made):
+    [event] = made["cd_count"].events
+    assert [change["visible"] for change in event.fn(2)] == [True, True, False, False]
+    assert len(event.outputs) == 4
+
+
+def test_a_new_word_is_created_from_the_page(made, tmp_path):
+    [event] = made["cd_new_create"].events
+    assert "Created the word <b>dog</b>" in event.fn("<dog>", "cat", 1, False)
+    assert (tmp_path / "embeddings" / "dog.pt").is_file()
+    assert "there is an embedding dog already" in event.fn("dog", "cat", 1, False)
+
+
+def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(made, tmp_path, monkeypatch):
+    toy = tmp_path / "toy"
+    toy.mkdir()
+    (toy / "toy.safetensors").write_bytes(b"weights")
+    (toy / "toy.yaml").write_text("cond_stage_config:\n  params:\n    version: config/tokenizer\n    device: cpu\n")
+    monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
+    [event] = made["cd_toy"].events
+    _, outcome = event.fn("task(1)")
+    assert "Installed" in outcome
+    assert (tmp_path / "models" / "custom-diffusion-toy.safetensors").read_bytes() == b"weights"
+    config = (tmp_path / "models" / "custom-diffusion-toy.yaml").read_text()
+    assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
+
+
+def test_inspect_shows_tokens_and_layers(made, host, tmp_path):
+    from test_extra_network import save
+
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    [event] = made["cd_inspect"].events
+    report = event.fn("cat")
+    assert "&lt;new1&gt;" in report and "2 × 6" in report and report.count("cd-norm-bar") == 6
+    assert "there is no delta" in event.fn("dog")
+
+
+def test_concepts_have_a_field_for_each_part(made):
+    assert [ConceptForm(*"abcd").__dict__[name] for name in train_tab._CONCEPT_FIELDS] == list("abcd")
+    assert Path(made["cd_log_directory"].value) == Path("textual_inversion")
