@@ -315,7 +315,7 @@ class Trainer:
         ]
         options: dict[str, Any] = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
         try:
-            return torch.optim.AdamW(groups, lr=0.0, fused=True, **options)
+            return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, fused=True, **options)
         except RuntimeError:  # this torch has no fused AdamW for this device
             return torch.optim.AdamW(groups, lr=0.0, **options)
 

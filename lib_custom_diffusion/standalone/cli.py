@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..schedule import SHAPES
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training import PRECISIONS, TrainingConfig
+from .algebra_cli import add_blend, add_compress, add_convert, add_merge
 
 INTERRUPTED = 130
 _D = TrainingConfig()
@@ -42,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_generate, _add_regularize, _add_info):
+    for add in (
+        *(_add_demo, _add_train, _add_generate, _add_regularize, _add_info),
+        *(add_compress, add_blend, add_merge, add_convert),
+    ):
         add(commands)
     return root
 
