@@ -102,8 +102,8 @@ def _diffusers_offsets(unet: nn.Module) -> dict[str, list[int]]:
     LDM counts one input block a resnet and one a downsampler, after the first convolution; an upsampler shares the
     output block of the resnet before it.
     """
-    down = [len(block.resnets) + 1 for block in unet.down_blocks]  # type: ignore[union-attr, arg-type]
-    up = [len(block.resnets) for block in unet.up_blocks]  # type: ignore[union-attr, arg-type]
+    down = [len(block.resnets) + 1 for block in unet.down_blocks]  # type: ignore[union-attr]
+    up = [len(block.resnets) for block in unet.up_blocks]  # type: ignore[union-attr]
     return {"down_blocks": list(accumulate(down, initial=1)), "up_blocks": list(accumulate(up, initial=0))}
 
 

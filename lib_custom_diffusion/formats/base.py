@@ -50,7 +50,7 @@ class Base:
 
 def _resnets(unet: nn.Module) -> int:
     if hasattr(unet, "down_blocks"):
-        return len(unet.down_blocks[0].resnets)  # type: ignore[index, union-attr, arg-type]
+        return len(unet.down_blocks[0].resnets)  # type: ignore[index, union-attr]
     count = getattr(unet, "num_res_blocks", _STANDARD_RESNETS)  # LDM: one number, or one a level
     return int(count if isinstance(count, int) else count[0])
 
