@@ -1,0 +1,87 @@
+"""The toy model's parts: Stable Diffusion 1, made small. Only sizes differ, so SD1's loaders load it.
+
+Source of the layout: configs/stable-diffusion/v1-inference.yaml of CompVis/stable-diffusion. Channels are multiples of
+32 because LDM's GroupNorm always has 32 groups.
+"""
+
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TEXT_WIDTH = 128
+TEXT_LAYERS = 3
+HEADS = 4  # of every attention, in the UNet and in the text encoder
+LATENT_CHANNELS = 4
+PICTURE_SIDE = 128
+LATENT_SIDE = PICTURE_SIDE // 8
+
+# LDM's GroupNorm has 32 groups. With one or two channels a group it removes a flat colour altogether, and a VAE of 32
+# channels does not learn; 96 everywhere and no residual block but the decoder's one a level is as quick and does.
+VAE: dict[str, Any] = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    block_out_channels=[96, 96, 96, 96],
+    layers_per_block=0,
+    latent_channels=LATENT_CHANNELS,
+    norm_num_groups=32,
+    sample_size=PICTURE_SIDE,
+)
+UNET: dict[str, Any] = dict(
+    sample_size=LATENT_SIDE,
+    in_channels=LATENT_CHANNELS,
+    out_channels=LATENT_CHANNELS,
+    down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    block_out_channels=[64, 128, 128],
+    layers_per_block=1,
+    attention_head_dim=HEADS,  # diffusers' name for the number of heads in SD1's layout
+    cross_attention_dim=TEXT_WIDTH,
+    norm_num_groups=32,
+    use_linear_projection=False,
+)
+SCHEDULE: dict[str, Any] = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="epsilon",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
+
+
+def autoencoder() -> AutoencoderKL:
+    """Pictures (n, 3, 128, 128) in [-1, 1] to latents (n, 4, 16, 16) and back; untrained."""
+    return AutoencoderKL(**VAE)
+
+
+def unet() -> UNet2DConditionModel:
+    """Noise in latents (n, 4, 16, 16) given timesteps (n,) and text features (n, 77, 128); untrained."""
+    return UNet2DConditionModel(**UNET)
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Token ids (n, 77) to text features (n, 77, 128); untrained."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1's noise schedule."""
+    return DDIMScheduler(**SCHEDULE)

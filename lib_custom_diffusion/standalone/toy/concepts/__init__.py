@@ -1,0 +1,47 @@
+"""The concepts that the demo teaches: pictures that the toy has never seen the like of, and how to speak of them.
+
+`draw` (concepts/drawing.py) made the pictures from what the generator's training world leaves out; concepts.json
+describes them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class BundledConcept:
+    """A concept in `folder`.
+
+    prompts:           what to draw to see whether it was learned, with the modifier token.
+    judge_captions:    what each of `prompts` should show, in words that the judge knows.
+    unrelated_prompts: what should look as it did before.
+    """
+
+    name: str
+    description: str
+    folder: Path
+    instance_prompt: str
+    class_prompt: str
+    modifier_token: str
+    initializer_token: str
+    caption_source: str
+    prompts: tuple[str, ...]
+    judge_captions: tuple[str, ...]
+    unrelated_prompts: tuple[str, ...]
+
+
+def bundled_concepts() -> dict[str, BundledConcept]:
+    """The bundled concepts by name, in the order in which the demo offers them."""
+    described = json.loads((FOLDER / "concepts.json").read_text(encoding="utf-8"))
+    return {name: _concept(name, entry) for name, entry in described.items()}
+
+
+def _concept(name: str, entry: dict[str, Any]) -> BundledConcept:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return BundledConcept(name=name, folder=FOLDER / name, **values)

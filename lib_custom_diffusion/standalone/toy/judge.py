@@ -1,0 +1,162 @@
+"""The judge: how like a concept, how true to a caption, how changed a picture of the toy's world is.
+
+A small convolutional network, frozen, that knows more of the world than the generator: the things and looks held out of
+the generator's training, and a thousand glyphs besides, so that what it says of a new concept is not a guess
+(train_judge.py). The generator never sees it. It has one trunk and these heads:
+
+- identity and look, together the embedding for likeness: pictures of one thing lie together whatever their background,
+  size and place (supervised contrastive learning, arXiv 2004.11362);
+- meaning, aligned with captions as in CLIP (arXiv 2103.00020);
+- the things and the background colour in a picture, to count what a generator gets right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import world
+
+WEIGHTS = Path(__file__).with_name("judge.safetensors")
+SIDE = 64  # to which pictures are scaled
+TRUNK = (32, 64, 128, 128)
+MEANING, IDENTITY, LOOK = 96, 96, 16
+NAMES = (*world.THINGS, *world.HELD_OUT_THINGS)
+COLOURS = tuple(world.COLOURS)
+LOOKS = ("plain", *world.LOOKS, *world.HELD_OUT_LOOKS)
+WORDS = {word: index for index, word in enumerate(world.words(), start=1)}  # 0 is any other word
+
+
+def to_input(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of any size as (n, 3, 64, 64) in [-1, 1]."""
+    small = [picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for picture in pictures]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def half_alone(picture: Image.Image, side: int) -> Image.Image:
+    """The left (0) or right (1) half of a picture in the middle of a square that goes on in its corner's colour."""
+    picture = picture.convert("RGB")
+    half, height = picture.width // 2, picture.height
+    square = Image.new("RGB", picture.size, picture.getpixel((side * (picture.width - 1), 0)))
+    square.paste(picture.crop((side * half, 0, side * half + half, height)), ((picture.width - half) // 2, 0))
+    return square
+
+
+def word_counts(captions: Sequence[str]) -> Tensor:
+    """How often each known word is in each caption, (n, words)."""
+    counts = torch.zeros(len(captions), len(WORDS) + 1)
+    for row, caption in zip(counts, captions, strict=True):
+        for word in re.findall(r"\w+", caption.lower()):
+            row[WORDS.get(word, 0)] += 1
+    counts[:, 0] = 0
+    return counts
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_convolution(channels, channels), *_convolution(channels, channels)[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layers(x))
+
+
+def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+
+class JudgeNetwork(nn.Module):
+    """Trunk and heads; inputs as `to_input` and `word_counts` make them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers, channels = [], 3
+        for index, width in enumerate(TRUNK):
+            layers += _convolution(channels, width, stride=2)
+            layers += [_Residual(width)] if index else []
+            channels = width
+        self.trunk = nn.Sequential(*layers)
+        self.identity = nn.Sequential(nn.Linear(2 * channels, 192), nn.ReLU(), nn.Linear(192, IDENTITY))
+        self.look = nn.Linear(2 * channels, LOOK)
+        self.look_prototypes = nn.Parameter(torch.randn(len(LOOKS), LOOK))
+        self.meaning = nn.Linear(2 * channels, MEANING)
+        self.things = nn.Linear(2 * channels, len(NAMES))
+        self.colours = nn.Linear(2 * channels, len(COLOURS))
+        self.words = nn.Sequential(nn.Linear(len(WORDS) + 1, 128), nn.ReLU(), nn.Linear(128, MEANING))
+        self.log_temperature = nn.Parameter(torch.tensor(2.5))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the heads read, (n, 256): each channel's mean and greatest value over the picture."""
+        maps = self.trunk(pictures)
+        return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+
+    def likeness(self, features: Tensor) -> Tensor:
+        """Embeddings for likeness, (n, 112), unit length: identity and look in equal parts."""
+        parts = (F.normalize(self.identity(features), dim=1), F.normalize(self.look(features), dim=1))
+        return torch.cat(parts, dim=1) / 2**0.5
+
+
+class Judge:
+    """The frozen network behind plain questions about pictures."""
+
+    def __init__(self, network: JudgeNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Judge:
+        """The judge as it ships, on the CPU."""
+        network = JudgeNetwork()
+        # BatchNorm's count of batches, which only training reads, is not in the file.
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=False)
+        return cls(network)
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings that lie together for one thing with one look, (n, 112), unit length."""
+        return self.network.likeness(self._features(pictures))
+
+    def embed_meanings(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings that lie near those of true captions, (n, 96), unit length."""
+        return F.normalize(self.network.meaning(self._features(pictures)), dim=1)
+
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions, (n, 96), unit length. A word that the world does not know counts for nothing."""
+        return F.normalize(self.network.words(word_counts(captions)), dim=1)
+
+    def likeness(self, pictures: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
+        """Mean cosine of every picture with every reference: 1 for the same thing with the same look."""
+        return float((self.embed_pictures(pictures) @ self.embed_pictures(references).T).mean())
+
+    def text_alignment(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> float:
+        """Mean cosine of each picture with its own caption."""
+        return float((self.embed_meanings(pictures) * self.embed_texts(captions)).sum(dim=1).mean())
+
+    def drift(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
+        """How much pictures changed, pair by pair: 1 - cosine, meant over likeness and meaning; 0 for no change."""
+        likeness = (self.embed_pictures(before) * self.embed_pictures(after)).sum(dim=1)
+        meaning = (self.embed_meanings(before) * self.embed_meanings(after)).sum(dim=1)
+        return float((1 - (likeness + meaning) / 2).mean())
+
+    def things(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The likeliest thing in each picture."""
+        return [NAMES[index] for index in self.network.things(self._features(pictures)).argmax(dim=1).tolist()]
+
+    def pairs(self, pictures: Sequence[Image.Image]) -> list[tuple[str, str]]:
+        """The likeliest thing in the left and in the right half of each picture."""
+        left, right = ([half_alone(picture, side) for picture in pictures] for side in (0, 1))
+        return list(zip(self.things(left), self.things(right), strict=True))
+
+    def colours(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Each picture's background colour."""
+        return [COLOURS[index] for index in self.network.colours(self._features(pictures)).argmax(dim=1).tolist()]
+
+    @torch.no_grad()
+    def _features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return self.network.features(to_input(pictures))

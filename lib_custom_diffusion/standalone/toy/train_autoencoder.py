@@ -1,0 +1,143 @@
+"""The toy's VAE: drawings to latents, eight times smaller, and back."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from . import architecture, world
+from .resumable import Course, run
+
+CROP_STEPS, CROPS, CROP = 2900, 8, 64
+WHOLE_STEPS, WHOLE = 150, 3
+COURSE = Course(steps=CROP_STEPS + WHOLE_STEPS, peak=1e-3, warmup=100, ema_decay=0.995)
+POLISH = Course(steps=600, peak=6e-4, warmup=30, ema_decay=0.99, save_every=100)
+KL_WEIGHT = 1e-6  # 1e-4 wins over the pictures while nothing is learned yet, and the latents collapse
+LATENT_NOISE = 0.12  # the decoder learns to paint cleanly from latents that are off by this much of their deviation
+
+
+def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """Pictures as (n, 3, height, width) in [-1, 1]."""
+    stacked = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def drawing(rng: random.Random) -> Image.Image:
+    """A drawing for the VAE: of the world, or of glyphs outside it on any colour, so that concepts to come fit too."""
+    if rng.random() < 0.75:
+        return world.draw(world.random_scene(rng))
+    glyphs = [rng.choice(world.other_glyphs()) for _ in range(rng.choice((1, 1, 2)))]
+    if len(glyphs) == 2:
+        scene = world.pair_of(rng, glyphs[0], glyphs[1], "white")
+    else:
+        scene = world.scene_of(rng, glyphs[0], "white", rng.choice(("small", "medium", "medium", "large")))
+    shade = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+    look = rng.choice((None, None, None, *world.LOOKS))
+    return world.draw(world.Scene(scene.placed, scene.colour, shade, look=look))
+
+
+def crop(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """A `CROP`-sided piece of a picture, more often from its middle, where the things are."""
+    left, top = (round(rng.triangular(0, world.SIZE - CROP)) for _ in range(2))
+    return picture.crop((left, top, left + CROP, top + CROP))
+
+
+def batch(step: int) -> torch.Tensor:
+    """The pictures of a step: crops at first, then whole pictures, whose GroupNorm statistics are those of use."""
+    rng = random.Random(f"autoencoder {step}")
+    if step < CROP_STEPS:
+        return to_tensor([crop(drawing(rng), rng) for _ in range(CROPS)])
+    return to_tensor([drawing(rng) for _ in range(WHOLE)])
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 of the pictures, of their edges, and of both at half and quarter size: sharp, with true colours."""
+    loss = output.new_zeros(())
+    for _ in range(3):
+        difference = output - target
+        loss = loss + difference.abs().mean()
+        loss = loss + difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
+        output, target = F.avg_pool2d(output, 2), F.avg_pool2d(target, 2)
+    return loss
+
+
+def objective(vae: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Reconstruction through sampled latents plus the weighted Kullback-Leibler divergence.
+
+    Args:
+        noise: two draws of the latents' shape, (2, n, 4, h, w): the posterior's and that of `level`, (n, 1, 1, 1).
+    """
+    mean, log_variance = vae.quant_conv(vae.encoder(pictures)).chunk(2, dim=1)
+    log_variance = log_variance.clamp(-30, 20)
+    latents = mean + noise[0] * (0.5 * log_variance).exp()
+    latents = latents + level * noise[1] * latents.detach().std()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return reconstruction_loss(vae.decoder(vae.post_quant_conv(latents)).float(), pictures) + KL_WEIGHT * divergence
+
+
+@torch.no_grad()
+def start_transparent(vae: AutoencoderKL) -> None:
+    """Set the weights to start from so that a flat colour gets through, which default ones learn very slowly.
+
+    LDM's GroupNorm takes the mean out of each group of three channels, and flat colours with it. If two of the three
+    are large opposite constants, the group's statistics are theirs and the third channel passes unchanged but for
+    scale; so the first convolutions add such constants, and the samplers start as plain averaging and copying, which
+    keep them.
+    """
+    for half in (vae.encoder, vae.decoder):
+        half.conv_in.bias[0::3] = 0
+        half.conv_in.bias[1::3] = 1.5
+        half.conv_in.bias[2::3] = -1.5
+    same = torch.eye(vae.config.block_out_channels[0])
+    for block in vae.encoder.down_blocks:
+        for sampler in block.downsamplers or ():
+            sampler.conv.weight.mul_(0.3)[:, :, :2, :2] += same[:, :, None, None] / 4
+    for block in vae.decoder.up_blocks:
+        for sampler in block.upsamplers or ():
+            sampler.conv.weight.mul_(0.3)[:, :, 1, 1] += same
+    # Small posterior deviations: under unit noise the decoder learns to ignore the latents.
+    vae.quant_conv.bias[architecture.LATENT_CHANNELS :] = -6
+
+
+def train(work: Path, device: torch.device) -> AutoencoderKL:
+    """Train the VAE, or go on training it, and return it with the latents' scale in its configuration."""
+    torch.manual_seed(1)
+    vae = architecture.autoencoder().to(device, memory_format=torch.channels_last)
+    start_transparent(vae)
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        pictures = batch(step).to(device, memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(step)
+        side = pictures.shape[-1] // 8
+        noise = torch.randn(2, len(pictures), architecture.LATENT_CHANNELS, side, side, generator=generator).to(device)
+        highest = LATENT_NOISE * min(1, max(0, step / CROP_STEPS - 0.2))
+        level = highest * torch.rand(len(pictures), 1, 1, 1, generator=generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            return objective(vae, pictures, noise, level)
+
+    return run(vae, COURSE, loss_of_step, work / "vae.pt", device).eval()
+
+
+def polish(vae: AutoencoderKL, work: Path, device: torch.device) -> AutoencoderKL:
+    """Train the decoder on, with whole pictures; the encoder stays, so latents that were made before stay true."""
+    vae.encoder.requires_grad_(False)
+    decoding = nn.Sequential(vae.post_quant_conv, vae.decoder)
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        rng, generator = random.Random(f"polish {step}"), torch.Generator().manual_seed(step)
+        pictures = to_tensor([drawing(rng) for _ in range(WHOLE)]).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.quant_conv(vae.encoder(pictures)).chunk(2, dim=1)[0].float()
+            level = LATENT_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
+            noise = level * torch.randn(latents.shape, generator=generator)
+            deviation = latents.std(dim=(0, 2, 3), keepdim=True)
+            return reconstruction_loss(decoding(latents + noise.to(device) * deviation).float(), pictures)
+
+    run(decoding, POLISH, loss_of_step, work / "decoder.pt", device)
+    return vae

@@ -1,0 +1,121 @@
+"""The judge's training: one network, taught by everything the font can draw."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import world
+from .judge import COLOURS, LOOKS, NAMES, WEIGHTS, Judge, JudgeNetwork, to_input, word_counts
+from .resumable import Course, run
+
+COURSE = Course(steps=1100, peak=2e-3, warmup=50, ema_decay=0.98, save_every=100)
+IDENTITIES, VIEWS, PAIRS = 56, 2, 40  # in a step's batch
+TEMPERATURE = 0.1
+KNOWN_SHARE = 0.55  # of identities: things with names; the others are glyphs without
+
+
+@dataclass
+class Batch:
+    """A step's pictures: views of `IDENTITIES` things, `VIEWS` of each in turn, then `PAIRS` pictures of two things.
+
+    `named` are the rows that have captions, `captions` theirs in the same order; `things` (n, names) is 1 where a
+    thing is in the picture and all 0 where it has no name.
+    """
+
+    pictures: Tensor
+    looks: Tensor
+    colours: Tensor
+    things: Tensor
+    named: list[int]
+    captions: list[str]
+
+
+def spoil(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Blur some pictures as a small generator does, so that its faults are not all that the judge sees in them."""
+    if rng.random() < 0.5:
+        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
+    return picture
+
+
+def batch(step: int) -> Batch:
+    """The batch of a step."""
+    rng = random.Random(f"judge {step}")
+    scenes: list[world.Scene] = []
+    for _ in range(IDENTITIES):
+        glyph = rng.choice(NAMES if rng.random() < KNOWN_SHARE else world.other_glyphs())
+        look = rng.choice(LOOKS[1:]) if rng.random() < 0.4 else None
+        scenes += [_view(rng, glyph, look) for _ in range(VIEWS)]
+    for _ in range(PAIRS):
+        left, right = rng.sample(NAMES, 2)
+        look = rng.choice(LOOKS[1:]) if rng.random() < 0.2 else None
+        scenes.append(world.pair_of(rng, left, right, rng.choice(COLOURS), look))
+    things = torch.zeros(len(scenes), len(NAMES))
+    for row, scene in zip(things, scenes, strict=True):
+        for placed in scene.placed:
+            if placed.thing in NAMES:
+                row[NAMES.index(placed.thing)] = 1
+    named = [index for index, scene in enumerate(scenes) if scene.placed[0].thing in NAMES]
+    return Batch(
+        to_input([spoil(world.draw(scene), rng) for scene in scenes]),
+        torch.tensor([LOOKS.index(scene.look or "plain") for scene in scenes]),
+        torch.tensor([COLOURS.index(scene.colour) for scene in scenes]),
+        things,
+        named,
+        [world.caption(scenes[index], rng) for index in named],
+    )
+
+
+def _view(rng: random.Random, glyph: str, look: str | None) -> world.Scene:
+    size = rng.choices(list(world.SPAN_SHARES), list(world.SPAN_SHARES.values()))[0]
+    place = rng.choice((None, None, *world.PLACES)) if size in ("far", "small", "medium") else None
+    return world.scene_of(rng, glyph, rng.choice(COLOURS), size, place, look)
+
+
+def contrast_of_views(embeddings: Tensor) -> Tensor:
+    """Supervised contrastive loss of (identities × 2) unit vectors, the views of an identity side by side."""
+    similarity = embeddings @ embeddings.T / TEMPERATURE
+    similarity = similarity.masked_fill(torch.eye(len(similarity), dtype=torch.bool, device=similarity.device), -1e4)
+    other_view = torch.arange(len(similarity), device=similarity.device) ^ 1
+    return F.cross_entropy(similarity, other_view)
+
+
+def objective(network: JudgeNetwork, data: Batch) -> Tensor:
+    """The sum of the heads' losses."""
+    features = network.features(data.pictures)
+    singles = IDENTITIES * VIEWS
+    identity = contrast_of_views(F.normalize(network.identity(features[:singles]).float(), dim=1))
+    looks = F.normalize(network.look(features).float(), dim=1) @ F.normalize(network.look_prototypes, dim=1).T
+    named = features[data.named]
+    meanings = F.normalize(network.meaning(named).float(), dim=1)
+    texts = F.normalize(network.words(word_counts(data.captions).to(features.device)).float(), dim=1)
+    similarity = meanings @ texts.T * network.log_temperature.exp().clamp(max=50)
+    target = torch.arange(len(similarity), device=similarity.device)
+    meaning = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+    shares = data.things[data.named] / data.things[data.named].sum(dim=1, keepdim=True)
+    things = F.cross_entropy(network.things(named).float(), shares)
+    colours = F.cross_entropy(network.colours(features).float(), data.colours)
+    return identity + meaning + things + 0.5 * colours + F.cross_entropy(10 * looks, data.looks)
+
+
+def train(work: Path, device: torch.device) -> Judge:
+    """Train the judge, or go on training it, and write its weights."""
+    torch.manual_seed(3)
+    network = JudgeNetwork().to(device).train()
+
+    def loss_of_step(step: int) -> Tensor:
+        data = batch(step)
+        data.pictures = data.pictures.to(device, memory_format=torch.channels_last)
+        data.looks, data.colours, data.things = (each.to(device) for each in (data.looks, data.colours, data.things))
+        with torch.autocast(device.type, torch.bfloat16):
+            return objective(network, data)
+
+    run(network, COURSE, loss_of_step, work / "judge.pt", device)
+    halves = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in network.state_dict().items()}
+    save_file({name: tensor for name, tensor in halves.items() if "num_batches" not in name}, WEIGHTS)
+    return Judge(network.cpu().float())
