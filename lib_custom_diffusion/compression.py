@@ -33,7 +33,7 @@ _ENTRY_BYTES, _TENSOR_BYTES = (
     115,
     160,
 )  # of the file's header: an entry in the list of entries, a tensor's shape and place
-_BISECTIONS = 50
+_BISECTIONS = 30
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def compress(delta: Delta, limit: Limit, moment: Tensor | None = None, int8: boo
 
     Raises UserError if the byte limit is below what the smallest such file takes.
     """
-    layers = [_decomposed(group, moment) for group in _groups(delta.entries)]
+    half = None if moment is None else _square_root(moment)
+    layers = [_decomposed(group, half) for group in _groups(delta.entries)]
     widths = (FLOAT16, INT8) if int8 else (FLOAT16,)
     if limit.rank is not None:
         return replace(delta, entries=_entries([c for layer in layers for c in layer.at_rank(limit.rank)]))
@@ -80,10 +81,11 @@ def compress(delta: Delta, limit: Limit, moment: Tensor | None = None, int8: boo
 
 def _within_bytes(delta: Delta, layers: Sequence[_Layer], max_bytes: int, widths: Sequence[int]) -> Delta:
     room = max_bytes - len(replace(delta, entries={}).to_bytes())
+    no_effect = all(spectrum.tail(0) == 0 for layer in layers for spectrum in layer.apart)
     while room > 0:
         small = replace(delta, entries=_entries(_best(layers, widths, partial(_fits, room))))
         excess = len(small.to_bytes()) - max_bytes
-        if small.entries and excess <= 0:
+        if excess <= 0 and (small.entries or no_effect):
             return small
         room -= max(excess, max_bytes // 100)
     raise UserError(
@@ -112,14 +114,25 @@ def _moment_of(key: str, entry: Entry, moment: Tensor | None) -> Tensor | None:
 
     Raises UserError if the text features are of another width than the layer reads.
     """
-    if moment is None:
-        return None
-    width = entry.shape[1]
+    if moment is None or _reads_text(key, entry, moment):
+        return moment
+    return torch.eye(entry.shape[1], dtype=moment.dtype) * moment.diagonal().mean()
+
+
+def _half_of(key: str, entry: Entry, half: Tensor | None) -> Tensor | None:
+    """L for the same."""
+    if half is None or _reads_text(key, entry, half):
+        return half
+    return torch.eye(entry.shape[1]) * half.square().sum(dim=1).mean().sqrt()
+
+
+def _reads_text(key: str, entry: Entry, features: Tensor) -> bool:
     if ".attn2.to_k." not in key and ".attn2.to_v." not in key:
-        return torch.eye(width, dtype=moment.dtype) * moment.trace() / len(moment)
-    if len(moment) != width:
-        raise UserError(f"{key} reads {width} text features, the model has {len(moment)}: made for another model")
-    return moment
+        return False
+    if len(features) != entry.shape[1]:
+        sizes = f"{entry.shape[1]} text features, the model has {len(features)}"
+        raise UserError(f"{key} reads {sizes}: made for another model")
+    return True
 
 
 def _groups(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
@@ -132,17 +145,27 @@ def _groups(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """ΔL of one entry, or of two stacked: u (Σ outs, n) orthonormal, singular values s (n,), and v = uᵀΔ (n, in).
+    """The SVD of ΔL, of one entry or of two stacked.
 
-    half: L (in, in) or None. lost: squared effect of what n leaves out.
+    outs:   rows of each entry by key.
+    u:      (Σ outs, n), orthonormal. s: singular values (n,). effect: uᵀΔL (n, in).
+    inner, turn: Δ = basis · inner and u = basis · turn for some orthonormal basis, so that uᵀΔ = turnᵀ · inner.
+    half:   L (in, in), or None for the identity.
+    lost:   squared effect of what n leaves out.
     """
 
     outs: dict[str, int]
     u: Tensor
     s: Tensor
-    v: Tensor
+    effect: Tensor
+    inner: Tensor
+    turn: Tensor
     half: Tensor | None
     lost: float = 0.0
+
+    def vh(self, rank: int) -> Tensor:
+        """uᵀΔ (rank, in), which makes u · vh the best Δ̂ of the rank."""
+        return self.turn[:, :rank].T @ self.inner
 
     @cached_property
     def squares(self) -> npt.NDArray[np.float64]:
@@ -156,7 +179,7 @@ class _Spectrum:
     @property
     def numbers(self) -> int:
         """Numbers that one more rank takes."""
-        return sum(self.outs.values()) + self.v.shape[1]
+        return sum(self.outs.values()) + self.inner.shape[1]
 
     def tail(self, rank: int) -> float:
         return float(self.tails[rank])
@@ -179,7 +202,7 @@ class _Choice:
         if not self.rank:
             return 0
         entries, int8 = len(self.spectrum.outs), self.width == INT8
-        scales = 4 * self.rank * entries + 2 * self.spectrum.v.shape[1] if int8 else 0
+        scales = 4 * self.rank * entries + 2 * self.spectrum.inner.shape[1] if int8 else 0
         tensors = 2 * entries + 2 if int8 else 2
         header = _ENTRY_BYTES * entries + _TENSOR_BYTES * tensors
         return self.rank * self.spectrum.numbers * self.width + scales + header
@@ -216,9 +239,9 @@ class _Layer:
 
     def with_stacked(self, price: float) -> _Layer:
         """The same with the stacked spectrum, of what matters at this price."""
-        if len(self.apart) < 2:
-            return self
-        return replace(self, together=_stacked([_cut(spectrum, price) for spectrum in self.apart]))
+        if len({spectrum.inner.shape[1] for spectrum in self.apart}) == len(self.apart):
+            return self  # only one, or two that read different things
+        return replace(self, together=_stacked(self.apart, price))
 
 
 def _at_price(spectrum: _Spectrum, price: float, width: int) -> _Choice:
@@ -226,20 +249,21 @@ def _at_price(spectrum: _Spectrum, price: float, width: int) -> _Choice:
     return min((_Choice(spectrum, rank, width) for rank in (0, worth)), key=lambda choice: choice.cost(price))
 
 
-def _cut(spectrum: _Spectrum, price: float) -> _Spectrum:
-    """Without what is eight times too small to be worth a byte."""
-    rank = spectrum.above(price * spectrum.numbers / 8)
-    return replace(spectrum, u=spectrum.u[:, :rank], s=spectrum.s[:rank], v=spectrum.v[:rank], lost=spectrum.tail(rank))
-
-
-def _stacked(spectra: Sequence[_Spectrum]) -> _Spectrum:
-    """The spectrum of the entries on top of each other, by the SVD of (Σ n, in) numbers: their u are orthonormal."""
-    v = torch.cat([spectrum.v for spectrum in spectra])
-    half = spectra[0].half
-    turn, s, _ = torch.linalg.svd(v if half is None else v @ half, full_matrices=False)
-    outs = {key: out for spectrum in spectra for key, out in spectrum.outs.items()}
-    u = torch.block_diag(*(spectrum.u for spectrum in spectra)) @ turn
-    return _Spectrum(outs, u, s, turn.T @ v, half, sum(spectrum.lost for spectrum in spectra))
+def _stacked(spectra: Sequence[_Spectrum], price: float) -> _Spectrum:
+    """The spectrum of the entries on top of each other, of what matters at this price: all above an eighth of it."""
+    ranks = [spectrum.above(price * spectrum.numbers / 8) for spectrum in spectra]
+    effects = torch.cat([spectrum.effect[:rank] for spectrum, rank in zip(spectra, ranks)])
+    turn, s, right = torch.linalg.svd(effects, full_matrices=False)  # their u are orthonormal already
+    return _Spectrum(
+        outs={key: out for spectrum in spectra for key, out in spectrum.outs.items()},
+        u=torch.block_diag(*(spectrum.u[:, :rank] for spectrum, rank in zip(spectra, ranks))) @ turn,
+        s=s,
+        effect=s[:, None] * right,
+        inner=torch.cat([spectrum.vh(rank) for spectrum, rank in zip(spectra, ranks)]),
+        turn=turn,
+        half=spectra[0].half,
+        lost=sum(spectrum.tail(rank) for spectrum, rank in zip(spectra, ranks)),
+    )
 
 
 def _fits(room: int, choices: Sequence[_Choice]) -> bool:
@@ -273,13 +297,8 @@ def _choices(layers: Sequence[_Layer], price: float, widths: Sequence[int]) -> l
     return [choice for layer in layers for choice in layer.at_price(price, widths)]
 
 
-def _decomposed(group: Mapping[str, Entry], moment: Tensor | None) -> _Layer:
-    apart = []
-    for key, entry in group.items():
-        weights = _moment_of(key, entry, moment)
-        half = None if weights is None else _square_root(weights)
-        apart.append(_factored(key, entry, half) if isinstance(entry, Factors) else _spectrum(key, entry, half))
-    return _Layer(apart)
+def _decomposed(group: Mapping[str, Entry], text_half: Tensor | None) -> _Layer:
+    return _Layer([_spectrum(key, entry, _half_of(key, entry, text_half)) for key, entry in group.items()])
 
 
 def _square_root(moment: Tensor) -> Tensor:
@@ -288,18 +307,16 @@ def _square_root(moment: Tensor) -> Tensor:
     return torch.linalg.cholesky(moment.double() + ridge * torch.eye(len(moment), dtype=torch.float64)).float()
 
 
-def _spectrum(key: str, entry: Tensor, half: Tensor | None) -> _Spectrum:
-    matrix = entry.detach().float().cpu()
-    u, s, _ = torch.linalg.svd(matrix if half is None else matrix @ half, full_matrices=False)
-    return _Spectrum({key: len(matrix)}, u, s, u.T @ matrix, half)
-
-
-def _factored(key: str, entry: Factors, half: Tensor | None) -> _Spectrum:
-    """The same of US·Vh from its factors: a QR and the SVD of a matrix with as many rows as the rank."""
-    q, r = torch.linalg.qr(entry.us.float().cpu())
-    core = r @ entry.vh.float().cpu()  # Δ = q core
-    u, s, _ = torch.linalg.svd(core if half is None else core @ half, full_matrices=False)
-    return _Spectrum({key: len(entry.us)}, q @ u, s, u.T @ core, half)
+def _spectrum(key: str, entry: Entry, half: Tensor | None) -> _Spectrum:
+    """Of a dense entry by its SVD; of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank."""
+    if isinstance(entry, Factors):
+        basis, r = torch.linalg.qr(entry.us.float().cpu())
+        inner = r @ entry.vh.float().cpu()
+    else:
+        basis, inner = None, entry.detach().float().cpu()
+    turn, s, right = torch.linalg.svd(inner if half is None else inner @ half, full_matrices=False)
+    u = turn if basis is None else basis @ turn
+    return _Spectrum({key: len(u)}, u, s, s[:, None] * right, inner, turn, half)
 
 
 def _entries(choices: Sequence[_Choice]) -> dict[str, Entry]:
@@ -313,19 +330,20 @@ def _entries(choices: Sequence[_Choice]) -> dict[str, Entry]:
 
 def _float16_entries(choice: _Choice) -> dict[str, Entry]:
     spectrum, rank = choice.spectrum, choice.rank
-    balance = spectrum.v[:rank].norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    vh = spectrum.vh(rank)
+    balance = vh.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).sqrt()  # keeps both in float16's range
     (key,) = spectrum.outs
-    return {key: Factors(spectrum.u[:, :rank] * balance, spectrum.v[:rank] / balance[:, None])}
+    return {key: Factors(spectrum.u[:, :rank] * balance, vh / balance[:, None])}
 
 
 def _int8_entries(choice: _Choice) -> dict[str, Entry]:
     """Vh is rounded first; US is then the least-squares best to go with the rounded Vh, and is rounded itself."""
     spectrum = choice.spectrum
     vh_scale = _input_scale(spectrum)
-    vh_codes = _rounded(spectrum.v[: choice.rank] / vh_scale.float(), dim=1)[0]
+    vh_codes, _ = _rounded(spectrum.vh(choice.rank) / vh_scale.float(), dim=1)
     vh = vh_codes * vh_scale.float()
-    read, effect = (vh, spectrum.v) if spectrum.half is None else (vh @ spectrum.half, spectrum.v @ spectrum.half)
-    mixture = torch.linalg.lstsq(read.T, effect.T).solution  # (rank, n): effect ≈ mixtureᵀ read
+    read = (vh if spectrum.half is None else vh @ spectrum.half).double()  # (rank, in)
+    mixture = torch.linalg.lstsq(read @ read.T, read @ spectrum.effect.double().T).solution.float()  # (rank, n)
     entries: dict[str, Entry] = {}
     for (key, _), us in zip(spectrum.outs.items(), (spectrum.u @ mixture.T).split(list(spectrum.outs.values()))):
         codes, scale = _rounded(us, dim=0)
@@ -336,7 +354,7 @@ def _int8_entries(choice: _Choice) -> dict[str, Entry]:
 def _input_scale(spectrum: _Spectrum) -> Tensor:
     """Scales (1, in) of Vh's columns, coarse where text features are small: then all columns' rounding counts alike."""
     if spectrum.half is None:
-        return torch.ones(1, spectrum.v.shape[1], dtype=torch.float16)
+        return torch.ones(1, spectrum.inner.shape[1], dtype=torch.float16)
     scale = spectrum.half.norm(dim=1, keepdim=True).T.reciprocal()  # E[c_j²] is the squared norm of row j of L
     return (scale / scale.median()).clamp(1e-3, 1e3).half()
 

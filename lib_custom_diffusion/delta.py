@@ -192,7 +192,7 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     """The delta that a file's metadata and tensors are. Raises UserError if they are none."""
     for name, tensor in tensors.items():
         codes = tensor.dtype == torch.int8 and name.endswith((".US", ".Vh"))
-        if tensor.ndim != 2 or not (tensor.is_floating_point() or codes):
+        if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or codes):
             raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")

@@ -166,6 +166,12 @@ def test_limits_that_make_no_sense_are_refused(limit: dict[str, float]) -> None:
         Limit(**limit)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("entries", [{}, {key(0, "k"): torch.zeros(OUT, WIDTH)}])
+def test_a_delta_that_does_nothing_to_text_keeps_its_words(entries: dict[str, Tensor]) -> None:
+    small = compress(Delta(entries, {"<new1>": torch.ones(1, WIDTH)}), Limit(max_bytes=5_000))
+    assert small.entries == {} and list(small.embeddings) == ["<new1>"]
+
+
 def test_a_limit_below_the_words_alone_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be made as small as 500 bytes"):
         compress(random_delta(), Limit(max_bytes=500))

@@ -44,12 +44,24 @@ def read(document: Document, base: Base | None) -> Imported:
         return Imported(Delta({}, {token: vectors(token, next(iter(held.values())))}))
     if set(content) == {"clip_l", "clip_g"}:
         left, right = vectors("clip_l", content["clip_l"]), vectors("clip_g", content["clip_g"])
-        if len(left) != len(right):
-            raise UserError(f"clip_l has {len(left)} vectors, clip_g {len(right)}")
-        return Imported(Delta({}, {token: torch.cat([left, right], dim=1)}))
+        return Imported(Delta({}, {token: side_by_side(left, right)}))
     single = _single(document)
     assert single is not None
     return Imported(Delta({}, {single: vectors(single, content[single])}))
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Tensor:
+    """SDXL's vectors (n, 2048) of its two text encoders' (n, 768) and (n, 1280)."""
+    if len(left) != len(right):
+        raise UserError(f"clip_l has {len(left)} vectors, clip_g {len(right)}")
+    return torch.cat([left, right], dim=1)
+
+
+def split_sdxl(token: str, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The opposite. Raises UserError for vectors too narrow to be SDXL's."""
+    if value.shape[1] <= _CLIP_L:
+        raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are 2048")
+    return value.float()[:, :_CLIP_L].contiguous(), value.float()[:, _CLIP_L:].contiguous()
 
 
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
@@ -65,17 +77,11 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
             vector = value.float()[0] if len(value) == 1 else value.float()
             files[f"{token_file(token)}.safetensors"] = safetensors_bytes({token: vector}, {"format": "pt"})
         else:
-            files[f"{name}.safetensors"] = _sdxl(token, value)
+            left, right = split_sdxl(token, value)
+            files[f"{name}.safetensors"] = safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})
     return files
 
 
 def token_file(token: str) -> str:
     """diffusers' script names files by the token itself; characters that no file system takes are left out."""
     return "".join(character for character in token if character not in '/\\:*?"|\0')
-
-
-def _sdxl(token: str, value: Tensor) -> bytes:
-    if value.shape[1] <= _CLIP_L:
-        raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are 2048")
-    left, right = value.float()[:, :_CLIP_L], value.float()[:, _CLIP_L:]
-    return safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})

@@ -5,9 +5,10 @@ NAME.lora_down.weight (r, in), NAME.lora_up.weight (out, r) and NAME.alpha: Δ =
 lora.up). The WebUI's built-in Lora reads embeddings from the same file: `bundle_emb.TOKEN.string_to_param.*`.
 
 What `write` makes is to load everywhere, and that takes two tricks. diffusers reads kohya's names only in files that
-hold nothing else, and its own names only in files of which every tensor's name contains "lora". So a file with
-embeddings holds the factors under both kinds of names (whoever knows both takes one), and its embeddings have "lora" in
-their names, where the WebUI (up to the second dot) and ComfyUI (the end) do not look.
+hold nothing else, and its own names only in files of which every tensor's name contains "lora". So a file with words
+holds the factors under both kinds of names (whoever knows both takes one), and its words have "lora" in their names,
+where the WebUI (up to the second dot) and ComfyUI (the end) do not look. SDXL's words, which both expect as
+`bundle_emb.TOKEN.clip_l` and `.clip_g`, leave no room for that: diffusers refuses an SDXL file with words.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..errors import UserError
 from ..storage import safetensors_bytes
 from .base import Base, resnets_of
 from .document import Document, matrix, vectors
+from .embeddings import side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, key_of, kohya_name
 
@@ -36,7 +38,7 @@ _PART = re.compile(
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
 _UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight")
 _UNDERSTOOD = {*_DOWN, *_UP, "alpha", "diff"}
-_BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.string_to_param\..*")
+_BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(string_to_param\..*|clip_l|clip_g)")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
@@ -50,14 +52,14 @@ def recognises(document: Document) -> bool:
 def read(document: Document, base: Base | None) -> Imported:
     """Its cross-attention part; all else is listed as dropped. Raises UserError for pairs that do not fit."""
     layers: dict[str, dict[str, Any]] = {}
-    embeddings: dict[str, Tensor] = {}
+    words: dict[str, dict[str, Any]] = {}
     dropped = []
     for name, value in document.content.items():
         bundled = _BUNDLED.fullmatch(str(name))
         part = _PART.fullmatch(str(name))
         key = key_of(part[1], base.resnets if base else 2) if part else None
         if bundled:
-            embeddings[bundled[1]] = vectors(str(name), value)
+            words.setdefault(bundled[1], {})[bundled[2]] = value
         elif part is None or key is None:
             dropped.append(str(name))
         else:
@@ -68,7 +70,7 @@ def read(document: Document, base: Base | None) -> Imported:
             entries[key] = _entry(key, parts)
         else:
             dropped += [f"{key}: {part}" for part in parts]
-    return Imported(Delta(entries, embeddings), dropped)
+    return Imported(Delta(entries, {token: _word(token, parts) for token, parts in words.items()}), dropped)
 
 
 def _entry(key: str, parts: Mapping[str, Any]) -> Entry:
@@ -84,6 +86,16 @@ def _entry(key: str, parts: Mapping[str, Any]) -> Entry:
     return Factors(up * (float(alpha) / len(down)), down)
 
 
+def _word(token: str, parts: Mapping[str, Any]) -> Tensor:
+    if set(parts) == {"clip_l", "clip_g"}:
+        return side_by_side(
+            vectors(f"clip_l of {token}", parts["clip_l"]), vectors(f"clip_g of {token}", parts["clip_g"])
+        )
+    if len(parts) != 1 or "clip" in next(iter(parts)):
+        raise UserError(f"the word {token} should be one tensor, or clip_l and clip_g, not {', '.join(sorted(parts))}")
+    return vectors(token, next(iter(parts.values())))
+
+
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """One LoRA file for all programs. Raises UserError for dense entries: a LoRA is low-rank, so compress first."""
     if not delta.entries:
@@ -91,8 +103,9 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     tensors: dict[str, Tensor] = {}
     ranks = []
     resnets = resnets_of(delta, base)
-    for_diffusers = bool(delta.embeddings) or resnets != 2
-    of_diffusers = delta.provenance.architecture != "sdxl" and resnets == 2
+    sdxl = delta.provenance.architecture == "sdxl"
+    for_diffusers = not sdxl and (bool(delta.embeddings) or resnets != 2)
+    of_diffusers = not sdxl and resnets == 2
     for key, entry in delta.entries.items():
         if not isinstance(entry, Factors):
             raise UserError(f"a LoRA holds low-rank layers only, and {key} is dense; compress the delta first")
@@ -104,7 +117,11 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
             path = f"unet.{diffusers_path(key, resnets)}"
             tensors |= {f"{path}.lora_B.weight": up.clone(), f"{path}.lora_A.weight": down.clone()}
     for token, value in delta.embeddings.items():
-        tensors[f"bundle_emb.{_bundle_name(token)}.string_to_param.lora.string_to_param.*"] = value.float()
+        name = f"bundle_emb.{_bundle_name(token)}"
+        if sdxl:
+            tensors[f"{name}.clip_l"], tensors[f"{name}.clip_g"] = split_sdxl(token, value)
+        else:
+            tensors[f"{name}.string_to_param.lora.string_to_param.*"] = value.float()
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} has values that are not finite as float16; nothing was saved")

@@ -74,7 +74,7 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, Te
 
 
 def written(tmp_path: Path, architecture: str, words: bool) -> tuple[Delta, Path]:
-    vectors = {"<new1>": torch.randn(2, 3)} if words else {}
+    vectors = {"<new1>": torch.randn(2, 2048 if architecture == "sdxl" else 3)} if words else {}
     delta = Delta({KEY: Factors(UP, DOWN)}, vectors, Provenance(architecture))
     path = tmp_path / "a.safetensors"
     path.write_bytes(next(iter(formats.write(delta, "lora").values())))
@@ -109,8 +109,9 @@ def test_the_webui_finds_all_it_needs(tmp_path: Path) -> None:
 
 
 def test_sdxl_has_the_names_of_its_own_layout(tmp_path: Path) -> None:
-    _, path = written(tmp_path, "sdxl", False)
-    assert set(load_file(path)) == {f"{SGM_NAME}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+    _, path = written(tmp_path, "sdxl", True)
+    layer = {f"{SGM_NAME}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+    assert set(load_file(path)) == layer | {"bundle_emb.<new1>.clip_l", "bundle_emb.<new1>.clip_g"}
 
 
 def test_dense_layers_are_refused() -> None:
