@@ -29,11 +29,18 @@ class Injection:
         layers = projections(unet, "crossattn")
         for delta, _ in deltas:
             delta.check_fits(layers)
+        self._terms: list[tuple[nn.Module, _FixedTerm]] = []
         self._handles: list[RemovableHandle] = []
         for key, layer in layers.items():
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
-                self._handles.append(_beside(layer.module, _FixedTerm(_combined(terms))))
+                self._terms.append((layer.module, _FixedTerm(_combined(terms))))
+        self.resume()
+
+    def resume(self) -> None:
+        """Act again after `remove`, without preparing anything anew. A second call does nothing."""
+        if not self._handles:
+            self._handles = [_beside(module, term) for module, term in self._terms]
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
@@ -89,7 +96,7 @@ class _FixedTerm:
     """x ↦ Δx for a fixed Δ, which follows the input's device and precision: a host may move its layers at any time."""
 
     def __init__(self, entry: Entry) -> None:
-        self.matrices = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
+        self.matrices: tuple[Tensor, ...] = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.matrices[0].dtype != x.dtype or self.matrices[0].device != x.device:

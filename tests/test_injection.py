@@ -112,3 +112,15 @@ def test_gradient_of_a_delta_is_that_of_its_weight(unet: TinyUNet) -> None:
     F.mse_loss(output(unet), torch.ones(2, 4, 2, 2)).backward()
     for key, layer in layers.items():
         assert torch.allclose(delta.parameters[key].grad, layer.module.weight.grad, atol=1e-7)
+
+
+def test_resuming_acts_as_before_and_removing_again_leaves_no_trace(unet: TinyUNet) -> None:
+    bare = output(unet)
+    injection = Injection(unet, [(dense(unet, 1), 0.5)])
+    acting = output(unet)
+    injection.remove()
+    injection.resume()
+    injection.resume()
+    assert torch.equal(output(unet), acting)
+    injection.remove()
+    assert torch.equal(output(unet), bare)

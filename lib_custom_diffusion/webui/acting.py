@@ -38,13 +38,14 @@ class ActingDeltas:
     """Deltas with weights, injected into the host's UNet, and their tokens known to its text encoder.
 
     The host may put another checkpoint in place at any time (the refiner, hires-fix, by hand); `follow` moves the
-    deltas over.
+    deltas over. The last injection is kept, so that the next picture with the same deltas starts at once.
     """
 
     def __init__(self) -> None:
         self._wanted: list[tuple[Delta, float]] = []
         self._injection: Injection | None = None
         self._unet: nn.Module | None = None
+        self._rested: tuple[list[tuple[Delta, float]], nn.Module, Injection] | None = None
         self._words: dict[str, _Word] = {}
 
     def check(self, delta: Delta) -> None:
@@ -72,22 +73,35 @@ class ActingDeltas:
     def follow(self) -> None:
         """Act on the model that the host has now. Raises UserError, and leaves none acting, if one does not fit it."""
         unet = host_unet()
+        if self._rested is not None and self._rested[1] is not unet:
+            self._rested = None  # lets go of a model that the host has put away
         if not self._wanted or unet is None or self._unet is unet:
             return
         wanted = self._wanted
         self.clear()
-        for delta, _ in wanted:
-            self.check(delta)
-        self._injection = Injection(unet, [(delta, weight) for delta, weight in wanted if weight])
+        self._injection = self._rested_one(wanted, unet)
+        if self._injection is None:
+            for delta, _ in wanted:
+                self.check(delta)
+            self._injection = Injection(unet, [(delta, weight) for delta, weight in wanted if weight])
         self._unet, self._wanted = unet, wanted
         self._make_words_known()
 
     def clear(self) -> None:
         """Leave the host's model and its words as they were. A second call does nothing."""
-        if self._injection is not None:
+        if self._injection is not None and self._unet is not None:
             self._injection.remove()
+            self._rested = self._wanted, self._unet, self._injection
         self._injection, self._unet, self._wanted = None, None, []
         self._make_words_known()
+
+    def _rested_one(self, wanted: Sequence[tuple[Delta, float]], unet: nn.Module) -> Injection | None:
+        """The injection of the picture before, acting again, if it is the same."""
+        rested, self._rested = self._rested, None
+        if rested is None or rested[1] is not unet or _identities(rested[0]) != _identities(wanted):
+            return None
+        rested[2].resume()
+        return rested[2]
 
     def _make_words_known(self) -> None:
         """Bring the host's words to those of the wanted deltas.

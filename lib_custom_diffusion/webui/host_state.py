@@ -9,6 +9,7 @@ from modules import devices, extra_networks, processing, sd_hijack, shared
 from torch import nn
 
 from ..errors import UserError
+from .host_backend import forget_encoded_prompts
 
 _ATTENTION = "sdp-no-mem - scaled dot product without memory efficient attention"
 """The host's name of the one attention that is fast, exact and has gradients everywhere."""
@@ -23,8 +24,9 @@ def refuse_untrainable(model: nn.Module) -> None:
 
 
 def switch_networks_off() -> None:
-    """Have no extra network (delta, LoRA, hypernetwork) of an earlier picture act on the model."""
+    """Have no extra network (delta, LoRA, hypernetwork) and no encoded prompt of an earlier picture live on."""
     p = processing.StableDiffusionProcessingTxt2Img()
+    forget_encoded_prompts(p)
     extra_networks.activate(p, {})
     extra_networks.deactivate(p, {})
 

@@ -90,7 +90,8 @@ def _run(
                 int(txt2img["steps"]), float(txt2img["cfg_scale"]), txt2img["negative_prompt"],
                 (int(txt2img["width"]), int(txt2img["height"])),
             )  # fmt: skip
-        done = train(TrainingForm(concepts=concepts, **settings), log_directory, preview)
+        filled = {name: value for name, value in settings.items() if value is not None}  # not emptied numbers
+        done = train(TrainingForm(concepts=concepts, **filled), log_directory, preview)
     except UserError as error:
         return gr.update(), gr.update(), f"<div class='error'>{html.escape(str(error))}</div>"
     except torch.cuda.OutOfMemoryError:

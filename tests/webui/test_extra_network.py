@@ -210,3 +210,17 @@ def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tm
     save(tmp_path / "deltas", "cat", host, "<new1>", scale=0.5, seed=9)
     network.activate(p, tags("cat"))
     assert p.cached_c == [None, None] and p.cached_uc == [None, None]
+
+
+def test_the_next_picture_with_the_same_deltas_prepares_nothing_anew(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat", host)
+    network.activate(Picture(), tags("cat:0.5"))
+    first, acting = network.acting._injection, predict(host)
+    network.deactivate(Picture())
+    network.activate(Picture(), tags("cat:0.5"))
+    assert network.acting._injection is first
+    assert torch.equal(predict(host), acting)
+    network.deactivate(Picture())
+    network.activate(Picture(), tags("cat:0.6"))
+    assert network.acting._injection is not first
+    assert not torch.equal(predict(host), acting)

@@ -63,8 +63,10 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     pictures.mkdir()
     Image.new("RGB", (16, 16), (90, 40, 200)).save(pictures / "one.png")
     create_embedding("mycat", "ktn", 1, overwrite=False)
-    entered = {"cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(pictures), "cd_class_1": "cat",
-               "cd_steps": 2, "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log")}  # fmt: skip
+    entered = {
+        "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(pictures), "cd_class_1": "cat", "cd_steps": 2,
+        "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_seed": None,
+    }  # fmt: skip
     [event] = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
     prompt, button, outcome = event.fn(*values)
