@@ -120,6 +120,11 @@ def test_value_that_is_no_text_is_named_with_its_concept_and_key(tmp_path: Path,
         load_concepts_list(write(tmp_path, [entry(**{key: [3]})]))
 
 
+def test_only_the_keys_of_the_class_may_be_null(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="concept 1: instance_prompt must be a text, not null"):
+        load_concepts_list(write(tmp_path, [entry(instance_prompt=None)]))
+
+
 def test_unknown_key_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
     valid = "instance_prompt, instance_data_dir, class_prompt, class_data_dir"
     with pytest.raises(UserError, match=f"concept 1: unknown key 'prompt'; there are {valid}"):
@@ -285,6 +290,7 @@ class CountingBackend(TinyBackend):
         self.batches: list[int] = []
 
     def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
+        assert not torch.is_grad_enabled()
         self.batches.append(len(pixels))
         return super().encode_pictures(pixels)
 
@@ -296,7 +302,7 @@ class CountingBackend(TinyBackend):
         (PictureSettings(resolution=64, augment=False, resize_mode="pad"), 1, [1]),
         (PictureSettings(resolution=64, augment=False), 16, [1]),  # square, so a random crop is always the whole
         (PictureSettings(resolution=64, augment=False, center_crop=True, hflip=True), 16, [2]),
-        (PictureSettings(resolution=64, variants=10), 10, [4, 4, 2]),
+        (PictureSettings(resolution=64, center_crop=True, variants=10), 10, [4, 4, 2]),
     ],
 )
 def test_what_is_alike_is_encoded_once(

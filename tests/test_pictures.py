@@ -208,6 +208,8 @@ def test_alpha_is_averaged_over_each_cell() -> None:
     picture = Picture(Image.new("RGB", (128, 64)), alpha)
     mask = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 64, 64)), 64)
     assert torch.allclose(mask[0, 3], torch.tensor([0.2, 0, 0, 0, 1, 1, 1, 1]))
+    cropped = pictures.weigh(picture, Placement((64, 0, 128, 64), (0, 0, 64, 64)), 64)
+    assert torch.equal(cropped, torch.ones(1, 8, 8))
     half = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 8, 8)), 8)
     assert half.item() == pytest.approx((16 / 128) * 0.2 + 0.5, abs=0.01)
 

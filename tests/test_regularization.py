@@ -123,7 +123,7 @@ def test_folder_of_another_class_is_refused_and_mended_captions_are_not(tmp_path
     generate(Painter(), "a  cat", tmp_path, 2, PAIRS, 0)
     with pytest.raises(UserError, match="has pictures of 'a cat', not 'dog'; choose another folder"):
         generate(Painter(), "dog", tmp_path, 3, PAIRS, 0)
-    (tmp_path / "0000.txt").write_text("a cat asleep")
+    (tmp_path / "0000.txt").write_text("Tom asleep")
     assert len(generate(Painter(), "a  cat", tmp_path, 3, PAIRS, 0)) == 1
 
 
