@@ -26,7 +26,7 @@ from ..training import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingRe
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
 
-TOY_RECIPE = replace(TrainingConfig(), learning_rate="1e-3", embedding_learning_rate="5e-3", max_train_steps=300)
+TOY_RECIPE = replace(TrainingConfig(), learning_rate="3e-4", embedding_learning_rate="5e-3", max_train_steps=200)
 """What works for the toy model: it is small, and takes larger steps than Stable Diffusion."""
 
 _TOKEN = re.compile(r"<[^<>\s:]+>")
