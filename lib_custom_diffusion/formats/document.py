@@ -31,7 +31,7 @@ class Document:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the outermost level."""
-        return {name: value for name, value in self.content.items() if isinstance(value, Tensor)}
+        return {str(name): value for name, value in self.content.items() if isinstance(value, Tensor)}
 
 
 def read_document(path: Path) -> Document:

@@ -47,7 +47,7 @@ def read(document: Document, base: Base | None) -> Imported:
         return Imported(Delta({}, {token: side_by_side(left, right)}))
     single = _single(document)
     assert single is not None
-    return Imported(Delta({}, {single: vectors(single, content[single])}))
+    return Imported(Delta({}, {single: vectors(single, document.tensors()[single])}))
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:
