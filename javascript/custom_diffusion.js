@@ -1,7 +1,8 @@
 // Custom Diffusion: what its tabs need of the page beyond the WebUI's own functions.
 
 function startCustomDiffusionJob(outcomeId, progressArea, gallery, showText, args) {
-    gradioApp().getElementById(outcomeId).innerHTML = '';
+    // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one.
+    gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
     const id = randomId();
     requestProgress(id, progressArea, gallery, function() {}, function(progress) {
         if (progress.textinfo) showText.innerHTML = progress.textinfo;
