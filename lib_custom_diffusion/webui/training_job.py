@@ -141,7 +141,9 @@ class _Job:
             "Last copy": self.saved,
         }
         table = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items() if value)
-        return f'<div class="cd-progress"><table>{table}</table>{loss_svg(self.losses, progress.total_steps)}</div>'
+        curve = loss_svg(self.losses, progress.total_steps)
+        # The host writes a text of one line onto its progress bar as well; this is none for it.
+        return f'<div class="cd-progress">\n<table>{table}</table>{curve}</div>'
 
 
 def _deliver(result: TrainingResult, form: TrainingForm, folder: Path, target: Path) -> Outcome:
