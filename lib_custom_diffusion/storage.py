@@ -50,11 +50,9 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     The library writes metadata in an order that changes from process to process; here the header's keys are sorted.
     """
-    content = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata)
-    )
+    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
+    header = json.loads(content[8 : 8 + length]) | {"__metadata__": dict(metadata)}
     ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ordered += b" " * (-len(ordered) % 8)  # the format wants the tensors aligned to 8 bytes
     return len(ordered).to_bytes(8, "little") + ordered + content[8 + length :]
