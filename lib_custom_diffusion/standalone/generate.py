@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import torch
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -68,7 +68,7 @@ def _vectors(backend: DiffusersBackend, deltas: list[Delta], embeddings: list[Pa
     return {token: found.to(backend.device) for token, found in vectors.items()}
 
 
-def _png(picture, parameters: str) -> bytes:  # type: ignore[no-untyped-def]
+def _png(picture: Image.Image, parameters: str) -> bytes:
     """A PNG that tells how it was made where the WebUI tells it."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", parameters)
