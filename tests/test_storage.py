@@ -57,3 +57,10 @@ def test_document_is_read_by_the_library() -> None:
     read = load(storage.safetensors_bytes(tensors, {"z": "é", "a": '{"x": 1}'}))
     assert set(read) == {"a", "b"}
     assert torch.equal(read["b"], tensors["b"])
+
+
+def test_order_in_which_metadata_was_given_does_not_count() -> None:
+    tensors = {"x": torch.ones(1)}
+    assert storage.safetensors_bytes(tensors, {"a": "1", "b": "2"}) == storage.safetensors_bytes(
+        tensors, {"b": "2", "a": "1"}
+    )
