@@ -23,8 +23,7 @@ from lib_custom_diffusion.standalone.algebra_cli import size
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in ("models", "merge"):
-        monkeypatch.setattr(f"lib_custom_diffusion.standalone.{module}.load_model", lambda name: TinyBackend())
+    monkeypatch.setattr("lib_custom_diffusion.standalone.models.load_model", lambda name: TinyBackend())
 
 
 def run(*arguments: str) -> int:

@@ -26,9 +26,9 @@ def size(text: str) -> int:
 
 def add_compress(commands: argparse._SubParsersAction) -> None:
     def run(options: argparse.Namespace) -> int:
-        from .compress import compress_file
+        from .compress import compress
 
-        return compress_file(options)
+        return compress(options)
 
     command = _command(commands, "compress", "Make a delta file small.", run)
     add = command.add_argument
@@ -42,9 +42,9 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
 
 def add_blend(commands: argparse._SubParsersAction) -> None:
     def run(options: argparse.Namespace) -> int:
-        from .blend import blend_files
+        from .blend import blend
 
-        return blend_files(options)
+        return blend(options)
 
     command = _command(commands, "blend", "Add deltas up, each with a weight.", run)
     add = command.add_argument
@@ -57,9 +57,9 @@ def add_blend(commands: argparse._SubParsersAction) -> None:
 
 def add_merge(commands: argparse._SubParsersAction) -> None:
     def run(options: argparse.Namespace) -> int:
-        from .merge import merge_files
+        from .merge import merge
 
-        return merge_files(options)
+        return merge(options)
 
     command = _command(
         commands, "merge", "Join concepts, each learned alone, into one delta (constrained least squares).", run

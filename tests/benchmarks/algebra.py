@@ -170,10 +170,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="keep what is made here in this file, or take it from there")
     options = parser.parse_args()
     if options.delta:
-        from lib_custom_diffusion.standalone.compress import moments_of
+        from lib_custom_diffusion.algebra import moments_of
+        from lib_custom_diffusion.standalone.models import load_model
 
         delta = Delta.load(options.delta)
-        compare(delta, moments_of(delta, options.model, None))
+        compare(delta, moments_of(delta, lambda: load_model(options.model)))
         return
     deltas, moments, targets, regularization = sd1_size(options.steps, options.cache)
     seconds, small = timed(lambda: compress(deltas[0], Limit(max_bytes=5_000_000), moments.fitted))
