@@ -15,8 +15,8 @@ from modules.call_queue import queue_lock
 
 from ..errors import UserError
 from ..ui.inspection import summarize
+from ..ui.training_form import TrainingForm
 from .library import DeltaOnDisk, library
-from .training_form import TrainingForm
 from .training_job import JOB, train
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import html
 import json
 import shutil
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,32 +15,21 @@ from PIL import Image
 
 from .. import checkpoints
 from ..backend import Sampling
-from ..concepts import ConceptExamples, encode_concept
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import embedding_pt, file_name
-from ..training import Progress, Trainer, TrainingConfig, TrainingResult
-from ..ui.loss_plot import loss_svg
+from ..training import TrainingConfig, TrainingResult
+from ..ui.training_form import TrainingForm
+from ..ui.training_job import TrainingJob
+from ..ui.training_page import Outcome
 from .host_backend import HostBackend
 from .host_state import autoencoder_aside, ready_for_training, refuse_untrainable, switch_networks_off
 from .library import library
-from .training_form import TrainingForm
+from .training_form import host_config, host_picture_settings
 
 JOB = "train-custom-diffusion"
 LOG_DIRECTORY = "textual_inversion"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended, and what it left: the delta and the embeddings where the host looks for them."""
-
-    step: int
-    interrupted: bool
-    delta: Path
-    embeddings: list[Path]
-    log_directory: Path
-    prompt: str
 
 
 def train(form: TrainingForm, log_directory: str = LOG_DIRECTORY, preview: Sampling | None = None) -> Outcome:
@@ -66,84 +51,33 @@ def train(form: TrainingForm, log_directory: str = LOG_DIRECTORY, preview: Sampl
     backend = HostBackend([concept.embedding for concept in form.concepts])
     backend.preview = preview
     refuse_untrainable(backend.model)
-    config = form.core_config(_vectors_per_token(form), _precision(), _preview_prompt(form))
+    config = host_config(form, _vectors_per_token(form), _precision())
     config.check()
     folder = Path(paths.data_path, log_directory, datetime.date.today().isoformat(), name)
     checkpoints.claim_folder(folder, name, resuming=False, overwrite=True)
     with ready_for_training(backend.model):
-        examples = _encode(form, backend)
-        if shared.state.interrupted:
-            raise UserError("interrupted before the first step; nothing was saved")
-        trainer = Trainer(backend, form.core_concepts(), examples, config, folder, name)
-        _write_settings(form, folder, backend, config, sum(len(concept.instance) for concept in examples))
-        job = _Job(trainer, form, folder)
+        pictures = host_picture_settings(form)
+        job = TrainingJob(form, backend, pictures, config, folder, HostScreen(), shared.opts.samples_format)
+        _write_settings(form, folder, backend, config, sum(len(concept.instance) for concept in job.examples))
         with autoencoder_aside(backend.model):
-            result = trainer.run(job.show, job.keep_pictures, lambda: shared.state.interrupted)
+            result = job.run()
     return _deliver(result, form, folder, target)
 
 
-def _encode(form: TrainingForm, backend: HostBackend) -> list[ConceptExamples]:
-    examples = []
-    for number, concept in enumerate(form.core_concepts(), start=1):
+class HostScreen:
+    """The host's progress area, preview and Interrupt button."""
 
-        def show(done: int, total: int, number: int = number) -> None:
-            shared.state.textinfo = f"Encoding pictures of concept {number}: {done} of {total}"
-            if shared.state.interrupted:
-                raise UserError("interrupted before the first step; nothing was saved")
+    def show(self, text: str, step: int = 0) -> None:
+        shared.state.job_no = step
+        shared.state.textinfo = text
 
-        examples.append(encode_concept(concept, backend, form.picture_settings(), form.seed, show))
-    return examples
-
-
-class _Job:
-    """Shows a training in the host's progress area, and keeps copies and previews in its log folder on the way."""
-
-    def __init__(self, trainer: Trainer, form: TrainingForm, folder: Path) -> None:
-        self.trainer, self.form, self.folder = trainer, form, folder
-        self.started = time.monotonic()
-        self.losses: list[tuple[int, float]] = []
-        self.saved = ""
-
-    def show(self, progress: Progress) -> None:
-        """Tell the page, and keep a copy if it is time for one."""
-        if progress.loss == progress.loss:
-            self.losses.append((progress.step, progress.loss))
-        if self.form.save_every and progress.step % self.form.save_every == 0:
-            self._keep_copy(progress.step)
-        shared.state.job_no = progress.step
-        shared.state.textinfo = self._page(progress)
-
-    def _keep_copy(self, step: int) -> None:
-        delta, folder = self.trainer.learned(), self.folder / "embeddings"
-        write_atomically(folder / f"{self.form.file_name}-{step}{SUFFIX}", delta.to_bytes(title=self.form.file_name))
-        for token, vectors in delta.embeddings.items():
-            name = f"{file_name(token)}-{step}"
-            write_atomically(folder / f"{name}.pt", embedding_pt(vectors, name, step))
-        self.saved = f"{self.form.file_name}-{step}{SUFFIX}"
-
-    def keep_pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
-        """Save the previews, show the last one, and let nothing that their prompt switched on act on the training."""
+    def show_picture(self, picture: Image.Image) -> None:
+        """Show a preview, and let nothing that its prompt switched on act on the training."""
         switch_networks_off()
-        folder = self.folder / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            picture.save(folder / f"{self.form.file_name}-{step}.{shared.opts.samples_format}")
-            shared.state.assign_current_image(picture)
+        shared.state.assign_current_image(picture)
 
-    def _page(self, progress: Progress) -> str:
-        seconds = (time.monotonic() - self.started) / progress.step
-        rows = {
-            "Step": f"{progress.step} of {progress.total_steps}",
-            "Time left": str(datetime.timedelta(seconds=round(seconds * (progress.total_steps - progress.step)))),
-            "Seconds a step": f"{seconds:.2f}",
-            "Loss": f"{self.losses[-1][1]:.4f}" if self.losses else "…",
-            "Memory": _memory(),
-            "Last copy": self.saved,
-        }
-        table = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items() if value)
-        curve = loss_svg(self.losses, progress.total_steps)
-        # The host writes a text of one line onto its progress bar as well; this is none for it.
-        return f'<div class="cd-progress">\n<table>{table}</table>{curve}</div>'
+    def interrupted(self) -> bool:
+        return bool(shared.state.interrupted)
 
 
 def _deliver(result: TrainingResult, form: TrainingForm, folder: Path, target: Path) -> Outcome:
@@ -158,11 +92,7 @@ def _deliver(result: TrainingResult, form: TrainingForm, folder: Path, target: P
             shutil.rmtree(checkpoint)
     library.refresh()
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
-    captions = [concept.instance_prompt for concept in form.core_concepts()]
-    return Outcome(
-        result.step, result.interrupted, target, files, folder,
-        f"{' and '.join(captions)} <delta:{form.file_name}:1>",
-    )  # fmt: skip
+    return Outcome(result.step, result.interrupted, target, files, folder, form.prompt_to_try)
 
 
 def _home_of(token: str) -> Path:
@@ -187,13 +117,6 @@ def _vectors_per_token(form: TrainingForm) -> int:
 
 def _precision() -> str:
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(devices.dtype_unet, "no")
-
-
-def _preview_prompt(form: TrainingForm) -> str:
-    """What previews show: nothing without an interval, else the prompt asked for or the first concept's caption."""
-    if not form.preview_every:
-        return ""
-    return form.preview_prompt.strip() or form.core_concepts()[0].instance_prompt
 
 
 def _write_settings(
@@ -225,13 +148,3 @@ def _write_settings(
                 "save_embedding_every": form.save_every,
             },
         )
-
-
-def _memory() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU at most"
-    with suppress(ImportError):
-        import psutil  # the host has it; only people without a GPU need it
-
-        return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
-    return ""

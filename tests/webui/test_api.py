@@ -6,8 +6,8 @@ import pytest
 from modules import shared
 from test_extra_network import save
 
+from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
 from lib_custom_diffusion.webui.library import library
-from lib_custom_diffusion.webui.training_form import ConceptForm, TrainingForm
 
 fastapi = pytest.importorskip("fastapi")
 from lib_custom_diffusion.webui import api  # noqa: E402 - it needs fastapi

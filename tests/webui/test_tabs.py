@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
+from modules.ui_components import FormRow
 from PIL import Image
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_form import ConceptForm, TrainingForm
 
 gr = pytest.importorskip("gradio")
 if not hasattr(gr, "made"):
     pytest.skip("a real gradio is installed; the journey in a real WebUI tests these", allow_module_level=True)
 
+from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields  # noqa: E402 - it needs gradio
 from lib_custom_diffusion.webui import train_tab, utils_tab  # noqa: E402 - they need gradio
 
 
@@ -50,11 +52,16 @@ def test_every_field_of_the_train_tab_says_what_it_is_for(made):
     ] == []
 
 
+def shown() -> FormFields:
+    """The form's fields, made anew."""
+    return form_fields(Face(FormRow, train_tab._word, train_tab._template, {}))
+
+
 def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_the_api(made):
-    shown = train_tab._setting_boxes()
+    settings = shown().settings
     declared = {name: field for name, field in TrainingForm.__dataclass_fields__.items() if name != "concepts"}
-    assert set(shown) == set(declared)
-    differing = {name for name, field in declared.items() if shown[name].value not in (field.default, None)}
+    assert set(settings) == set(declared)
+    differing = {name for name, field in declared.items() if settings[name].value not in (field.default, None)}
     assert differing == {"preview_every"}  # a page shows previews; a program did not ask for them
 
 
@@ -79,7 +86,7 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
 def test_a_mistake_is_shown_as_a_sentence(made):
     [event] = made["cd_start"].events
     *_, outcome = event.fn(*[component.value for component in event.inputs])
-    assert outcome == "<div class='error'>concept 1 has no embedding; choose one, or create it above</div>"
+    assert outcome == "<div class='error'>concept 1 has no word; choose one, or make a new one</div>"
 
 
 def test_a_preset_fills_the_form_with_the_published_settings(made):
@@ -126,5 +133,5 @@ def test_inspect_shows_tokens_and_layers(made, host, tmp_path):
 
 
 def test_concepts_have_a_field_for_each_part(made):
-    assert [ConceptForm(*"abcd").__dict__[name] for name in train_tab._CONCEPT_FIELDS] == list("abcd")
+    assert [set(concept) for concept in shown().concepts] == [set(ConceptForm.__dataclass_fields__)] * 4
     assert Path(made["cd_log_directory"].value) == Path("textual_inversion")

@@ -17,10 +17,10 @@ from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.tokens import load_embedding
-from lib_custom_diffusion.webui import training_job
+from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
+from lib_custom_diffusion.ui.training_job import TrainingJob
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.webui.training_job import train
 
 
@@ -81,14 +81,14 @@ def test_only_the_new_word_has_moved(host, form, tmp_path):
 
 def test_interrupt_saves_and_says_so(host, form, tmp_path, monkeypatch):
     before = predict(host)
-    show = training_job._Job.show
+    show = TrainingJob.show
 
     def stop_after_two(job, progress):
         show(job, progress)
         if progress.step == 2:
             shared.state.interrupt()
 
-    monkeypatch.setattr(training_job._Job, "show", stop_after_two)
+    monkeypatch.setattr(TrainingJob, "show", stop_after_two)
     done = train(form, str(tmp_path / "log"))
     assert done.interrupted and done.step == 3
     assert Delta.load(done.delta).provenance.steps == 3
@@ -142,9 +142,9 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, form, tmp_path,
     ("change", "said"),
     [
         ({"concepts": []}, "1 to 4 concepts"),
-        ({"concepts": [ConceptForm("", "x")]}, "concept 1 has no embedding"),
+        ({"concepts": [ConceptForm("", "x")]}, "concept 1 has no word"),
         ({"concepts": [ConceptForm("mycat", " ")]}, "concept 1 has no folder"),
-        ({"concepts": [ConceptForm("mycat", "x"), ConceptForm("mycat", "y")]}, "the same embedding"),
+        ({"concepts": [ConceptForm("mycat", "x"), ConceptForm("mycat", "y")]}, "the same word"),
         ({"concepts": [ConceptForm("nobody", "x")]}, "no embedding 'nobody'"),
         ({"concepts": [ConceptForm("mycat", "/no/such/folder")]}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
@@ -170,4 +170,4 @@ def test_names_cannot_leave_their_folder(form):
 
 def test_every_preset_can_be_trained_with(host, form):
     for values in PRESETS.values():
-        replace(form, **values).core_config(1, "no", "").check()
+        replace(form, **values).core_config(["mycat"], 1).check()
