@@ -1,10 +1,15 @@
 // Custom Diffusion: what its tabs need of the page beyond the WebUI's own functions.
 
+function refreshCustomDiffusionCards() {
+    // The host's own button, which reads all its pages anew: a training leaves a delta and an embedding.
+    for (const tab of ['txt2img', 'img2img']) extraNetworksControlRefreshOnClick(null, tab, 'deltas');
+}
+
 function startCustomDiffusionJob(outcomeId, progressArea, gallery, showText, args) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one.
     gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
     const id = randomId();
-    requestProgress(id, progressArea, gallery, function() {}, function(progress) {
+    requestProgress(id, progressArea, gallery, refreshCustomDiffusionCards, function(progress) {
         if (progress.textinfo) showText.innerHTML = progress.textinfo;
     });
     const inputs = Array.from(args);

@@ -75,35 +75,41 @@ class TrainableDelta:
             self._handles.pop().remove()
 
 
-def _beside(module: nn.Module, term: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """Add term(input) to every output of `module` until the handle is removed."""
-
-    def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + term(inputs[0])
-
-    return module.register_forward_hook(add)
+def _beside(module: nn.Module, add: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
+    """Put add(output, input) in place of every output of `module` until the handle is removed."""
+    return module.register_forward_hook(lambda _module, inputs, output: add(output, inputs[0]))
 
 
 class _LearnedTerm:
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.parameter.to(x.dtype))
+    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
+        return output + F.linear(x, self.parameter.to(x.dtype))
 
 
 class _FixedTerm:
-    """x ↦ Δx for a fixed Δ, which follows the input's device and precision: a host may move its layers at any time."""
+    """Adds Δx for a fixed Δ, which follows the output's device and precision: a host may move its layers at any time.
+
+    Without gradients the product is added in the output's own memory, which no one else has seen yet: one kernel a
+    layer. Under autocast the output, not the input, has the precision that the layer computes in.
+    """
 
     def __init__(self, entry: Entry) -> None:
         self.matrices: tuple[Tensor, ...] = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.matrices[0].dtype != x.dtype or self.matrices[0].device != x.device:
-            self.matrices = tuple(matrix.to(x.device, x.dtype) for matrix in self.matrices)
-        for matrix in self.matrices:
+    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
+        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
+            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
+        x = x.to(output.dtype)
+        *inner, outer = self.matrices
+        for matrix in inner:
             x = F.linear(x, matrix)
-        return x
+        if torch.is_grad_enabled() or not output.is_contiguous():
+            return output + F.linear(x, outer)
+        rows = x.to(output.dtype).reshape(-1, x.shape[-1])
+        output.view(-1, output.shape[-1]).addmm_(rows, outer.t())
+        return output
 
 
 def _combined(terms: Sequence[tuple[Entry, float]]) -> Entry:

@@ -51,10 +51,21 @@ def rewritten(unet: TinyUNet, deltas: list[tuple[Delta, float]]) -> Tensor:
 
 
 @pytest.mark.parametrize("kinds", [[dense], [low_rank], [low_rank, low_rank], [dense, low_rank], [low_rank] * 5])
-def test_output_is_that_of_the_weights_plus_the_deltas(unet: TinyUNet, kinds: list) -> None:
+@pytest.mark.parametrize("gradients", [False, True])
+def test_output_is_that_of_the_weights_plus_the_deltas(unet: TinyUNet, kinds: list, gradients: bool) -> None:
     deltas = [(kind(unet, seed), weight) for seed, (kind, weight) in enumerate(zip(kinds, [0.8, -0.5, 1, 2, 0.1]))]
-    with Injection(unet, deltas):
+    with torch.set_grad_enabled(gradients), Injection(unet, deltas):
         assert torch.allclose(output(unet), rewritten(unet, deltas), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [dense, low_rank])
+def test_under_autocast_the_delta_has_the_precision_of_the_layer(unet: TinyUNet, kind) -> None:
+    deltas = [(kind(unet, 1), 0.5)]
+    exact = rewritten(unet, deltas)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), Injection(unet, deltas):
+        near = output(unet)
+    assert torch.allclose(near.float(), exact, atol=0.03 * exact.abs().max().item())
+    assert not torch.allclose(output(unet), exact, atol=0.3 * exact.abs().max().item())
 
 
 def test_leaving_restores_outputs_and_weights_bit_for_bit(unet: TinyUNet) -> None:

@@ -21,9 +21,16 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
     def __init__(self, library: DeltaLibrary) -> None:
         super().__init__("Deltas")
         self.library = library
+        self._tabs: list[ui_extra_networks.ExtraNetworksUi] = []
+        library.when_changed = self._forget_pages
 
     def refresh(self) -> None:
         self.library.refresh()
+
+    def _forget_pages(self) -> None:
+        """Have the host make the cards anew for whoever opens the page next; it keeps them otherwise."""
+        for tab in self._tabs:
+            tab.pages_contents = []
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
         """What the host shows of a delta; None for a file that cannot be read."""
@@ -67,7 +74,8 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
     def allowed_directories_for_previews(self) -> list[str]:
         return [str(self.library.folder)]
 
-    def create_user_metadata_editor(self, ui: Any, tabname: str) -> DeltaNotesEditor:
+    def create_user_metadata_editor(self, ui: ui_extra_networks.ExtraNetworksUi, tabname: str) -> DeltaNotesEditor:
+        self._tabs.append(ui)
         return DeltaNotesEditor(ui, tabname, self)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 import torch
-from modules import devices, processing, sd_hijack, sd_hijack_checkpoint, shared
+from modules import devices, processing, sd_hijack, sd_hijack_checkpoint, sd_models, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from PIL import Image
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class HostBackend:
     """
 
     def __init__(self, learning: Sequence[str] = (), sampler_name: str | None = None) -> None:
+        sd_models.reload_model_weights()  # the picture before may have left a refiner, or another checkpoint, loaded
         model = shared.sd_model
         if model is None:
             raise UserError("no checkpoint is loaded; choose one at the top of the page")
@@ -110,7 +111,7 @@ class HostBackend:
         sampling = self.preview or sampling
         width, height = sampling.size or (self.resolution, self.resolution)
         pictures: list[Image.Image] = []
-        with _standing_for(vectors, self.model), _job_as_it_was():
+        with _standing_for(vectors, self.model), _checkpoint_as_loaded(self.model), _job_as_it_was():
             for start in range(0, len(prompts), sampling.batch_size):
                 batch = list(prompts[start : start + sampling.batch_size])
                 p = processing.StableDiffusionProcessingTxt2Img(
@@ -167,6 +168,21 @@ def _standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[N
     finally:
         for token, own in hidden.items():
             database.register_embedding_by_name(own, model, token)
+
+
+@contextmanager
+def _checkpoint_as_loaded(model: nn.Module) -> Iterator[None]:
+    """Within the block the host's setting names the checkpoint that is loaded; drawing would load the named one.
+
+    A person may choose another at any time; that changes the setting at once, and the model when the queue is free.
+    """
+    chosen, loaded = shared.opts.data.get("sd_model_checkpoint"), model.sd_checkpoint_info.title
+    shared.opts.data["sd_model_checkpoint"] = loaded
+    try:
+        yield
+    finally:
+        if shared.opts.data["sd_model_checkpoint"] == loaded:  # not chosen anew meanwhile
+            shared.opts.data["sd_model_checkpoint"] = chosen
 
 
 @contextmanager

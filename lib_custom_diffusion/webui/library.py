@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from modules import hashes, paths, shared
 
-from ..delta import SUFFIX, Delta
+from ..delta import Delta
+from ..deltas_folder import named_deltas
 from ..errors import UserError
 
 _KEPT_IN_MEMORY = 8
@@ -40,27 +41,24 @@ class DeltaOnDisk:
 
 
 class DeltaLibrary:
-    """All delta files under one folder, by name: the file's stem, or its relative path if the stem is taken."""
+    """All delta files under one folder, by name: the file's stem, or its relative path if the stem is taken.
+
+    `when_changed` is called when other files are found than the last time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.when_changed: Callable[[], None] = lambda: None
         self._by_name: dict[str, DeltaOnDisk] = {}
         self._read: OrderedDict[Path, tuple[tuple[int, int], Delta]] = OrderedDict()
 
     def refresh(self) -> None:
         """Look at the folder again."""
-        paths = sorted(
-            Path(root, file)
-            for root, _, files in os.walk(self.folder, followlinks=True)
-            for file in files
-            if file.endswith(SUFFIX) and not file.startswith(".")
-        )
-        found: dict[str, DeltaOnDisk] = {}
-        for path in sorted(paths, key=lambda path: len(path.parts)):
-            stem = path.name.removesuffix(SUFFIX)
-            name = stem if stem not in found else path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
-            found[name] = DeltaOnDisk(name, path)
+        found = {name: DeltaOnDisk(name, path) for name, path in named_deltas(self.folder).items()}
+        changed = found != self._by_name
         self._by_name = found
+        if changed:
+            self.when_changed()
 
     def all(self) -> list[DeltaOnDisk]:
         return list(self._by_name.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from modules.ui_extra_networks import ExtraNetworksUi
 from test_extra_network import save
 
 from lib_custom_diffusion.webui.library import DeltaLibrary
@@ -29,6 +30,18 @@ def test_notes_of_a_person_come_first(cards, tmp_path):
     (tmp_path / "deltas" / "cat.delta.json").write_text(json.dumps(notes))
     [item] = cards.list_items()
     assert item["prompt"] == '"<delta:cat:" + 0.7 + "> my <new1> kitten"'
+
+
+def test_the_host_makes_its_cards_anew_when_other_files_are_there(cards, host, tmp_path):
+    tab = ExtraNetworksUi()
+    cards.create_user_metadata_editor(tab, "txt2img")
+    cards.library.refresh()
+    tab.pages_contents = ["made before"]
+    cards.library.refresh()
+    assert tab.pages_contents == ["made before"]
+    save(tmp_path / "deltas", "dog", host)
+    cards.library.refresh()
+    assert tab.pages_contents == []
 
 
 def test_a_damaged_file_has_no_card(cards, tmp_path):

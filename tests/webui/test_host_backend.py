@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from host import TinyHostModel
-from modules import sd_hijack, sd_hijack_checkpoint, shared
+from modules import processing, sd_hijack, sd_hijack_checkpoint, sd_models, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from torch.nn import functional as F
 
@@ -88,6 +88,32 @@ def test_a_preview_is_drawn_with_the_settings_of_the_page(host):
     backend = HostBackend()
     backend.preview = Sampling(size=(40, 8))
     assert backend.generate(["a cat"], [1], Sampling(), {})[0].size == (40, 8)
+
+
+def test_drawing_loads_no_other_checkpoint_and_a_choice_made_meanwhile_stays(host, monkeypatch):
+    """A person may choose another checkpoint while a training draws its previews."""
+    draw, named = processing.process_images, []
+
+    def choosing(p):
+        named.append(shared.opts.data["sd_model_checkpoint"])
+        if p.seed == [2]:
+            shared.opts.data["sd_model_checkpoint"] = "third"
+        return draw(p)
+
+    monkeypatch.setattr(processing, "process_images", choosing)
+    monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "other")
+    backend = HostBackend()
+    backend.generate(["a cat"], [1], Sampling(size=(8, 8)), {})
+    assert shared.opts.data["sd_model_checkpoint"] == "other"
+    backend.generate(["a cat"], [2], Sampling(size=(8, 8)), {})
+    assert shared.opts.data["sd_model_checkpoint"] == "third"
+    assert named == [host.sd_checkpoint_info.title] * 2
+
+
+def test_the_checkpoint_is_the_chosen_one_whatever_the_picture_before_left_loaded(host, monkeypatch):
+    chosen = TinyHostModel(seed=5)
+    monkeypatch.setattr(sd_models, "reload_model_weights", lambda: monkeypatch.setattr(shared, "sd_model", chosen))
+    assert HostBackend().model is chosen
 
 
 def test_activation_checkpointing_is_the_hosts(host):

@@ -1,9 +1,15 @@
 from types import SimpleNamespace
+from typing import Any, ClassVar
+
+
+class Options(SimpleNamespace):
+    data: ClassVar[dict[str, Any]] = {}
+
 
 cmd_opts = SimpleNamespace(
     deltas_dir="/nowhere", embeddings_dir="/nowhere", ckpt_dir=None, api=True, nowebui=False, api_auth=None
 )
-opts = SimpleNamespace(
+opts = Options(
     samples_format="png",
     save_optimizer_state=False,
     save_training_settings_to_txt=True,

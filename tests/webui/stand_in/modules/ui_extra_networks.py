@@ -28,5 +28,10 @@ class ExtraNetworksPage:
         item["user_metadata"] = json.loads(notes.read_text()) if notes.exists() else {}
 
 
+class ExtraNetworksUi:
+    def __init__(self):
+        self.pages_contents = None
+
+
 def register_page(page):
     pass
