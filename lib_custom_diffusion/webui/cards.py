@@ -46,7 +46,11 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
             "shorthash": delta.shorthash,
             "preview": self.find_preview(stem),
             "description": self.find_description(stem),
-            "search_terms": [self.search_terms_from_path(str(delta.path)), delta.shorthash, *summary.tokens],
+            # The host puts these into its page as they are: <new1> would be taken for a tag, or a file do harm.
+            "search_terms": [
+                html.escape(term)
+                for term in (self.search_terms_from_path(str(delta.path)), delta.shorthash, *summary.tokens)
+            ],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
             "metadata": summary.table(),
             "sort_keys": {"default": index, **self.get_sort_keys(str(delta.path))},

@@ -25,6 +25,11 @@ def test_a_card_writes_the_tag_with_the_usual_weight_and_the_word(cards):
     assert item["prompt"] == '"<delta:cat:" + opts.extra_networks_default_multiplier + "> <new1>"'
 
 
+def test_a_card_is_found_by_its_word_which_is_text_and_no_tag_of_the_page(cards):
+    [item] = cards.list_items()
+    assert "&lt;new1&gt;" in item["search_terms"]
+
+
 def test_notes_of_a_person_come_first(cards, tmp_path):
     notes = {"activation text": "my <new1> kitten", "preferred weight": 0.7}
     (tmp_path / "deltas" / "cat.delta.json").write_text(json.dumps(notes))

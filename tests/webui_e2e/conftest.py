@@ -24,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageStat
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "lib_custom_diffusion" / "standalone" / "toy"
+HERE = Path(__file__).resolve().parent
 FLAGS = ["--use-cpu", "all", "--no-half", "--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-install",
          "--api", "--no-download-sd-model", "--disable-console-progressbars"]  # fmt: skip
-START_SECONDS = 600
+START_SECONDS = 1800
+PROMPT = "a cat on a red background"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class WebUI:
-    """A running WebUI with the extension and the toy, all its data in a folder of the test's own."""
+    """A running WebUI with the extension and the toy, all its data in a folder of the test's own.
 
-    def __init__(self, data: Path) -> None:
-        self.data = data
+    There is an extension more, `failing`, which fails on request (see `fail`).
+    """
+
+    def __init__(self, data: Path, *flags: str) -> None:
+        self.data, self.flags = data, flags
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -56,19 +63,24 @@ class WebUI:
         checkpoints.mkdir(parents=True)
         (self.data / "extensions").mkdir()
         (self.data / "extensions" / "custom-diffusion").symlink_to(ROOT)
+        shutil.copytree(HERE / "failing", self.data / "extensions" / "failing")
         shutil.copy(TOY / "toy.safetensors", checkpoints / "toy.safetensors")
         config = (TOY / "toy.yaml").read_text().replace("config/tokenizer", str(TOY / "config" / "tokenizer"))
         (checkpoints / "toy.yaml").write_text(config)
         python = os.environ.get("WEBUI_PYTHON", str(home / "venv" / "bin" / "python"))
         self.log = (self.data / "log.txt").open("w")
         self.process = subprocess.Popen(
-            [python, "launch.py", *FLAGS, "--data-dir", str(self.data), "--port", str(self.port)],
+            [python, "launch.py", *FLAGS, *self.flags, "--data-dir", str(self.data), "--port", str(self.port)],
             cwd=home, stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Return as soon as it answers. Raises RuntimeError if it does not start."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                self.get("/sdapi/v1/sd-models")
+                self.get("/sdapi/v1/deltas")
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(1)
@@ -91,20 +103,41 @@ class WebUI:
         with urllib.request.urlopen(request, timeout=1800) as answer:
             return json.loads(answer.read())
 
+    def images(self, prompt: str, route: str = "txt2img", **settings: Any) -> tuple[list[Image.Image], str]:
+        """Pictures of 4 steps, without their grid, and the infotext of the first."""
+        asked = {"steps": 4, "width": 128, "height": 128, "seed": 7, "cfg_scale": 4, "sampler_name": "Euler"}
+        answer = self.post(f"/sdapi/v1/{route}", prompt=prompt, **{**asked, **settings})
+        info = json.loads(answer["info"])
+        pictures = [Image.open(io.BytesIO(base64.b64decode(each))) for each in answer["images"]]
+        return pictures[info["index_of_first_image"] :], info["infotexts"][info["index_of_first_image"]]
+
     def picture(self, prompt: str, **settings: Any) -> tuple[str, str]:
-        """A fingerprint of the pixels of a picture of 4 steps, and its infotext."""
-        asked = {
-            "steps": 4,
-            "width": 128,
-            "height": 128,
-            "seed": 7,
-            "cfg_scale": 4,
-            "sampler_name": "Euler",
-            **settings,
-        }
-        answer = self.post("/sdapi/v1/txt2img", prompt=prompt, **asked)
-        pixels = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).tobytes()
-        return hashlib.sha256(pixels).hexdigest(), json.loads(answer["info"])["infotexts"][0]
+        """A fingerprint of the pixels of a picture, and its infotext."""
+        pictures, infotext = self.images(prompt, **settings)
+        return fingerprint(pictures[0]), infotext
+
+    def train(self, name: str, pictures: Path, **settings: Any) -> Any:
+        """Train the word `thing` through the API, a few steps; the answer."""
+        concepts = [{"embedding": "thing", "pictures": str(pictures), "class_word": "house"}]
+        asked = {"steps": 3, "batch_size": 1, "overwrite": True, **settings}
+        return self.post("/sdapi/v1/train/custom-diffusion", concepts=concepts, name=name, **asked)
+
+    def delta(self, name: str) -> Path:
+        return self.data / "models" / "deltas" / f"{name}.delta.safetensors"
+
+    def fail(self, how: str) -> None:
+        """Have the model fail once, at its third step from now: "error" or "out of memory"."""
+        (self.data / "fail.txt").write_text(how)
+
+
+def fingerprint(picture: Image.Image) -> str:
+    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+
+
+def difference(one: Image.Image, other: Image.Image) -> tuple[int, float]:
+    """The largest and the mean difference of two pictures' pixels, in levels of 255."""
+    apart = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+    return max(high for _, high in apart.getextrema()), sum(ImageStat.Stat(apart).mean) / 3
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +148,48 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five drawings of one thing that the toy has never seen."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, color in enumerate(("red", "blue", "green", "yellow", "white")):
+        drawing = Image.new("RGB", (128, 128), color)
+        ImageDraw.Draw(drawing).polygon([(64, 12), (112, 100), (16, 100)], fill="purple", outline="black", width=4)
+        drawing.save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untouched(webui: WebUI) -> str:
+    """The picture that the model makes before anything was done with it."""
+    return webui.picture(PROMPT)[0]
+
+
+@pytest.fixture(scope="session")
+def thing(webui: WebUI, pictures: Path, untouched: str) -> Path:
+    """The delta `thing`, trained through the API for a word of the host's own making."""
+    word = {"name": "thing", "num_vectors_per_token": 1, "overwrite_old": True, "init_text": "house"}
+    webui.post("/sdapi/v1/create/embedding", **word)
+    rates = {"learning_rate": "1e-3", "embedding_learning_rate": "1e-2"}
+    webui.train("thing", pictures, steps=10, batch_size=2, **rates)
+    return webui.delta("thing")
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(webui: WebUI) -> str:
+    """The name of a second checkpoint, which differs a little from the toy."""
+    folder = webui.data / "models" / "Stable-diffusion"
+    generator = torch.Generator().manual_seed(1)
+    tensors = load_file(folder / "toy.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("attn2.to_k.weight"):
+            tensors[name] = tensor + 0.3 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, folder / "other.safetensors")
+    shutil.copy(folder / "toy.yaml", folder / "other.yaml")
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    return "other.safetensors"
 
 
 class Page:
@@ -141,6 +216,19 @@ class Page:
     def unfold(self, part: str) -> None:
         self.page.locator(f"#{part} .label-wrap").first.click()
 
+    def fill_form(self, word: str, pictures: Path, name: str, steps: int) -> None:
+        """Fill in the training form, previews every 20 steps."""
+        self.tab("Train")
+        self.tab("Train Custom Diffusion", "#train_tabs")
+        self.press("cd_refresh_embedding_1")
+        self.page.wait_for_timeout(1500)
+        self.choose("cd_embedding_1", word)
+        self.fill("cd_class_1", "house")
+        self.fill("cd_pictures_1", pictures)
+        self.fill("cd_name", name)
+        self.fill("cd_steps", steps)
+        self.fill("cd_preview_every", 20)
+
     def value(self, part: str) -> str:
         return self.page.locator(f"#{part} textarea").first.input_value()
 
@@ -151,6 +239,27 @@ class Page:
             timeout=1000 * seconds,
         )  # fmt: skip
         return self.page.locator(f"#{part}").first.inner_text()
+
+    def cards(self) -> Any:
+        """The cards of the page "Deltas" in txt2img that are not filtered out."""
+        return self.page.locator("#txt2img_deltas_cards .card:not(.hidden)")
+
+    def paste(self, infotext: str) -> None:
+        """Read generation parameters from the prompt, as a person does with an old picture's."""
+        self.fill("txt2img_prompt", infotext)
+        self.page.locator("#txt2img_tools #paste").click()
+        self.page.wait_for_function(
+            "() => !document.querySelector('#txt2img_prompt textarea').value.includes('Steps: ')"
+        )
+
+    def draw(self, data: Path) -> Image.Image:
+        """Press Generate; the picture that the WebUI has saved."""
+        before = set(data.glob("outputs/txt2img-images/*/*.png"))
+        self.press("txt2img_generate")
+        while not (saved := set(data.glob("outputs/txt2img-images/*/*.png")) - before):
+            self.page.wait_for_timeout(200)
+        self.page.locator("#txt2img_interrupt").wait_for(state="hidden")
+        return Image.open(saved.pop())
 
     def look(self, name: str) -> None:
         folder = os.environ.get("SCREENSHOTS")

@@ -1,0 +1,165 @@
+"""Whatever happens during a training, the host is as it was, and the next job runs."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import PROMPT, Page, WebUI
+
+SECONDS = 900
+
+
+@pytest.fixture(autouse=True)
+def host_is_as_it_was(webui: WebUI, thing: Path, untouched: str) -> Iterator[None]:
+    """The picture is the same to the bit, no file is half-written, and nothing lies outside the folders."""
+    before = webui.picture("a thing house <delta:thing:1>")[0]
+    yield
+    assert webui.picture(PROMPT)[0] == untouched
+    # A training goes on with the word's embedding; the delta has its own copy of it.
+    assert webui.picture("a thing house <delta:thing:1>")[0] == before
+    written = [path for path in webui.data.rglob("*.delta.safetensors") if "custom-diffusion" not in path.parts]
+    folders = {path.relative_to(webui.data).parts[0] for path in written}
+    assert folders <= {"models", "textual_inversion"}
+    assert all(load_file(path) for path in written)
+
+
+def wait_for(happens: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if found := happens():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what} did not happen")
+
+
+def steps_done(webui: WebUI) -> int:
+    return webui.get("/sdapi/v1/progress?skip_current_image=true")["state"]["job_no"]
+
+
+def job(webui: WebUI) -> str:
+    return webui.get("/sdapi/v1/progress?skip_current_image=true")["state"]["job"]
+
+
+@pytest.mark.parametrize(("how", "status"), [("error", 500), ("out of memory", 422)])
+def test_a_training_that_fails_leaves_no_trace_and_the_next_runs(
+    webui: WebUI, pictures: Path, how: str, status: int
+) -> None:
+    webui.fail(how)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        webui.train("failed", pictures, steps=20)
+    assert refused.value.code == status
+    if status == 422:
+        assert b"memory is too small" in refused.value.read()
+    assert not webui.delta("failed").exists()
+    assert not job(webui)
+    assert webui.train("failed", pictures)["steps"] == 3
+    assert webui.delta("failed").is_file()
+
+
+def test_the_page_says_what_failed_and_trains_again(webui: WebUI, page: Page, pictures: Path) -> None:
+    page.fill_form("thing", pictures, "again", 6)
+    webui.fail("out of memory")
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "memory is too small")
+    page.look("out-of-memory")
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "Finished after 6 steps")
+    assert webui.delta("again").is_file()
+
+
+def test_another_checkpoint_chosen_during_training_waits_for_its_end(
+    webui: WebUI, pictures: Path, other_checkpoint: str
+) -> None:
+    settings: dict[str, Any] = {"steps": 12, "preview_every": 2}
+    other = {"override_settings": {"sd_model_checkpoint": other_checkpoint}}
+    bare = webui.picture(PROMPT, **other)[0]
+    word = (webui.data / "embeddings/thing.pt").read_bytes()
+    webui.train("calm", pictures, **settings)
+    (webui.data / "embeddings/thing.pt").write_bytes(word)
+    webui.post("/sdapi/v1/refresh-embeddings")
+    with ThreadPoolExecutor(2) as pool:
+        training = pool.submit(webui.train, "switched", pictures, **settings)
+        wait_for(lambda: steps_done(webui) >= 1 and job(webui) == "train-custom-diffusion", "the first step")
+        switching = pool.submit(webui.post, "/sdapi/v1/options", sd_model_checkpoint=other_checkpoint)
+        assert training.result(SECONDS)["steps"] == 12
+        switching.result(SECONDS)
+    try:
+        assert webui.picture(PROMPT)[0] == bare
+    finally:
+        webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    calm, switched = load_file(webui.delta("calm")), load_file(webui.delta("switched"))
+    assert calm.keys() == switched.keys()
+    assert all(torch.equal(calm[name], switched[name]) for name in calm)
+
+
+def test_the_chosen_checkpoint_is_trained_whatever_the_last_picture_left(
+    webui: WebUI, pictures: Path, other_checkpoint: str
+) -> None:
+    webui.picture(PROMPT, override_settings={"sd_model_checkpoint": other_checkpoint})
+    webui.train("chosen", pictures)
+    checkpoints = {each["name"]: each["checkpoint"] for each in webui.get("/sdapi/v1/deltas")}
+    assert checkpoints["chosen"] == checkpoints["thing"]
+
+
+def test_a_second_training_waits_in_the_queue(webui: WebUI, pictures: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(webui.train, "first", pictures, steps=12)
+        wait_for(lambda: job(webui) == "train-custom-diffusion", "the first training")
+        second = pool.submit(webui.train, "second", pictures)
+        waiting = wait_for(lambda: webui.get("/internal/pending-tasks")["tasks"], "waiting")
+        assert [task.startswith("task(train-custom-diffusion") for task in waiting] == [True]
+        assert not first.done()
+        assert (first.result(SECONDS)["steps"], second.result(SECONDS)["steps"]) == (12, 3)
+    assert webui.delta("first").stat().st_mtime <= webui.delta("second").stat().st_mtime
+
+
+def test_a_training_goes_on_when_the_browser_is_closed(webui: WebUI, page: Page, pictures: Path) -> None:
+    page.fill_form("thing", pictures, "closed", 12)
+    page.press("cd_start")
+    wait_for(lambda: steps_done(webui) >= 1 and job(webui) == "train-custom-diffusion", "the first step")
+    page.page.close()
+    wait_for(lambda: not job(webui) and webui.delta("closed").exists(), "the end")
+    [closed] = [each for each in webui.get("/sdapi/v1/deltas") if each["name"] == "closed"]
+    assert closed["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("../../out", "out"), ("/tmp/out", "tmpout"), ("..\\out: 2", "out 2"), ("....//x", "x")]
+)
+def test_a_name_cannot_leave_the_folder(webui: WebUI, pictures: Path, name: str, file: str) -> None:
+    done = webui.train(name, pictures)
+    assert Path(done["delta"]) == webui.delta(file)
+    assert webui.data / "textual_inversion" in Path(done["log_directory"]).parents
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": ".."}, "no letter or digit"),
+        ({"concepts": []}, "1 to 4 concepts"),
+        ({"steps": 0}, "step"),
+        ({"resolution": 100}, "multiple of 8"),
+        ({"learning_rate": "fast"}, "fast"),
+        ({"select": "everything"}, "everything"),
+        ({"concepts": [{"embedding": "thing", "pictures": "/nowhere"}]}, "/nowhere"),
+        ({"concepts": [{"embedding": "../thing", "pictures": "/nowhere"}]}, "there is no embedding"),
+        ({"name": "thing", "overwrite": False}, "there is a delta thing already"),
+    ],
+)
+def test_the_api_refuses_with_a_sentence(webui: WebUI, pictures: Path, changes: dict[str, Any], said: str) -> None:
+    asked = {"concepts": [{"embedding": "thing", "pictures": str(pictures)}], "name": "never", "steps": 3}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        webui.post("/sdapi/v1/train/custom-diffusion", **{**asked, **changes})
+    assert refused.value.code == 422
+    assert said in json.loads(refused.value.read())["detail"]
+    assert not webui.delta("never").exists()
