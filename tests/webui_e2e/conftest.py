@@ -60,7 +60,9 @@ class WebUI:
     def start(self) -> None:
         home = Path(os.environ["WEBUI_DIR"])
         checkpoints = self.data / "models" / "Stable-diffusion"
-        checkpoints.mkdir(parents=True)
+        for folder in (checkpoints, self.data / "models" / "hypernetworks", self.data / "models" / "Lora"):
+            folder.mkdir(parents=True)
+        (self.data / "embeddings").mkdir()
         (self.data / "extensions").mkdir()
         (self.data / "extensions" / "custom-diffusion").symlink_to(ROOT)
         shutil.copytree(HERE / "failing", self.data / "extensions" / "failing")

@@ -72,7 +72,6 @@ def test_a_delta_works_beside_a_lora_in_any_order(webui: WebUI, untouched: str) 
         tensors[f"{name}.lora_up.weight"] = torch.full((rows, rank), 0.2)
         tensors[f"{name}.lora_down.weight"] = torch.randn(rank, columns, generator=torch.Generator().manual_seed(1))
         tensors[f"{name}.alpha"] = torch.tensor(float(rank))
-    (webui.data / "models/Lora").mkdir(exist_ok=True)
     save_file(tensors, webui.data / "models/Lora/other.safetensors")
     webui.post("/sdapi/v1/refresh-loras")
     lora = webui.picture(f"{PROMPT} <lora:other:1>")[0]

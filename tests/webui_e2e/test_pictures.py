@@ -120,7 +120,6 @@ def test_a_delta_works_beside_a_hypernetwork_in_any_order(webui: WebUI, untouche
 def test_as_a_lora_the_delta_makes_the_same_picture(webui: WebUI, thing: Path, tmp_path: Path) -> None:
     """Up to rounding: the WebUI writes a LoRA into the weights, where a delta acts beside them."""
     lora = webui.data / "models" / "Lora" / "exported.safetensors"
-    lora.parent.mkdir(exist_ok=True)
     subprocess.run(
         [sys.executable, "-m", "lib_custom_diffusion", "convert", thing, "--to", "lora", "--rank", "128",
          "--output", lora],
