@@ -3,11 +3,12 @@
     python install.py                   the WebUI's install hook: adds what is missing of the six packages that the
                                         extension runs on, and changes no version that the WebUI has
     python install.py demo [ARGUMENT…]  makes .venv beside this file, then runs the demo in it
+    python install.py ui [ARGUMENT…]    the same for the app: a page for pictures, training and utilities
     python install.py test [ARGUMENT…]  the same for the tests; arguments go to pytest
 
-`demo` and `test` use the Python that runs them if it is 3.10, 3.11 or 3.12, and otherwise look for one that is. They
-install the versions in requirements/ and remember having done so: the next call starts at once, and one that follows an
-interrupted installation repairs it. Their exit status is that of the demo or the tests.
+`demo`, `ui` and `test` use the Python that runs them if it is 3.10, 3.11 or 3.12, and otherwise look for one that is.
+They install the versions in requirements/ and remember having done so: the next call starts at once, and one that
+follows an interrupted installation repairs it. Their exit status is that of what they ran.
 
 PyTorch: on Linux the package registry's build carries several gigabytes of CUDA libraries. Where no NVIDIA GPU is seen,
 the CPU build is taken from PyTorch's own index instead, if that answers within five seconds; if not, the registry's
@@ -55,9 +56,9 @@ def main() -> None:
     command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
     if command is None:
         install_missing()
-    elif command == "demo":
-        set_up("demo")
-        run_in_venv(["-m", "lib_custom_diffusion", "demo", *arguments])
+    elif command in ("demo", "ui"):
+        set_up(command)
+        run_in_venv(["-m", "lib_custom_diffusion", command, *arguments])
     elif command == "test":
         set_up("test")
         os.chdir(str(ROOT))
@@ -95,7 +96,10 @@ def installed_versions() -> list[str]:
     return sorted(f"{name}=={v}" for name, v in found.items() if name and v and version.fullmatch(v))
 
 
-# .venv for `demo` and `test`
+# .venv for `demo`, `ui` and `test`
+
+INSTALLED = ("demo", "ui", "test")
+"""Commands with requirements, each of which include those of the ones before it."""
 
 
 def set_up(command: str) -> None:
@@ -103,16 +107,20 @@ def set_up(command: str) -> None:
     if VENV_PYTHON.exists() and stamp(command).is_file() and stamp(command).read_text() == fingerprint(command):
         return
     make_venv()
-    commands = ["demo", "test"] if command == "test" else ["demo"]  # test.txt includes demo.txt
-    for each in commands:
+    for each in INSTALLED:
         if stamp(each).exists():
             stamp(each).unlink()
     print(f"Installing what `{command}` needs into {VENV}; this happens once.", flush=True)
     install_torch()
     if pip("--requirement", str(requirements(command))) != 0:
         sys.exit("The installation did not finish, see pip's message above; the same command goes on from here.")
-    for each in commands:
+    for each in included(command):
         stamp(each).write_text(fingerprint(each))
+
+
+def included(command: str) -> tuple[str, ...]:
+    """The commands that need no more than `command`, and itself."""
+    return INSTALLED[: INSTALLED.index(command) + 1]
 
 
 def requirements(command: str) -> Path:
@@ -126,7 +134,7 @@ def stamp(command: str) -> Path:
 
 def fingerprint(command: str) -> str:
     """Changes with the pinned versions and with the interpreter behind .venv."""
-    pins = requirements("demo").read_bytes() + requirements(command).read_bytes()
+    pins = b"".join(requirements(each).read_bytes() for each in included(command))
     return hashlib.sha256(pins + os.path.realpath(str(VENV_PYTHON)).encode()).hexdigest()
 
 

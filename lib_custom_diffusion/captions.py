@@ -43,12 +43,11 @@ def captioner(
     if source == "filename":
         return lambda path, rng: file_words(path, words, join_string).replace("[name]", prompt) or prompt
     if source == "template":
-        lines = _template_lines(template)
+        lines = template_lines(template)
 
         def from_template(path: Path, rng: Random) -> str:
             filewords = caption_beside(path) or file_words(path, words, join_string)
-            # [name] last, as a text file may have it too
-            return rng.choice(lines).replace("[filewords]", filewords).replace("[name]", prompt).strip()
+            return fill_template(rng.choice(lines), prompt, filewords)
 
         return from_template
     raise UserError(f"unknown caption source {source!r}; choose one of {', '.join(CAPTION_SOURCES)}")
@@ -119,7 +118,13 @@ def class_captions(class_data_dir: Path, class_prompt: str) -> list[tuple[Path, 
     return found
 
 
-def _template_lines(template: Path | None) -> list[str]:
+def fill_template(line: str, name: str, filewords: str) -> str:
+    """A line of a template with [name] and [filewords] put in; [name] last, as a caption may have it too."""
+    return line.replace("[filewords]", filewords).replace("[name]", name).strip()
+
+
+def template_lines(template: Path | None) -> list[str]:
+    """The lines of a template that are not blank. Raises UserError for a template that is missing or empty."""
     if template is None:
         raise UserError("captions from a template need a template: a text file with lines such as a photo of a [name]")
     lines = [line.strip() for line in _lines(template) if line.strip()]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import torch
 from PIL import Image
 
 from .backend import Backend, Sampling
-from .captions import LISTING, caption_beside, captioned_pictures, has_listing
+from .captions import LISTING, caption_beside, captioned_pictures, fill_template, has_listing, template_lines
 from .errors import UserError
 from .pictures import is_picture, load_pictures
 from .storage import write_atomically
@@ -64,24 +65,109 @@ def generate(
     _check_same_prompt(folder, ours, class_prompt)
     wanted = count - (len(present) - len(ours))
     there = {int(path.stem) for path in ours}
-    missing = [index for index in range(wanted) if index not in there]
+    missing = len(set(range(wanted)) - there)
+
+    def show(drawn: int) -> None:
+        if progress is not None:
+            progress(count - missing + drawn, count)
+
+    return _draw(backend, [class_prompt] * max(0, wanted), there, folder, sampling, seed, show)
+
+
+@torch.no_grad()
+def generate_captions(
+    backend: Backend,
+    captions: Sequence[str],
+    folder: Path,
+    sampling: Sampling,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Draw a picture of each caption: number i of caption i, else as `generate`, which draws all of one prompt.
+
+    Returns the pictures drawn now. Raises UserError for no captions, a batch below 1, a folder that has a picture of
+    another caption under one of the names, and when the folder cannot be written.
+    """
+    if not captions or sampling.batch_size < 1:
+        raise UserError(f"at least 1 caption and a batch of 1, not {len(captions)} and {sampling.batch_size}")
+    there = {index for index in range(len(captions)) if (folder / _name(index)).exists()}
+    for index in there:
+        found = caption_beside(folder / _name(index))
+        if found != " ".join(captions[index].split()):
+            raise UserError(
+                f"{folder / _name(index)} is a picture of {found!r}, not {captions[index]!r}; choose another folder"
+            )
+
+    def show(drawn: int) -> None:
+        if progress is not None:
+            progress(len(there) + drawn, len(captions))
+
+    return _draw(backend, captions, there, folder, sampling, seed, show)
+
+
+def captions_of(source: Path, times: int = 1) -> list[str]:
+    """The captions of a captioned folder, all of them `times` times.
+
+    Raises UserError where there are none, and for `times` below 1.
+    """
+    captions = [caption for _, caption in captioned_pictures(source) if caption]
+    if not captions:
+        raise UserError(f"{source} has no captions; put a text file of the same name beside each picture")
+    if times < 1:
+        raise UserError(f"each caption is drawn at least once, not {times} times")
+    return captions * times
+
+
+def template_captions(template: Path, name: str, count: int, seed: int, captions: Sequence[str] = ()) -> list[str]:
+    """`count` captions from the lines of a template, each line chosen at random; more of the same seed begin alike.
+
+    name: what [name] stands for, such as cat. captions: what [filewords] stands for, one after the other.
+
+    Raises UserError for a template that is missing or empty, or wants a name or captions where there are none, and for
+    a count below 1.
+    """
+    if count < 1:
+        raise UserError(f"at least 1 regularization picture, not {count}")
+    lines = template_lines(template)
+    if any("[name]" in line for line in lines) and not name.strip():
+        raise UserError(f"the template {template.name} wants a name; say what kind of thing to draw, such as cat")
+    if any("[filewords]" in line for line in lines) and not captions:
+        raise UserError(f"the template {template.name} wants captions; give a folder with captioned pictures")
+    rng = Random(seed)
+    words = captions or ("",)
+    return [fill_template(rng.choice(lines), name.strip(), words[index % len(words)]) for index in range(count)]
+
+
+def _draw(
+    backend: Backend,
+    prompts: Sequence[str],
+    there: Collection[int],
+    folder: Path,
+    sampling: Sampling,
+    seed: int,
+    show: Callable[[int], None],
+) -> list[Path]:
+    """Draw those prompts whose numbers are not there yet, a batch at a time, telling how many are drawn after each."""
     drawn: list[Path] = []
-    for first in range(0, wanted, sampling.batch_size):
-        batch = range(first, min(first + sampling.batch_size, wanted))
-        if there.issuperset(batch):
+    for first in range(0, len(prompts), sampling.batch_size):
+        batch = range(first, min(first + sampling.batch_size, len(prompts)))
+        if all(index in there for index in batch):
             continue
         seeds = [seed + index for index in batch]
-        pictures = backend.generate([class_prompt] * len(batch), seeds, sampling, {})
+        pictures = backend.generate([prompts[index] for index in batch], seeds, sampling, {})
         for index, picture in zip(batch, pictures, strict=True):
             if index in there:
                 continue
-            path = folder / f"{index:04d}.png"
-            write_atomically(path.with_suffix(".txt"), f"{class_prompt}\n".encode())
+            path = folder / _name(index)
+            write_atomically(path.with_suffix(".txt"), f"{prompts[index]}\n".encode())
             write_atomically(path, _png(picture))
             drawn.append(path)
-        if progress is not None:
-            progress(count - len(missing) + len(drawn), count)
+        show(len(drawn))
     return drawn
+
+
+def _name(index: int) -> str:
+    return f"{index:04d}.png"
 
 
 @torch.no_grad()

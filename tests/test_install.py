@@ -131,7 +131,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "install.py", folder)
     (folder / "requirements").mkdir()
     (folder / "requirements" / "demo.txt").write_text("pip\n")
-    (folder / "requirements" / "test.txt").write_text("-r demo.txt\nsetuptools-that-is-nowhere==0\n")
+    (folder / "requirements" / "ui.txt").write_text("-r demo.txt\npip<1000\n")
+    (folder / "requirements" / "test.txt").write_text("-r ui.txt\nsetuptools-that-is-nowhere==0\n")
     package = folder / "lib_custom_diffusion"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -186,6 +187,16 @@ def test_demo_sets_up_once_passes_arguments_on_and_repairs_what_was_interrupted(
     last = call(home, *arguments)
     assert (last.returncode, last.stdout.splitlines()[-1]) == (7, ran)
     assert "Making" in last.stdout
+
+
+def test_what_serves_the_page_serves_the_demo_and_not_the_other_way_round(home: Path) -> None:
+    ran = f"demo {home / '.venv'} {home.parent} {['ui', '--port', '0']}"
+    call(home, "demo")
+    first = call(home, "ui", "--port", "0")
+    assert (first.returncode, first.stdout.splitlines()[-1]) == (7, ran), first.stderr
+    assert "Installing what `ui` needs" in first.stdout
+    assert call(home, "ui", "--port", "0").stdout.splitlines() == [ran]
+    assert len(call(home, "demo").stdout.splitlines()) == 1
 
 
 def test_without_a_suitable_python_one_sentence_says_what_to_do(
@@ -264,4 +275,5 @@ def test_pins_of_the_demo_are_exact_and_the_tests_build_on_them() -> None:
     demo = (ROOT / "requirements" / "demo.txt").read_text().splitlines()
     pins = [line for line in demo if not line.startswith("#")]
     assert all(len(line.split("==")) == 2 for line in pins)
-    assert "-r demo.txt" in (ROOT / "requirements" / "test.txt").read_text().splitlines()
+    assert "-r demo.txt" in (ROOT / "requirements" / "ui.txt").read_text().splitlines()
+    assert "-r ui.txt" in (ROOT / "requirements" / "test.txt").read_text().splitlines()

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from lib_custom_diffusion import regularization
 from lib_custom_diffusion.backend import Sampling
-from lib_custom_diffusion.captions import class_captions
+from lib_custom_diffusion.captions import captioned_pictures, class_captions
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.regularization import Picked, generate, pick, write_listing
+from lib_custom_diffusion.regularization import (
+    Picked,
+    captions_of,
+    generate,
+    generate_captions,
+    pick,
+    template_captions,
+    write_listing,
+)
 from tiny import TinyBackend
 
 PAIRS = Sampling(batch_size=2)
@@ -218,3 +226,58 @@ def test_listing_is_a_class_data_dir_of_what_was_picked(tmp_path: Path, monkeypa
     assert class_captions(tmp_path / "reg", "unused") == expected
     assert sorted(os.listdir(tmp_path / "reg")) == ["caption.txt", "images.txt"]
     assert pick(Reader(), tmp_path / "reg", "cat", 1)[0].path == tmp_path / "real" / "2.png"
+
+
+def test_each_caption_is_drawn_and_an_interrupted_call_is_gone_on_with(tmp_path: Path) -> None:
+    captions, whole, told = ["a cat", "a dog", "a cat"], tmp_path / "whole", []
+    drawn = generate_captions(Painter(), captions, whole, PAIRS, 40, lambda *progress: told.append(progress))
+    assert drawn == [whole / name for name in ("0000.png", "0001.png", "0002.png")]
+    assert [caption for _, caption in captioned_pictures(whole)] == captions
+    assert told == [(2, 3), (3, 3)]
+    part = tmp_path / "part"
+    with pytest.raises(KeyboardInterrupt):
+        generate_captions(Painter(fails_at=42), captions, part, PAIRS, 40)
+    (part / "0000.png").unlink()
+    assert [path.name for path in generate_captions(Painter(), captions, part, PAIRS, 40)] == ["0000.png", "0002.png"]
+    assert content(part) == content(whole)
+
+
+def test_a_folder_with_pictures_of_other_captions_is_left_alone(tmp_path: Path) -> None:
+    generate_captions(Painter(), ["a cat"], tmp_path, PAIRS, 40)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"0000\.png is a picture of 'a cat', not 'a dog'"):
+        generate_captions(Painter(), ["a dog", "a cat"], tmp_path, PAIRS, 40)
+    assert content(tmp_path) == before
+    with pytest.raises(UserError, match="at least 1 caption"):
+        generate_captions(Painter(), [], tmp_path, PAIRS, 40)
+
+
+def test_captions_of_a_folder_come_as_often_as_asked(tmp_path: Path) -> None:
+    source = captioned(tmp_path / "real", "red cat", "", "a dog")
+    assert captions_of(source, 2) == ["red cat", "a dog", "red cat", "a dog"]
+    with pytest.raises(UserError, match="at least once, not 0"):
+        captions_of(source, 0)
+    with pytest.raises(UserError, match="has no captions"):
+        captions_of(captioned(tmp_path / "bare", ""))
+
+
+def test_a_template_gives_any_of_its_lines_and_more_of_a_seed_begin_alike(tmp_path: Path) -> None:
+    template = tmp_path / "kinds.txt"
+    template.write_text("photo of a [name]\n\n[filewords] by a [name]\n")
+    few = template_captions(template, " cat ", 20, 7, ["a tree", "a house"])
+    assert set(few) == {"photo of a cat", "a tree by a cat", "a house by a cat"}
+    assert template_captions(template, "cat", 40, 7, ["a tree", "a house"])[:20] == few
+    assert template_captions(template, "cat", 20, 8, ["a tree", "a house"]) != few
+
+
+def test_a_template_that_lacks_something_says_what(tmp_path: Path) -> None:
+    template = tmp_path / "kinds.txt"
+    template.write_text("a [name] of [filewords]")
+    with pytest.raises(UserError, match=r"kinds\.txt wants captions"):
+        template_captions(template, "cat", 1, 1)
+    with pytest.raises(UserError, match=r"kinds\.txt wants a name"):
+        template_captions(template, " ", 1, 1, ["tin"])
+    with pytest.raises(UserError, match="at least 1"):
+        template_captions(template, "cat", 0, 1, ["tin"])
+    with pytest.raises(UserError, match="there is no file"):
+        template_captions(tmp_path / "none.txt", "cat", 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         *(_add_demo, _add_train, _add_generate, _add_regularize, _add_info),
-        *(add_compress, add_blend, add_merge, add_convert),
+        *(add_compress, add_blend, add_merge, add_convert, _add_ui),
     ):
         add(commands)
     return root
@@ -262,3 +263,20 @@ def _add_info(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=run)
     command.add_argument("file", type=Path, help="a .delta.safetensors file")
     command.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
+def _add_ui(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        if importlib.util.find_spec("gradio") is None:
+            raise UserError("the page needs gradio: run `python install.py ui`, or pip install .[ui]")
+        from .app.server import ui
+
+        return ui(options)
+
+    command = _command(commands, "ui", "Pictures, training and utilities on a page, at http://127.0.0.1:7860.")
+    command.set_defaults(run=run)
+    _add_model(command)
+    add = command.add_argument
+    add("--deltas_dir", type=Path, default=Path("deltas"), help="folder with deltas, where results go, too")
+    add("--port", type=int, default=7860, help="port of the page; 0 for any that is free")
+    add("--listen", metavar="ADDRESS", help="serve other computers as well, at this address; there is no password")

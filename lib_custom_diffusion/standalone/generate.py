@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,22 +26,54 @@ from .prompts import find_delta, split_deltas
 
 def generate(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
-    prompt, tags = split_deltas(options.prompt)
-    deltas = [(Delta.load(find_delta(name, options.deltas_dir)), weight) for name, weight in tags]
+    deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
     device = best_device()
     backend = load_model(options.model, torch.float16 if device.type == "cuda" else torch.float32, device)
-    vectors = _vectors(backend, [delta for delta, _ in deltas], options.embedding)
-    sampling = sampling_of(options)
-    seeds = [options.seed + index for index in range(options.num_images)]
-    with Injection(backend.unet, deltas), tqdm(total=len(seeds), unit="picture") as bar:
-        for start in range(0, len(seeds), sampling.batch_size):
-            batch = seeds[start : start + sampling.batch_size]
-            for seed, picture in zip(batch, backend.generate([prompt] * len(batch), batch, sampling, vectors)):
-                path = options.output / f"{seed:05d}.png"
-                write_atomically(path, _png(picture, f"{options.prompt}\nSteps: {sampling.steps}, Seed: {seed}"))
-                tqdm.write(str(path))
-            bar.update(len(batch))
+    with tqdm(total=options.num_images, unit="picture") as bar:
+        for drawn in draw(
+            backend, options.prompt, deltas, sampling_of(options), options.seed, options.num_images, options.embedding
+        ):
+            write_atomically(options.output / f"{drawn.seed:05d}.png", drawn.png)
+            tqdm.write(str(options.output / f"{drawn.seed:05d}.png"))
+            bar.update()
     return 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of a seed, as a PNG that tells how it was made where the WebUI tells it."""
+
+    seed: int
+    png: bytes
+
+
+def find_deltas(prompt: str, deltas_dir: Path) -> list[tuple[Delta, float]]:
+    """The deltas that a prompt names, with their weights. Raises UserError for one that is not there or damaged."""
+    return [(Delta.load(find_delta(name, deltas_dir)), weight) for name, weight in split_deltas(prompt)[1]]
+
+
+def draw(
+    backend: DiffusersBackend,
+    prompt: str,
+    deltas: Sequence[tuple[Delta, float]],
+    sampling: Sampling,
+    seed: int,
+    count: int,
+    embeddings: Sequence[Path] = (),
+) -> Generator[Drawn, None, None]:
+    """Pictures of a prompt, number i of seed + i, batch by batch.
+
+    prompt: tags included; deltas: what `find_deltas` finds for it; embeddings: files of words without a delta.
+    Raises UserError if a delta or a word was made for another model.
+    """
+    text, _ = split_deltas(prompt)
+    vectors = _vectors(backend, [delta for delta, _ in deltas], embeddings)
+    seeds = range(seed, seed + count)
+    with Injection(backend.unet, deltas):
+        for start in range(0, count, sampling.batch_size):
+            batch = seeds[start : start + sampling.batch_size]
+            for number, picture in zip(batch, backend.generate([text] * len(batch), batch, sampling, vectors)):
+                yield Drawn(number, _png(picture, f"{prompt}\nSteps: {sampling.steps}, Seed: {number}"))
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -53,7 +87,7 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     )
 
 
-def _vectors(backend: DiffusersBackend, deltas: list[Delta], embeddings: list[Path]) -> dict[str, Tensor]:
+def _vectors(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Sequence[Path]) -> dict[str, Tensor]:
     """The new words of the deltas and embedding files. Raises UserError if one is of another width than the model's."""
     vectors: dict[str, Tensor] = {}
     for delta in deltas:
@@ -69,7 +103,6 @@ def _vectors(backend: DiffusersBackend, deltas: list[Delta], embeddings: list[Pa
 
 
 def _png(picture: Image.Image, parameters: str) -> bytes:
-    """A PNG that tells how it was made where the WebUI tells it."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", parameters)
     content = io.BytesIO()

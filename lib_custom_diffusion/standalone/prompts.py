@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..delta import SUFFIX
+from ..deltas_folder import files_below
 from ..errors import UserError
 
 _TAG = re.compile(r"<delta:([^:>]+)(?::([^>]*))?>")
@@ -32,7 +33,7 @@ def find_delta(name: str, folder: Path) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    found = sorted(folder.rglob(f"*{SUFFIX}"), key=lambda path: (len(path.parts), path))
+    found = files_below(folder)
     for path in found:
         if name in (path.name.removesuffix(SUFFIX), path.relative_to(folder).as_posix().removesuffix(SUFFIX)):
             return path

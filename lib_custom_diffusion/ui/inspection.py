@@ -68,10 +68,7 @@ def report_html(path: Path) -> str:
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()
     )
-    dense = {
-        key: entry.dense() if isinstance(entry, Factors) else entry.float() for key, entry in delta.entries.items()
-    }
-    norms = {key: matrix.norm().item() for key, matrix in dense.items()}
+    norms = {key: _dense(entry).norm().item() for key, entry in delta.entries.items()}
     largest = max(norms.values(), default=0.0) or 1.0
     bars = "".join(_bar(_short(key), norm, norm / largest) for key, norm in norms.items())
     return f'<div class="cd-inspection"><table>{table}</table><div class="cd-norms">{bars}</div></div>'

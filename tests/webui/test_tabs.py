@@ -1,55 +1,49 @@
-"""The tabs ask for what a training needs, say what each field is for, and hand over what was entered."""
+"""The tab of training asks for what it needs, says what each field is for, and hands over what was entered."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
+from page import Part, fields, parts
 from PIL import Image
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields
 from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
+from lib_custom_diffusion.webui import train_tab
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 
-gr = pytest.importorskip("gradio")
-if not hasattr(gr, "made"):
-    pytest.skip("a real gradio is installed; the journey in a real WebUI tests these", allow_module_level=True)
 
-from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields  # noqa: E402 - it needs gradio
-from lib_custom_diffusion.webui import train_tab, utils_tab  # noqa: E402 - they need gradio
+@pytest.fixture
+def page(host, tmp_path, monkeypatch) -> gr.Blocks:
+    """The tab, as the host makes it."""
+    monkeypatch.setattr(library, "folder", tmp_path / "deltas")
+    monkeypatch.setattr(textual_inversion, "textual_inversion_templates", {"subject_filewords.txt": None})
+    with gr.Blocks() as blocks:
+        train_tab.build(UiTrainTabParams([gr.Textbox("") for _ in range(8)]))
+    return blocks
 
 
 @pytest.fixture
-def made(host, tmp_path, monkeypatch) -> dict[str, gr.Component]:
-    """All components of both tabs by their ids."""
-    monkeypatch.setattr(library, "folder", tmp_path / "deltas")
-    monkeypatch.setattr(textual_inversion, "textual_inversion_templates", {"subject_filewords.txt": None})
-    gr.made.clear()
-    train_tab.build(UiTrainTabParams([gr.Textbox("") for _ in range(8)]))
-    utils_tab.build()
-    return {component.elem_id: component for component in gr.made if component.elem_id}
+def made(page) -> dict[str, Part]:
+    """Its parts by their ids."""
+    return parts(page)
 
 
-def fields() -> list[gr.Component]:
-    kinds = (gr.Textbox, gr.Number, gr.Slider, gr.Checkbox, gr.Dropdown)
-    return [component for component in gr.made if isinstance(component, kinds) and component.label]
+def test_labels_are_unique_because_the_host_remembers_values_by_them(page):
+    labels = [field.label for field in fields(page) if (field.elem_id or "").startswith("cd_")]
+    assert labels and len(set(labels)) == len(labels)
 
 
-def test_labels_are_unique_because_the_host_remembers_values_by_them(made):
-    labels = [component.label for component in fields()]
-    assert len(set(labels)) == len(labels)
-
-
-def test_every_field_of_the_train_tab_says_what_it_is_for(made):
-    build = [component for component in fields() if (component.elem_id or "").startswith("cd_")]
-    silent = [component.label for component in build if not component.settings.get("info")]
-    assert [
-        label for label in silent if label not in ("Prompt to try", "Delta") and "picture" not in label.lower()
-    ] == []
+def test_every_field_says_what_it_is_for(page):
+    ours = [field for field in fields(page) if (field.elem_id or "").startswith("cd_")]
+    assert [field.label for field in ours if not field.info] == ["Prompt to try"]
 
 
 def shown() -> FormFields:
@@ -106,30 +100,6 @@ def test_a_new_word_is_created_from_the_page(made, tmp_path):
     assert "Created the word <b>dog</b>" in event.fn("<dog>", "cat", 1, False)
     assert (tmp_path / "embeddings" / "dog.pt").is_file()
     assert "there is an embedding dog already" in event.fn("dog", "cat", 1, False)
-
-
-def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(made, tmp_path, monkeypatch):
-    toy = tmp_path / "toy"
-    toy.mkdir()
-    (toy / "toy.safetensors").write_bytes(b"weights")
-    (toy / "toy.yaml").write_text("cond_stage_config:\n  params:\n    version: config/tokenizer\n    device: cpu\n")
-    monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
-    [event] = made["cd_toy"].events
-    _, outcome = event.fn("task(1)")
-    assert "Installed" in outcome
-    assert (tmp_path / "models" / "custom-diffusion-toy.safetensors").read_bytes() == b"weights"
-    config = (tmp_path / "models" / "custom-diffusion-toy.yaml").read_text()
-    assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
-
-
-def test_inspect_shows_tokens_and_layers(made, host, tmp_path):
-    from test_extra_network import save
-
-    save(tmp_path / "deltas", "cat", host, "<new1>")
-    [event] = made["cd_inspect"].events
-    report = event.fn("cat")
-    assert "&lt;new1&gt;" in report and "2 × 6" in report and report.count("cd-norm-bar") == 6
-    assert "there is no delta" in event.fn("dog")
 
 
 def test_concepts_have_a_field_for_each_part(made):

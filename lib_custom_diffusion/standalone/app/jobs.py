@@ -1,0 +1,95 @@
+"""Jobs of the page: one at a time, each in a thread of its own, so that a closed browser ends none of them."""
+
+from __future__ import annotations
+
+import html
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+from ...errors import UserError
+from ...ui.training_page import OUT_OF_MEMORY
+from ...ui.utilities import Interrupted
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_SECONDS_BETWEEN_LOOKS = 0.25
+
+
+class Jobs:
+    """Whoever computes on the model holds `turn`; the next waits."""
+
+    def __init__(self, turn: threading.Lock) -> None:
+        self.turn = turn
+        self.running: Job | None = None
+
+    def start(self, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Have the work done as soon as it is its turn; it gets the job, to show how far it is."""
+        return Job(self, work)
+
+    def interrupt(self) -> None:
+        """Ask the running job to stop, if there is one."""
+        if self.running is not None:
+            self.running.interrupted.set()
+
+
+class Job(Generic[T]):
+    """Work being done. Called with (done, total, what) it takes note of how far it is, and raises Interrupted."""
+
+    def __init__(self, jobs: Jobs, work: Callable[[Job[T]], T]) -> None:
+        self.interrupted = threading.Event()
+        self._jobs, self._work = jobs, work
+        self._progress = (0, 0, "Waiting until the job before is finished")
+        self._started = time.monotonic()
+        self._finished = threading.Event()
+        self._result: T | None = None
+        self._error: UserError | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        self._progress = done, total, what
+        if self.interrupted.is_set():
+            raise Interrupted("Interrupted. What was finished is kept.")
+
+    def watch(self) -> Iterator[str]:
+        """How far it is, as HTML, again and again until it is finished."""
+        while not self._finished.wait(_SECONDS_BETWEEN_LOOKS):
+            yield _progress_html(*self._progress, time.monotonic() - self._started)
+
+    def result(self) -> T:
+        """What came of it. Raises UserError if it failed, whatever the reason; the log has what users can't mend."""
+        self._finished.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def _run(self) -> None:
+        with self._jobs.turn:
+            self._jobs.running, self._started = self, time.monotonic()
+            self._progress = (0, 0, "Starting")
+            try:
+                self._result = self._work(self)
+            except UserError as error:
+                self._error = error
+            except torch.cuda.OutOfMemoryError:
+                self._error = UserError(OUT_OF_MEMORY)
+            except Exception as error:
+                logger.exception("a job failed")
+                self._error = UserError(f"something went wrong inside ({type(error).__name__}); the terminal says more")
+            finally:
+                self._jobs.running = None
+                self._finished.set()
+
+
+def _progress_html(done: int, total: int, what: str, seconds: float) -> str:
+    share = min(1.0, done / total) if total else 0.0
+    left = f", about {seconds / share - seconds:.0f} s left" if 0 < share < 1 and seconds > 2 else ""
+    return (
+        f'<div class="cd-job"><span>{html.escape(what)}{left}</span>'
+        f'<span class="cd-job-bar"><span style="width:{100 * share:.1f}%"></span></span></div>'
+    )

@@ -1,0 +1,273 @@
+"""The sections Compress, Blend, Merge and Convert."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..algebra import (
+    LORA_RANK,
+    Result,
+    blend_files,
+    compress_file,
+    convert_files,
+    merge_files,
+    parse_prompts,
+    parse_weights,
+    renamed_lines,
+)
+from ..compression import Limit
+from ..delta import SUFFIX
+from ..deltas_folder import files_below, find_delta, new_file
+from ..errors import UserError
+from ..formats import KINDS
+from ..storage import write_atomically
+from ..tokens import file_name
+from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, refresh_button, table
+
+LIMITS = ("file size", "rank", "share of the effect")
+"""What compression can keep to."""
+_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+_STAGES = 4  # the most that an operation of `algebra` tells of
+
+
+def _compress(host: Host) -> list[Action]:
+    gr.HTML("<p>Makes a delta a tenth of its size or less, and tells what that costs.</p>")
+    name = delta_field(host, "Delta to compress", "cd_compress_name")
+    to = gr.Radio(label="Keep to", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
+    values = [
+        gr.Number(label="Size of the file in MB", value=5, info="All layers share it", elem_id="cd_compress_size"),
+        gr.Slider(
+            label="Rank of every layer", minimum=1, maximum=128, step=1, value=16, visible=False,
+            elem_id="cd_compress_rank",
+        ),
+        gr.Slider(
+            label="Share of the effect to keep", minimum=0.5, maximum=0.999, step=0.001, value=0.99, visible=False,
+            elem_id="cd_compress_energy",
+        ),
+    ]  # fmt: skip
+    to.change(
+        fn=lambda kind: [gr.update(visible=kind == each) for each in LIMITS],
+        inputs=[to], outputs=values, queue=False, show_progress=False,
+    )  # fmt: skip
+    with gr.Row():
+        weighed = gr.Checkbox(
+            label="Weigh errors by prompts", value=True, info="By the model that is loaded; loses less",
+            elem_id="cd_compress_weighed",
+        )  # fmt: skip
+        float16 = gr.Checkbox(
+            label="Readable by the first extension", value=False, info="No one-byte numbers; larger",
+            elem_id="cd_compress_float16",
+        )  # fmt: skip
+    result, overwrite = _result_fields("cd_compress", "small file", "NAME-small")
+    button = gr.Button("Compress", variant="primary", elem_id="cd_compress")
+
+    def run(
+        show: Show, name: str, to: str, size: float, rank: float, energy: float, weighed: bool, float16: bool,
+        result: str, overwrite: bool,
+    ) -> Outcome:  # fmt: skip
+        source = find_delta(host.deltas_dir, name or "")
+        output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-small", overwrite)
+        limit = _limit(to, size, rank, energy)
+        done = compress_file(source, output, limit, host.loaded(weighed), int8=not float16, tell=_stages(show))
+        measured = "on captions held out" if done.weighed else "of the matrices themselves"
+        rows = {
+            "Before": megabytes(done.size_before),
+            "Smaller": f"{done.size_before / done.size:.1f} times",
+            "Relative error": f"{done.error:.2%} {measured}",
+            "Layers": f"{done.layers[0]} of {done.layers[1]}, ranks {done.ranks[0]} to {done.ranks[1]}",
+            "One-byte numbers": f"in {done.int8_layers} layers" if done.int8_layers else "",
+        }
+        return _delta_outcome(host, "Compressed", done, rows)
+
+    return [Action(button, run, [name, to, *values, weighed, float16, result, overwrite])]
+
+
+def _blend(host: Host) -> list[Action]:
+    gr.HTML("<p>Adds deltas up, each as strongly as you say. Their words all come along.</p>")
+    names = delta_field(host, "Deltas to blend", "cd_blend_names", several=True)
+    weights = gr.Textbox(
+        label="Weights", info="One for each, in that order, such as 0.8, 0.5; empty: 1 each", elem_id="cd_blend_weights"
+    )
+    size = gr.Number(
+        label="Compress the blend to so many MB", value=0, info="0: leave it exact", elem_id="cd_blend_size"
+    )
+    result, overwrite = _result_fields("cd_blend", "blend")
+    button = gr.Button("Blend", variant="primary", elem_id="cd_blend")
+
+    def run(show: Show, names: list[str], weights: str, size: float, result: str, overwrite: bool) -> Outcome:
+        sources = chosen(host, names)
+        output = new_file(host.deltas_dir, _given(result), overwrite)
+        limit = _limit(LIMITS[0], size, 0, 0) if size else None
+        done = blend_files(
+            sources, parse_weights(weights or "", len(sources)), output, limit, host.loaded(), _stages(show)
+        )
+        rows = {"Relative error": "none: the sum is exact" if done.error is None else f"{done.error:.2%}"}
+        return _delta_outcome(host, "Blended", done, rows)
+
+    return [Action(button, run, [names, weights, size, result, overwrite])]
+
+
+def _merge(host: Host) -> list[Action]:
+    gr.HTML(
+        "<p>Joins concepts that were learned alone, so that each word does what it did before and little else changes"
+        " (the paper's constrained optimization). Uses the model that is loaded.</p>"
+    )
+    names = delta_field(host, "Deltas to merge", "cd_merge_names", several=True)
+    prompts = gr.Textbox(
+        label="Prompts of the concepts", lines=2, elem_id="cd_merge_prompts",
+        info="A line for each delta, prompts parted by |; empty: photo of a <new1> cat|<new1> cat",
+    )  # fmt: skip
+    result, overwrite = _result_fields("cd_merge", "merged delta")
+    button = gr.Button("Merge", variant="primary", elem_id="cd_merge")
+
+    def run(show: Show, names: list[str], prompts: str, result: str, overwrite: bool) -> Outcome:
+        sources = chosen(host, names)
+        output = new_file(host.deltas_dir, _given(result), overwrite)
+        asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
+        done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
+        rows = {
+            "Constraint residual": f"{done.residual:.1e}, as stored {done.stored_residual:.1e}",
+            "Target rows": f"{done.target_rows[0]} of {done.target_rows[1]} kept",
+            f"Change on {done.captions} captions": f"{done.change:.4g}; by a plain sum {done.change_of_sum:.4g}",
+        }
+        return _delta_outcome(host, "Merged", done, rows)
+
+    return [Action(button, run, [names, prompts, result, overwrite])]
+
+
+def _convert(host: Host) -> list[Action]:
+    gr.HTML(
+        "<p>Reads and writes other programs' files. What a file is, its content says. Put files into the folder of"
+        " deltas, or upload them here; results go to that folder.</p>"
+    )
+    with gr.Row():
+        names = gr.Dropdown(
+            label="Files to convert", choices=_convertible(host), multiselect=True, elem_id="cd_convert_names",
+            info="One with layers, and others with its words if they are apart",
+        )  # fmt: skip
+        refresh_button(names, lambda: _convertible(host), "cd_convert_refresh")
+    uploads = gr.File(label="Or upload them", file_count="multiple", height=120, elem_id="cd_convert_uploads")
+    with gr.Row():
+        kind = gr.Dropdown(
+            label="Format to write", choices=sorted(KINDS), value="lora", elem_id="cd_convert_kind",
+            info="lora: one file for the WebUI's own Lora, Forge, ComfyUI and diffusers",
+        )  # fmt: skip
+        rank = gr.Slider(
+            label="Rank of a LoRA", minimum=1, maximum=256, step=1, value=LORA_RANK, elem_id="cd_convert_rank",
+            info="Of layers that have a higher one",
+        )  # fmt: skip
+    fits = gr.Checkbox(
+        label="Made for the model that is loaded", value=True, elem_id="cd_convert_fits",
+        info="Full weights can be read and written only against their model; untick for a file of another one",
+    )  # fmt: skip
+    result, overwrite = _result_fields("cd_convert", "converted file", "that of the first file")
+    button = gr.Button("Convert", variant="primary", elem_id="cd_convert")
+
+    def run(
+        show: Show, names: list[str], uploads: list[Any] | None, kind: str, rank: float, fits: bool, result: str,
+        overwrite: bool,
+    ) -> Outcome:  # fmt: skip
+        known = {path.relative_to(host.deltas_dir).as_posix(): path for path in files_below(host.deltas_dir, _SUFFIXES)}
+        sources = [known[name] for name in names or () if name in known]
+        sources += [Path(upload.name) for upload in uploads or ()]
+        if not sources:
+            raise UserError("choose a file, or upload one")
+        done = convert_files(sources, kind, host.loaded(fits), int(rank), _stages(show))
+        name = result or sources[0].name.removesuffix(SUFFIX).removesuffix(sources[0].suffix)
+        paths = _places(host.deltas_dir, name, kind, list(done.files), overwrite)
+        for path, content in zip(paths, done.files.values(), strict=True):
+            write_atomically(path, content)
+        rows = {path.relative_to(host.deltas_dir).as_posix(): megabytes(path.stat().st_size) for path in paths}
+        if done.cut_layers:
+            rows["Relative error"] = f"{done.error:.2%}: {done.cut_layers} layers cut to rank {int(rank)}"
+        delta = file_name(name) if kind == "delta" else ""
+        return Outcome(_report("Converted", rows, done.dropped, []), delta=delta, files=paths)
+
+    return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
+
+
+def _convertible(host: Host) -> list[str]:
+    return [path.relative_to(host.deltas_dir).as_posix() for path in files_below(host.deltas_dir, _SUFFIXES)]
+
+
+def _places(folder: Path, name: str, kind: str, files: Sequence[str], overwrite: bool) -> list[Path]:
+    """Where a format's files go: a single one is called by the name, several go into a folder of the name."""
+    if kind == "delta":
+        return [new_file(folder, name, overwrite)]
+    if len(files) == 1:
+        return [new_file(folder, name, overwrite, Path(files[0]).suffix)]
+    inside = folder / file_name(name)
+    taken = [file for file in files if (inside / file).exists()]
+    if taken and not overwrite:
+        raise UserError(f"there is a file {inside.name}/{taken[0]} already; give another name, or tick Overwrite")
+    return [inside / file for file in files]
+
+
+def _result_fields(part: str, what: str, default: str = "") -> tuple[gr.Textbox, gr.Checkbox]:
+    """The name of a result and whether it may take another's place."""
+    with gr.Row():
+        name = gr.Textbox(
+            label=f"Name of the {what}", info=f"Empty: {default}" if default else "In the folder of deltas",
+            elem_id=f"{part}_result",
+        )  # fmt: skip
+        overwrite = gr.Checkbox(
+            label=f"Overwrite a {what} of that name", value=False, info="The old file is lost",
+            elem_id=f"{part}_overwrite",
+        )  # fmt: skip
+    return name, overwrite
+
+
+def _given(name: str) -> str:
+    if not (name or "").strip():
+        raise UserError("give the result a name")
+    return name
+
+
+def _limit(to: str, size: float, rank: float, energy: float) -> Limit:
+    if to == LIMITS[0]:
+        if not size or size <= 0:
+            raise UserError("give the size of the file in MB, such as 5")
+        return Limit(max_bytes=int(size * 1e6))
+    return Limit(rank=int(rank)) if to == LIMITS[1] else Limit(energy=energy)
+
+
+class _stages:
+    """Shows what an operation of `algebra` tells, stage by stage."""
+
+    def __init__(self, show: Show) -> None:
+        self.show, self.stage = show, 0
+
+    def __call__(self, what: str) -> None:
+        self.show(self.stage, _STAGES, what)
+        self.stage += 1
+
+
+def _delta_outcome(host: Host, verb: str, done: Result, rows: Mapping[str, str]) -> Outcome:
+    shared = {"File": str(done.path), "Size": megabytes(done.size), "Words": ", ".join(done.words)}
+    report = _report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
+    return Outcome(report, delta=done.path.name.removesuffix(SUFFIX), files=[done.path])
+
+
+def _report(verb: str, rows: Mapping[str, str], dropped: Mapping[Path, Sequence[str]], notes: Sequence[str]) -> str:
+    """What was done, what it cost, and what people must be told of besides."""
+    told = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    for path, names in dropped.items():
+        listed = "".join(f"<li><code>{html.escape(name)}</code></li>" for name in names)
+        told += (
+            f"<details><summary>{html.escape(path.name)}: {len(names)} tensors left out that a delta has no place for"
+            f"</summary><ul class='cd-files'>{listed}</ul></details>"
+        )
+    return f"<h3>{verb}</h3>{table(rows)}{told}"
+
+
+SECTIONS = (
+    Section("Compress", "cd_compress_section", _compress),
+    Section("Blend", "cd_blend_section", _blend),
+    Section("Merge", "cd_merge_section", _merge),
+    Section("Convert", "cd_convert_section", _convert),
+)

@@ -1,0 +1,158 @@
+"""The sections in which regularization pictures are drawn, and picked."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import gradio as gr
+
+from ..backend import Sampling
+from ..errors import UserError
+from ..regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
+from .utilities import Action, Host, Outcome, Section, Show, folder_of
+
+SOURCES = ("a prompt", "the captions of a folder", "a template")
+"""What regularization pictures are drawn of."""
+_SHOWN = 12
+"""Pictures shown of those drawn."""
+
+
+def _draw(host: Host) -> list[Action]:
+    gr.HTML(
+        "<p>Pictures of other things of the same kind keep the model from forgetting them. They are drawn by the"
+        " model that is loaded, with a caption file beside each.</p>"
+    )
+    source = gr.Radio(label="Draw", choices=list(SOURCES), value=SOURCES[0], elem_id="cd_reg_source")
+    prompt = gr.Textbox(
+        label="Kind of thing to draw", info="Such as: photo of a cat. In a template, what [name] stands for: cat",
+        elem_id="cd_reg_prompt",
+    )  # fmt: skip
+    template = gr.Dropdown(
+        label="Template to draw", choices=list(host.templates), value=next(iter(host.templates), None), visible=False,
+        info="Each picture takes one of its lines, at random", elem_id="cd_reg_template",
+    )  # fmt: skip
+    captions = gr.Textbox(
+        label="Folder of captioned pictures to draw", visible=False, elem_id="cd_reg_captions",
+        info="Text files beside pictures. In a template, what [filewords] stands for",
+    )  # fmt: skip
+    with gr.Row():
+        count = gr.Number(label="How many", value=200, precision=0, info="200 are usual", elem_id="cd_reg_count")
+        times = gr.Number(
+            label="Times each caption", value=1, precision=0, visible=False, info="As many pictures of each",
+            elem_id="cd_reg_times",
+        )  # fmt: skip
+    source.change(
+        fn=_fields_of, inputs=[source], outputs=[prompt, template, captions, count, times],
+        queue=False, show_progress=False,
+    )  # fmt: skip
+    folder = gr.Textbox(
+        label="Folder for the pictures", info="What is there already is kept and counts", elem_id="cd_reg_folder"
+    )
+    with gr.Row():
+        sampler = gr.Dropdown(
+            label="Sampler of the pictures", choices=list(host.samplers), value=next(iter(host.samplers), None),
+            visible=bool(host.samplers), elem_id="cd_reg_sampler",
+        )  # fmt: skip
+        steps = gr.Slider(
+            label="Steps of each picture", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps"
+        )
+        scale = gr.Slider(
+            label="CFG of the pictures", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_reg_cfg"
+        )
+    with gr.Row():
+        side = gr.Number(
+            label="Size of the pictures", value=0, precision=0, info="0: the model's own",
+            elem_id="cd_reg_size",
+        )  # fmt: skip
+        batch = gr.Number(
+            label="Pictures at a time", value=4, precision=0, info="Less memory: fewer", elem_id="cd_reg_batch"
+        )
+        seed = gr.Number(
+            label="Seed of the first picture", value=1, precision=0, info="The next has the next", elem_id="cd_reg_seed"
+        )
+    with gr.Row():
+        draw = gr.Button("Draw regularization pictures", variant="primary", elem_id="cd_reg_draw")
+        stop = gr.Button("Interrupt", elem_id="cd_reg_stop")
+    stop.click(fn=host.interrupt, inputs=[], outputs=[], queue=False)
+
+    def run(
+        show: Show, source: str, prompt: str, template: str, captions: str, count: float, times: float, folder: str,
+        sampler: str, steps: float, scale: float, side: float, batch: float, seed: float,
+    ) -> Outcome:  # fmt: skip
+        target = folder_of(folder, "a folder for the pictures")
+        size = (int(side), int(side)) if side else None
+        sampling = Sampling(int(steps), float(scale), "", size, int(batch or 0))
+        first = int(seed or 0)
+
+        def tell(done: int, total: int) -> None:
+            show(done, total, f"{done} of {total} pictures")
+
+        if source == SOURCES[0]:
+            drawn = generate(host.backend(sampler), prompt, target, int(count or 0), sampling, first, tell)
+        else:
+            if source == SOURCES[1]:
+                prompts = captions_of(folder_of(captions, "the folder of captioned pictures"), int(times or 0))
+            else:
+                words = captions_of(folder_of(captions, "")) if (captions or "").strip() else []
+                path = host.templates.get(template or "")
+                if path is None:
+                    raise UserError("choose a template")
+                prompts = template_captions(path, prompt or "", int(count or 0), first, words)
+            drawn = generate_captions(host.backend(sampler), prompts, target, sampling, first, tell)
+        report = f"<p>{len(drawn)} pictures drawn into <code>{html.escape(str(target))}</code>.</p>"
+        return Outcome(report, pictures=drawn[:_SHOWN])
+
+    fields = [
+        source, prompt, template, captions, count, times, folder, sampler, steps, scale, side, batch, seed
+    ]  # fmt: skip
+    return [Action(draw, run, fields)]
+
+
+def _fields_of(source: str) -> list[dict]:
+    """Which of prompt, template, captions, count and times a source wants."""
+    from_prompt, from_captions, from_template = (source == each for each in SOURCES)
+    wanted = (not from_captions, from_template, not from_prompt, not from_captions, from_captions)
+    return [gr.update(visible=visible) for visible in wanted]
+
+
+def _pick(host: Host) -> list[Action]:
+    gr.HTML(
+        "<p>Real pictures keep a model better than drawn ones. From a folder of pictures with caption files, those"
+        " whose captions are nearest to the prompt are chosen. They stay where they are: only lists are written.</p>"
+    )
+    source = gr.Textbox(
+        label="Folder of captioned pictures", info="Text files beside pictures", elem_id="cd_pick_source"
+    )
+    prompt = gr.Textbox(label="Kind of thing to pick", info="Such as: cat", elem_id="cd_pick_prompt")
+    count = gr.Number(label="How many to pick", value=200, precision=0, info="200 are usual", elem_id="cd_pick_count")
+    target = gr.Textbox(
+        label="Folder for the lists", info="Give it as regularization folder of a training", elem_id="cd_pick_target"
+    )
+    button = gr.Button("Pick pictures", variant="primary", elem_id="cd_pick")
+
+    def run(show: Show, source: str, prompt: str, count: float, target: str) -> Outcome:
+        pictures, folder = folder_of(source, "the folder of captioned pictures"), folder_of(target, "a folder")
+
+        def tell(done: int, total: int) -> None:
+            show(done, total, f"{done} of {total} captions compared")
+
+        picked = pick(host.backend(""), pictures, prompt or "", int(count or 0), tell)
+        write_listing(picked, folder)
+        report = (
+            f"<p>{len(picked)} pictures listed in <code>{html.escape(str(folder))}</code>, from"
+            f" “{html.escape(picked[0].caption)}” to “{html.escape(picked[-1].caption)}”.</p>"
+            if picked
+            else "<p>None of the pictures can be read.</p>"
+        )
+        return Outcome(report, pictures=[choice.path for choice in picked[:_SHOWN]])
+
+    return [Action(button, run, [source, prompt, count, target])]
+
+
+def bundled_templates() -> dict[str, Path]:
+    """The templates that come with the project, by file name."""
+    return {path.name: path for path in sorted(Path(__file__).with_name("templates").glob("*.txt"), reverse=True)}
+
+
+SECTIONS = (Section("Draw", "cd_draw_section", _draw), Section("Pick", "cd_pick_section", _pick))

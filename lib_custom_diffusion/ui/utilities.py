@@ -1,0 +1,169 @@
+"""The page of utilities, for gradio 3.41.2: sections with fields and a button, and beside them what came of it.
+
+The sections that both faces have are in modules of their own; how a job is run, and where its progress is shown, the
+face says: see `Host`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gradio as gr
+
+from ..backend import Backend
+from ..deltas_folder import find_delta, named_deltas
+from ..errors import UserError
+
+
+class Interrupted(UserError):
+    """A person pressed Interrupt; what was finished before is kept."""
+
+
+class Show(Protocol):
+    """Tells the page how far a job is."""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """`done` of `total` parts; `what` is being done, in a few words. Raises Interrupted if that was asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an action. report: HTML. pictures: to show. delta: the name of a delta in the folder, to be opened.
+
+    files: what was written, to be taken along.
+    """
+
+    report: str
+    pictures: Sequence[Path] = ()
+    delta: str = ""
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Action:
+    """A button, what it does with the values of the fields, and the fields."""
+
+    button: gr.Button
+    run: Callable[..., Outcome]
+    """Called with a Show and the values."""
+    inputs: list[Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where an outcome is shown. delta holds the name of a delta; `open` is seen when there is one."""
+
+    report: gr.HTML
+    progress: gr.HTML
+    gallery: gr.Gallery
+    delta: gr.Textbox
+    open: gr.Button
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the sections need of the face they are on.
+
+    deltas_dir: where deltas are, and where every result goes.
+    backend:    the model that is loaded, drawing with a sampler of that name if there is a choice; raises UserError.
+    samplers:   names of samplers; empty if there is no choice.
+    templates:  the files of templates for captions, by name.
+    bind:       has a click on an action's button run it as a job, and shows what comes of it.
+    open_delta: has a click on the button open the delta that the text box names.
+    interrupt:  asks the running job to stop.
+    """
+
+    deltas_dir: Path
+    backend: Callable[[str], Backend]
+    samplers: Sequence[str]
+    templates: Mapping[str, Path]
+    bind: Callable[[Action, Results], None]
+    open_delta: Callable[[gr.Button, gr.Textbox], None]
+    interrupt: Callable[[], None]
+
+    def loaded(self, use: bool = True) -> Callable[[], Backend] | None:
+        """What gives the loaded model, for the algebra; None if it is not to be used."""
+        return (lambda: self.backend("")) if use else None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A tab of the page: its label, its id, and what fills it."""
+
+    label: str
+    id: str
+    add: Callable[[Host], list[Action]]
+
+
+def add_utilities(host: Host, sections: Sequence[Section]) -> None:
+    """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
+    with gr.Row(equal_height=False):
+        with gr.Column(), gr.Tabs(elem_id="cd_utils_tabs"):
+            actions = []
+            for section in sections:
+                with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab"):
+                    actions += section.add(host)
+        with gr.Column():
+            report = gr.HTML(elem_id="cd_utils_outcome")
+            progress = gr.HTML(elem_id="cd_utils_progress")
+            delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")
+            opens = gr.Button("Open it", visible=False, elem_id="cd_utils_open")
+            host.open_delta(opens, delta)
+            gallery = gr.Gallery(label="Drawn pictures", columns=4, elem_id="cd_utils_gallery")
+    for action in actions:
+        host.bind(action, Results(report, progress, gallery, delta, opens))
+
+
+def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:
+    """What an outcome puts into the gallery, the delta's name, the button that opens it, and the report."""
+    pictures = [str(path) for path in outcome.pictures]
+    opens = gr.update(visible=bool(outcome.delta))
+    return pictures or gr.update(), outcome.delta, opens, outcome.report
+
+
+def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.Dropdown:
+    """A choice of the folder's deltas, one or several, with a button that looks at the folder again."""
+    with gr.Row():
+        names = gr.Dropdown(
+            label=label, choices=list(named_deltas(host.deltas_dir)), multiselect=several or None, elem_id=part
+        )
+        refresh_button(names, lambda: list(named_deltas(host.deltas_dir)), f"{part}_refresh")
+    return names
+
+
+def refresh_button(choice: gr.Dropdown, names: Callable[[], list[str]], part: str) -> None:
+    """A small button that looks for the names anew."""
+    button = gr.Button("🔄", elem_id=part, elem_classes=["tool"])
+    button.click(fn=lambda: gr.update(choices=names()), inputs=[], outputs=[choice], queue=False, show_progress=False)
+
+
+def chosen(host: Host, names: Sequence[str] | None) -> list[Path]:
+    """The files of the chosen deltas, in their order. Raises UserError for none, or one that is not there."""
+    if not names:
+        raise UserError("choose a delta, or several")
+    return [find_delta(host.deltas_dir, name) for name in names]
+
+
+def folder_of(text: str, what: str) -> Path:
+    """The folder that a text box names. Raises UserError if it names none."""
+    if not (text or "").strip():
+        raise UserError(f"give {what}")
+    return Path(text.strip()).expanduser()
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Rows for people as HTML; those without a value are left out."""
+    cells = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items() if value
+    )
+    return f'<table class="cd-table">{"".join(cells)}</table>'
+
+
+def megabytes(size: int) -> str:
+    """1.25 MB; small files in kB."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

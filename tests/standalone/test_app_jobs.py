@@ -1,0 +1,81 @@
+"""Jobs of the app's page: one at a time, interrupted when asked, and nothing that goes wrong ends in a traceback."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.app.jobs import Job, Jobs
+from lib_custom_diffusion.ui.utilities import Interrupted
+
+
+def test_the_second_job_waits_for_the_first() -> None:
+    jobs, order, first_may_end = Jobs(threading.Lock()), [], threading.Event()
+
+    def first(_job: Job) -> str:
+        assert first_may_end.wait(60)
+        order.append("first")
+        return "a"
+
+    a = jobs.start(first)
+    while jobs.running is not a:
+        pass
+    b = jobs.start(lambda _job: order.append("second") or "b")
+    watched = b.watch()
+    assert "Waiting until the job before is finished" in next(watched)
+    first_may_end.set()
+    assert (a.result(), b.result()) == ("a", "b")
+    assert order == ["first", "second"]
+    assert list(watched) == [] and jobs.running is None
+
+
+def test_what_a_job_tells_is_shown() -> None:
+    jobs, told, may_end = Jobs(threading.Lock()), threading.Event(), threading.Event()
+
+    def work(job: Job) -> None:
+        job(1, 4, "Drawing <pictures>")
+        told.set()
+        assert may_end.wait(60)
+
+    job = jobs.start(work)
+    assert told.wait(60)
+    page = next(job.watch())
+    assert "Drawing &lt;pictures&gt;" in page and "width:25.0%" in page
+    may_end.set()
+    assert job.result() is None
+
+
+def test_interrupt_stops_the_running_job_and_not_the_next() -> None:
+    jobs, running = Jobs(threading.Lock()), threading.Event()
+
+    def endless(job: Job) -> None:
+        while True:
+            job(0, 1)
+            running.set()
+
+    job = jobs.start(endless)
+    assert running.wait(60)
+    jobs.interrupt()
+    with pytest.raises(Interrupted):
+        job.result()
+    jobs.interrupt()  # nothing runs
+    assert jobs.start(lambda job: job(1, 1)).result() is None
+
+
+def test_what_users_cannot_mend_goes_to_the_log_and_a_sentence_to_the_page(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_job: Job) -> None:
+        raise ZeroDivisionError("deep inside")
+
+    with pytest.raises(UserError, match=r"something went wrong inside \(ZeroDivisionError\)"):
+        Jobs(threading.Lock()).start(broken).result()
+    assert "deep inside" in caplog.text
+
+    def mistaken(_job: Job) -> None:
+        raise UserError("choose a delta")
+
+    with pytest.raises(UserError, match=r"^choose a delta$"):
+        Jobs(threading.Lock()).start(mistaken).result()

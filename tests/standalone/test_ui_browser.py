@@ -1,0 +1,225 @@
+"""The app in a real browser, on the toy: what the buttons say they do is afterwards in files and on the page.
+
+CHROMIUM names the browser if it is not found by itself; SCREENSHOTS a folder for pictures of the page, if wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test with")
+
+from lib_custom_diffusion.attention import projections  # noqa: E402 - only where there is a page to test
+from lib_custom_diffusion.delta import Delta, Provenance  # noqa: E402
+from lib_custom_diffusion.standalone.models import load_model  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+SECONDS = 240  # of patience with a busy machine
+
+
+@pytest.fixture(scope="module")
+def deltas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the delta "mug", which changes the toy a lot, and its word <new1>."""
+    folder = tmp_path_factory.mktemp("app") / "deltas"
+    backend, generator = load_model("toy"), torch.Generator().manual_seed(1)
+    entries = {
+        key: 0.1 * torch.randn(layer.shape, generator=generator) for key, layer in projections(backend.unet).items()
+    }
+    origin = Provenance(backend.architecture, backend.checkpoint_hash, {"<new1>": "mug"}, 250)
+    Delta(entries, {"<new1>": backend.token_vectors("mug")}, origin).save(folder / "mug.delta.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(deltas: Path) -> Iterator[str]:
+    """The running app."""
+    app = subprocess.Popen(
+        [sys.executable, "-m", "lib_custom_diffusion", "ui", "--port", "0", "--deltas_dir", str(deltas)],
+        cwd=deltas.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert app.stdout is not None
+    told = app.stdout.readline()
+    assert told.startswith("Custom Diffusion is at http://127.0.0.1:"), told
+    yield told.split()[4]
+    app.terminate()
+    app.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(
+            f"there is no browser: install Chromium, or name one by CHROMIUM (looked for {', '.join(BROWSERS)})"
+        )
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=FLAGS, timeout=1000 * SECONDS)
+        yield started
+        started.close()
+
+
+class Page:
+    """The app in a browser, by the ids of its parts; it remembers whatever was asked for elsewhere."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page, self.elsewhere = page, []
+        page.set_default_timeout(1000 * SECONDS)
+        own = urlsplit(address).netloc
+        page.on("request", lambda asked: self._note(asked.url, own))
+        page.goto(address)
+        page.wait_for_selector("#cd_prompt textarea")
+
+    def _note(self, url: str, own: str) -> None:
+        if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != own:
+            self.elsewhere.append(url)
+
+    def tab(self, name: str, within: str = "#tabs") -> None:
+        self.page.locator(f"{within} > .tab-nav > button", has_text=name).first.click()
+
+    def fill(self, part: str, text: Any) -> None:
+        box = self.page.locator(f"#{part} textarea, #{part} input[type=text], #{part} input[type=number]").first
+        box.fill(str(text))
+        box.press("Tab")
+
+    def choose(self, part: str, option: str) -> None:
+        self.page.locator(f"#{part} input").first.click()
+        self.page.locator(f"#{part} ul.options li", has_text=option).first.click()
+
+    def press(self, part: str) -> None:
+        self.page.locator(f"#{part}").click()
+
+    def wait_for(self, part: str, text: str) -> str:
+        """What the part says once it has the text."""
+        self.page.wait_for_function(
+            "([id, text]) => document.getElementById(id)?.innerText.includes(text)", arg=[part, text]
+        )
+        return self.page.locator(f"#{part}").first.inner_text()
+
+    def pictures(self, part: str) -> list[Image.Image]:
+        """The pictures of a gallery, from the files that the page shows."""
+        sources = self.page.eval_on_selector_all(f"#{part} .grid-container img", "all => all.map(each => each.src)")
+        return [Image.open(unquote(source.partition("file=")[2])).convert("RGB") for source in sources]
+
+    def look(self, name: str) -> None:
+        folder = os.environ.get("SCREENSHOTS")
+        if folder:
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1300, "height": 900})
+    yield Page(opened, address)
+    opened.close()
+
+
+def generate(page: Page) -> list[Image.Image]:
+    page.press("cd_generate")
+    page.wait_for("cd_gen_outcome", "Seeds from 7")
+    page.page.wait_for_selector("#cd_gallery .grid-container img")
+    return page.pictures("cd_gallery")
+
+
+def test_a_delta_is_used_as_the_command_uses_it_and_nothing_is_fetched_from_elsewhere(
+    page: Page, deltas: Path, tmp_path: Path
+) -> None:
+    prompt = "a cat on a red background"
+    for part, value in {
+        "cd_prompt": prompt, "cd_gen_steps": 3, "cd_gen_count": 1, "cd_gen_seed": 7, "cd_gen_size": 64
+    }.items():  # fmt: skip
+        page.fill(part, value)
+    [without] = generate(page)
+    page.choose("cd_delta", "mug")
+    page.page.wait_for_function("document.querySelector('#cd_prompt textarea').value.includes('<delta:mug:1>')")
+    assert page.page.input_value("#cd_prompt textarea") == f"{prompt} <new1> mug <delta:mug:1>"
+    page.fill("cd_prompt", f"{prompt} <delta:mug:0.8>")
+    [drawn] = generate(page)
+    page.look("app-generate")
+    assert drawn.size == (64, 64) and drawn.tobytes() != without.tobytes()
+    command = ["generate", "--prompt", f"{prompt} <delta:mug:0.8>", "--deltas_dir", str(deltas), "--seed", "7",
+               "--num_images", "1", "--num_inference_steps", "3", "--resolution", "64",
+               "--output", str(tmp_path)]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "lib_custom_diffusion", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert fingerprint(Image.open(tmp_path / "00007.png").convert("RGB")) == fingerprint(drawn)
+    assert page.elsewhere == []
+
+
+def fingerprint(picture: Image.Image) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def test_a_mistake_in_the_prompt_is_told_in_a_sentence(page: Page) -> None:
+    page.fill("cd_prompt", "a cat <delta:nobody:1>")
+    page.press("cd_generate")
+    assert "there is no delta 'nobody'" in page.wait_for("cd_gen_outcome", "nobody")
+
+
+def test_a_delta_is_inspected_and_compressed(page: Page, deltas: Path) -> None:
+    page.tab("Utilities")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.choose("cd_inspect_name", "mug")
+    page.press("cd_inspect")
+    assert "<new1> mug" in page.wait_for("cd_inspect_report", "Layers")
+    page.look("app-inspect")
+    page.tab("Compress", "#cd_utils_tabs")
+    page.choose("cd_compress_name", "mug")
+    page.fill("cd_compress_size", "0.1")
+    page.page.locator("#cd_compress_weighed input").uncheck()
+    page.press("cd_compress")
+    page.wait_for("cd_utils_outcome", "Relative error")
+    small = deltas / "mug-small.delta.safetensors"
+    assert small.stat().st_size <= 100_000 and "<new1>" in Delta.load(small).embeddings
+    page.press("cd_utils_open")
+    assert "mug-small.delta.safetensors" in page.wait_for("cd_utils_opened", "Layers")
+    page.look("app-compress")
+
+
+def test_regularization_pictures_are_drawn_from_a_template(page: Page, tmp_path: Path) -> None:
+    page.tab("Utilities")
+    page.page.locator("#cd_reg_source label", has_text="a template").click()
+    page.page.wait_for_selector("#cd_reg_template")
+    for part, value in {
+        "cd_reg_prompt": "house", "cd_reg_count": 2, "cd_reg_size": 64, "cd_reg_steps": 2,
+        "cd_reg_folder": tmp_path / "houses",
+    }.items():  # fmt: skip
+        page.fill(part, value)
+    page.press("cd_reg_draw")
+    page.wait_for("cd_utils_outcome", "2 pictures drawn")
+    page.look("app-regularization")
+    drawn = sorted((tmp_path / "houses").glob("*.png"))
+    assert [Image.open(path).size for path in drawn] == [(64, 64)] * 2
+    assert all("house" in path.with_suffix(".txt").read_text() for path in drawn)
+
+
+def test_the_app_answers_its_own_page_alone(address: str) -> None:
+    own = urlsplit(address).netloc
+    with urllib.request.urlopen(address) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert b"https://" not in answer.read().replace(b"https://gradio.app/", b"")
+    for headers in ({"Origin": "https://example.com"}, {"Host": "example.com"}, {"Origin": "http://localhost:1"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{address}/config", headers=headers))
+        assert refused.value.code == 403
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/config", headers={"Origin": address})) as answer:
+        assert answer.status == 200 and own

@@ -1,0 +1,68 @@
+"""Deltas are found by name wherever they lie in the folder, and new ones go nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lib_custom_diffusion.deltas_folder import files_below, find_delta, named_deltas, new_file
+from lib_custom_diffusion.errors import UserError
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_path(tmp_path: Path) -> None:
+    put(
+        tmp_path, "pets/cat.delta.safetensors", "cat.delta.safetensors", "pets/dog.delta.safetensors", "cat.safetensors"
+    )
+    assert named_deltas(tmp_path) == {
+        "cat": tmp_path / "cat.delta.safetensors",
+        "dog": tmp_path / "pets" / "dog.delta.safetensors",
+        "pets/cat": tmp_path / "pets" / "cat.delta.safetensors",
+    }
+    assert find_delta(tmp_path, "pets/cat") == tmp_path / "pets" / "cat.delta.safetensors"
+    with pytest.raises(UserError, match="there is no delta 'bird' in"):
+        find_delta(tmp_path, "bird")
+    with pytest.raises(UserError, match="choose a delta"):
+        find_delta(tmp_path, "")
+
+
+def test_hidden_files_and_other_endings_are_left_out_and_links_are_followed(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "far.delta.safetensors")
+    put(tmp_path / "deltas", ".half.delta.safetensors", "a.bin", "b.txt")
+    try:
+        (tmp_path / "deltas" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert list(named_deltas(tmp_path / "deltas")) == ["far"]
+    assert [path.name for path in files_below(tmp_path / "deltas", (".bin",))] == ["a.bin"]
+    assert named_deltas(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cat", "cat.delta.safetensors"),
+        (" cat.delta.safetensors ", "cat.delta.safetensors"),
+        ("../../etc/cat", "etccat.delta.safetensors"),
+        ("C:\\cat", "Ccat.delta.safetensors"),
+        ("a b.1", "a b.1.delta.safetensors"),
+    ],
+)
+def test_a_new_file_lies_directly_in_the_folder_whatever_its_name(tmp_path: Path, name: str, file: str) -> None:
+    assert new_file(tmp_path, name, overwrite=False) == tmp_path / file
+
+
+def test_a_name_that_is_taken_or_empty_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cat.delta.safetensors")
+    with pytest.raises(UserError, match=r"there is a file cat\.delta\.safetensors already"):
+        new_file(tmp_path, "cat", overwrite=False)
+    assert new_file(tmp_path, "cat", overwrite=True) == tmp_path / "cat.delta.safetensors"
+    assert new_file(tmp_path, "cat", overwrite=False, suffix=".pt") == tmp_path / "cat.pt"
+    with pytest.raises(UserError, match="no letter or digit"):
+        new_file(tmp_path, "../..", overwrite=True)

@@ -1,0 +1,225 @@
+"""The tab of utilities: each section does what its button says, and writes nowhere but into the folder of deltas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from modules import shared
+from modules.textual_inversion import textual_inversion
+from page import Part, fields, parts
+from PIL import Image
+from safetensors.torch import load_file
+from test_extra_network import save
+
+from lib_custom_diffusion.captions import captioned_pictures
+from lib_custom_diffusion.delta import Delta, Factors
+from lib_custom_diffusion.webui import drawing_backend, utils_tab
+from lib_custom_diffusion.webui.library import library
+
+
+@pytest.fixture
+def page(host, tmp_path, monkeypatch) -> gr.Blocks:
+    template = tmp_path / "kinds.txt"
+    template.write_text("a [name] of [filewords]\n")
+    found = {"kinds.txt": textual_inversion.TextualInversionTemplate("kinds.txt", str(template))}
+    monkeypatch.setattr(textual_inversion, "textual_inversion_templates", found)
+    monkeypatch.setattr(library, "folder", tmp_path / "deltas")
+    for seed, name in enumerate(("cat", "dog")):
+        save(tmp_path / "deltas", name, host, "<new1>", seed=seed)
+    [(blocks, title, part)] = utils_tab.build()
+    assert (title, part) == ("Custom Diffusion Utils", "custom_diffusion_utils")
+    return blocks
+
+
+@pytest.fixture
+def made(page) -> dict[str, Part]:
+    return parts(page)
+
+
+def report(pressed: tuple) -> str:
+    return pressed[-1]
+
+
+def test_labels_are_unique_because_the_host_remembers_values_by_them(page):
+    labels = [field.label for field in fields(page)]
+    assert len(labels) > 30 and len(set(labels)) == len(labels)
+
+
+def test_compress_writes_a_smaller_file_and_tells_the_error(made, tmp_path):
+    entered = {"cd_compress_name": "cat", "cd_compress_to": "rank", "cd_compress_rank": 1}
+    _, delta, opens, told = made["cd_compress"].press(**entered)
+    small = Delta.load(tmp_path / "deltas" / "cat-small.delta.safetensors")
+    assert all(isinstance(entry, Factors) and entry.us.shape[1] == 1 for entry in small.entries.values())
+    assert delta == "cat-small" and opens["visible"]
+    assert "Relative error" in told and "on captions held out" in told
+    [card] = made["cd_utils_open"].events
+    assert card.js == "customDiffusionShowCard" and [part.elem_id for part in card.inputs] == ["cd_utils_delta"]
+
+
+def test_a_result_takes_no_others_place_unless_told_to(made, tmp_path):
+    entered = {"cd_compress_name": "cat", "cd_compress_to": "rank", "cd_compress_rank": 1, "cd_compress_result": "dog"}
+    before = (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes()
+    assert "there is a file dog.delta.safetensors already" in report(made["cd_compress"].press(**entered))
+    assert (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes() == before
+    assert "Compressed" in report(made["cd_compress"].press(**entered, cd_compress_overwrite=True))
+    assert (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a/b"])
+def test_results_stay_in_the_folder_of_deltas(made, tmp_path, name):
+    made["cd_blend"].press(cd_blend_names=["cat"], cd_blend_result=name)
+    kept = "".join(letter for letter in name if letter.isalnum())
+    there = {path for path in tmp_path.rglob("*.delta.safetensors")}
+    names = [path.name for path in there if path.parent == tmp_path / "deltas"]
+    assert len(names) == len(there) == 3 and any(kept in found.replace(".", "") for found in names)
+
+
+def test_blend_adds_up_and_tells_of_renamed_words(made, tmp_path):
+    entered = {"cd_blend_names": ["cat", "dog"], "cd_blend_weights": "0.5, 2", "cd_blend_result": "both"}
+    told = report(made["cd_blend"].press(**entered))
+    a, b, both = (Delta.load(tmp_path / "deltas" / f"{name}.delta.safetensors") for name in ("cat", "dog", "both"))
+    for key, entry in both.entries.items():
+        expected = 0.5 * a.entries[key].float() + 2 * b.entries[key].float()
+        assert (entry.float() - expected).abs().max() < 0.01
+    assert "the sum is exact" in told and "&lt;new1&gt; of file 2 is now &lt;new2&gt;" in told
+
+
+def test_merge_tells_the_residual(made, tmp_path):
+    told = report(made["cd_merge"].press(cd_merge_names=["cat"], cd_merge_result="merged"))
+    assert "Constraint residual" in told and "by a plain sum" in told
+    merged = Delta.load(tmp_path / "deltas" / "merged.delta.safetensors")
+    assert all(isinstance(entry, Factors) for entry in merged.entries.values())
+
+
+def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
+    entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_rank": 1}
+    told = report(made["cd_convert"].press(**entered))
+    lora = tmp_path / "deltas" / "cat.safetensors"
+    assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
+    assert "cut to rank 1" in told
+    upload = SimpleNamespace(name=str(lora))
+    entered = {"cd_convert_uploads": [upload], "cd_convert_kind": "delta", "cd_convert_result": "back"}
+    _, delta, _, told = made["cd_convert"].press(**entered)
+    assert delta == "back", told
+    cat, back = (Delta.load(tmp_path / "deltas" / f"{name}.delta.safetensors") for name in ("cat", "back"))
+    assert set(back.entries) == set(cat.entries) and "<new1>" in back.embeddings
+
+
+def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
+    entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_kind": "embedding-diffusers"}
+    made["cd_convert"].press(**entered, cd_convert_result="words")
+    assert [path.name for path in (tmp_path / "deltas").glob("words*")] == ["words.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("button", "entered", "sentence"),
+    [
+        ("cd_compress", {}, "choose a delta"),
+        ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "give the size"),
+        ("cd_blend", {"cd_blend_result": "x"}, "choose a delta, or several"),
+        ("cd_blend", {"cd_blend_names": ["cat"]}, "give the result a name"),
+        ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "1 numbers"),
+        ("cd_merge", {"cd_merge_names": ["cat"], "cd_merge_result": "x", "cd_merge_prompts": "a\nb"}, "2 times for 1"),
+        ("cd_convert", {}, "choose a file"),
+        ("cd_reg_draw", {"cd_reg_prompt": "cat"}, "give a folder"),
+        ("cd_pick", {"cd_pick_prompt": "cat"}, "give the folder of captioned pictures"),
+    ],
+)
+def test_a_mistake_is_shown_as_a_sentence(made, button, entered, sentence):
+    told = report(made[button].press(**entered))
+    assert told.startswith("<div class='error'>") and sentence in told
+
+
+def captioned(folder: Path, *captions: str) -> Path:
+    folder.mkdir()
+    for index, caption in enumerate(captions):
+        Image.new("RGB", (16, 16)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
+    return folder
+
+
+def draw(made: dict[str, Part], folder: Path, **entered) -> tuple:
+    settings = {"cd_reg_folder": str(folder), "cd_reg_size": 16, "cd_reg_batch": 2, "cd_reg_count": 3}
+    return made["cd_reg_draw"].press(**{**settings, **entered})
+
+
+def test_pictures_of_a_prompt_are_drawn_with_captions(made, tmp_path):
+    pictures, _, _, told = draw(made, tmp_path / "drawn", cd_reg_prompt="photo of a cat")
+    assert "3 pictures drawn" in told and len(pictures) == 3
+    assert [caption for _, caption in captioned_pictures(tmp_path / "drawn")] == ["photo of a cat"] * 3
+    assert (shared.state.job_no, shared.state.textinfo) == (3, "3 of 3 pictures")
+
+
+def test_captions_of_a_folder_are_drawn_as_often_as_asked(made, tmp_path):
+    source = captioned(tmp_path / "source", "red cat", "a dog")
+    entered = {"cd_reg_source": "the captions of a folder", "cd_reg_captions": str(source), "cd_reg_times": 2}
+    draw(made, tmp_path / "drawn", **entered)
+    captions = [caption for _, caption in captioned_pictures(tmp_path / "drawn")]
+    assert captions == ["red cat", "a dog", "red cat", "a dog"]
+
+
+def test_a_template_of_the_hosts_is_drawn(made, tmp_path):
+    source = captioned(tmp_path / "source", "tin", "wood")
+    entered = {"cd_reg_source": "a template", "cd_reg_prompt": "cat", "cd_reg_captions": str(source)}
+    draw(made, tmp_path / "drawn", **entered)
+    captions = [caption for _, caption in captioned_pictures(tmp_path / "drawn")]
+    assert captions == ["a cat of tin", "a cat of wood", "a cat of tin"]
+
+
+def test_only_the_fields_that_a_source_wants_are_seen(made):
+    [event] = made["cd_reg_source"].events
+    ids = [part.elem_id for part in event.outputs]
+    wanted = {
+        source: {part for part, change in zip(ids, event.fn(source), strict=True) if change["visible"]}
+        for source in ("a prompt", "the captions of a folder", "a template")
+    }
+    assert wanted == {
+        "a prompt": {"cd_reg_prompt", "cd_reg_count"},
+        "the captions of a folder": {"cd_reg_captions", "cd_reg_times"},
+        "a template": {"cd_reg_prompt", "cd_reg_template", "cd_reg_captions", "cd_reg_count"},
+    }
+
+
+def test_interrupt_keeps_whole_batches_and_the_same_settings_go_on(made, tmp_path, monkeypatch):
+    drawn = drawing_backend.HostBackend.generate
+
+    def interrupted_in_the_second_batch(backend, prompts, seeds, sampling, vectors):
+        if seeds[0] == 3:
+            made["cd_reg_stop"].press()
+        return drawn(backend, prompts, seeds, sampling, vectors)
+
+    monkeypatch.setattr(drawing_backend.HostBackend, "generate", interrupted_in_the_second_batch)
+    told = report(draw(made, tmp_path / "drawn", cd_reg_prompt="a cat", cd_reg_count=4))
+    assert told.startswith("<p>Interrupted.")
+    assert sorted(path.name for path in (tmp_path / "drawn").glob("*.png")) == ["0000.png", "0001.png"]
+    monkeypatch.undo()
+    shared.state.begin()
+
+
+def test_captions_that_are_nearest_are_picked(made, tmp_path):
+    source = captioned(tmp_path / "source", "a red dog", "far away", "cat")
+    entered = {"cd_pick_source": str(source), "cd_pick_prompt": "cat", "cd_pick_count": 1}
+    pictures, *_, told = made["cd_pick"].press(**entered, cd_pick_target=str(tmp_path / "picked"))
+    assert (tmp_path / "picked" / "caption.txt").read_text() == "cat\n"
+    assert "1 pictures listed" in told and [Path(picture).name for picture in pictures] == ["2.png"]
+
+
+def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(made, tmp_path, monkeypatch):
+    toy = tmp_path / "toy"
+    toy.mkdir()
+    (toy / "toy.safetensors").write_bytes(b"weights")
+    (toy / "toy.yaml").write_text("cond_stage_config:\n  params:\n    version: config/tokenizer\n    device: cpu\n")
+    monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
+    assert "Installed" in report(made["cd_toy"].press())
+    assert (tmp_path / "models" / "custom-diffusion-toy.safetensors").read_bytes() == b"weights"
+    config = (tmp_path / "models" / "custom-diffusion-toy.yaml").read_text()
+    assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
+
+
+def test_inspect_shows_tokens_and_layers(made):
+    shown = made["cd_inspect"].press(cd_inspect_name="cat")
+    assert "&lt;new1&gt;" in shown and "2 × 6" in shown and shown.count("cd-norm-bar") == 6
+    assert "there is no delta" in made["cd_inspect"].press(cd_inspect_name="bird")
