@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .augmentation import View, random_view
 from .backend import Backend
+from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
 from .errors import UserError
 from .pictures import (
@@ -26,11 +27,12 @@ from .pictures import (
     find_pictures,
     load_pictures,
     log_skipped,
+    picture_size,
     place,
     weigh,
 )
 
-RESIZE_MODES = ("crop", "pad")
+RESIZE_MODES = ("crop", "pad", "bucket")
 _ENCODE_BATCH = 4
 _ATTEMPTS = 50
 """How often a view is drawn anew in which everything is transparent."""
@@ -56,12 +58,15 @@ class Concept:
 class PictureSettings:
     """How pictures become examples.
 
-    resolution:         width and height in pixels, a multiple of 8; None is the model's own.
+    resolution:         width and height in pixels, a multiple of 8; None is the model's own. With buckets, the side of
+                        a square of the same area.
     augment:            views of the paper for the concept's own pictures, see `augmentation.random_view`.
     hflip:              mirror each picture with probability 1/2. Captions stay as they are: leave it off where they say
                         left or right, or where the concept itself has sides, such as writing.
-    center_crop:        crop pictures that are not square at the centre rather than at random.
-    resize_mode:        "crop" them to a square, or "pad" them to one, with no loss on the padding.
+    center_crop:        crop pictures at the centre rather than at random.
+    resize_mode:        "crop" pictures to a square; or "pad" them to one, with no loss on the padding; or leave them as
+                        they are, cropped to the nearest "bucket" of `buckets.bucket_sizes`. Regularization pictures are
+                        then cropped to the buckets that the concept's own have.
     use_alpha:          take the alpha channel as loss weight; otherwise transparent parts are white.
     caption_source, template, filename_word_regex, filename_join_string: see `captions.captioner`.
     variants:           how many random views, crops, flips and captions of each of the concept's pictures are encoded
@@ -95,7 +100,7 @@ class PictureSettings:
     @property
     def drawn_variants(self) -> int:
         """How many examples each of the concept's pictures gives: 1 if they could not differ."""
-        random_crop = self.resize_mode == "crop" and not self.center_crop
+        random_crop = self.resize_mode != "pad" and not self.center_crop
         differ = self.augment or self.hflip or random_crop or self.caption_source == "template"
         return self.variants if differ else 1
 
@@ -205,10 +210,28 @@ def encode_concept(
 
     told_by = f"{seed}/{concept.instance_prompt}"
     plain = replace(settings, augment=False, variants=1)
+    canvases, prior_canvases = _canvases([path for path, _ in own], [path for path, _ in prior], settings, backend)
     return ConceptExamples(
-        _encode_all(own, backend, settings, f"{told_by}/own", report),
-        _encode_all(prior, backend, plain, f"{told_by}/prior", lambda done: report(len(own) + done)) if prior else [],
+        _encode_all(own, canvases, backend, settings, f"{told_by}/own", report),
+        _encode_all(prior, prior_canvases, backend, plain, f"{told_by}/prior", lambda done: report(len(own) + done))
+        if prior
+        else [],
     )
+
+
+def _canvases(
+    own: Sequence[Path], prior: Sequence[Path], settings: PictureSettings, backend: Backend
+) -> tuple[list[Size], list[Size]]:
+    """The canvas of each of the concept's pictures, and of each regularization picture."""
+    resolution = settings.resolution or backend.resolution
+    square = resolution, resolution
+    if settings.resize_mode != "bucket":
+        return [square] * len(own), [square] * len(prior)
+    buckets = bucket_sizes(resolution, size_multiple(backend.unet))
+    sizes = [picture_size(path) for path in own]
+    canvases = [nearest_bucket(size or square, buckets) for size in sizes]
+    used = [canvas for canvas, size in zip(canvases, sizes) if size] or canvases
+    return canvases, dealt_out([picture_size(path) or square for path in prior], used)
 
 
 def _fixed(caption: str) -> Captioner:
@@ -217,23 +240,23 @@ def _fixed(caption: str) -> Captioner:
 
 def _encode_all(
     pictures: Sequence[tuple[Path, Captioner]],
+    canvases: Sequence[Size],
     backend: Backend,
     settings: PictureSettings,
     seed: str,
     report: Callable[[int], None],
 ) -> list[Example]:
-    """The examples of all pictures that can be used."""
-    resolution = settings.resolution or backend.resolution
+    """The examples of all pictures that can be used, each on its canvas."""
     examples: list[Example] = []
     for index, path, picture in load_pictures([path for path, _ in pictures], settings.use_alpha):
-        caption = pictures[index][1]
+        caption, canvas = pictures[index][1], canvases[index]
         generators = [Random(f"{seed}/{index}/{variant}") for variant in range(settings.drawn_variants)]
         try:
-            drawn = [_draw_variant(picture, settings, resolution, rng) for rng in generators]
+            drawn = [_draw_variant(picture, settings, canvas, rng) for rng in generators]
         except UnusablePicture as error:
             log_skipped(path, error)
             continue
-        latents = _latents(picture, path, [placement for placement, _, _ in drawn], backend, resolution)
+        latents = _latents(picture, path, [placement for placement, _, _ in drawn], backend, canvas)
         examples += [
             Example(*latents[placement], mask, prefix + caption(path, rng))
             for (placement, mask, prefix), rng in zip(drawn, generators, strict=True)
@@ -246,34 +269,31 @@ def _encode_all(
 
 
 def _draw_variant(
-    picture: Picture, settings: PictureSettings, resolution: int, rng: Random
+    picture: Picture, settings: PictureSettings, canvas: Size, rng: Random
 ) -> tuple[Placement, Tensor, str]:
     """One way to show a picture: where it goes, what weighs in the loss, and what its caption starts with."""
     for _ in range(_ATTEMPTS):
-        view = random_view(resolution, rng) if settings.augment else View(resolution, (0, 0))
+        view = random_view(canvas, rng) if settings.augment else View(canvas, (0, 0))
         flip = settings.hflip and rng.random() < 0.5
-        placement = place(_window(picture.size, settings, rng), view.corner, view.side, resolution, flip)
-        mask = weigh(picture, placement, resolution)
+        placement = place(_window(picture.size, canvas, settings, rng), view.corner, view.size, canvas, flip)
+        mask = weigh(picture, placement, canvas)
         if mask.any():
             return placement, mask, view.prefix
     raise UnusablePicture("hardly anything of it is opaque")
 
 
-def _window(size: tuple[int, int], settings: PictureSettings, rng: Random) -> tuple[int, int, int, int]:
-    """The part (left, top, right, bottom) of a picture that is shown."""
-    width, height = size
+def _window(size: Size, canvas: Size, settings: PictureSettings, rng: Random) -> tuple[float, float, float, float]:
+    """The part (left, top, right, bottom) of a picture that is shown: all of it, or the most of the canvas's shape."""
     if settings.resize_mode == "pad":
-        return 0, 0, width, height
-    side = min(size)
-    if settings.center_crop:
-        left, top = (width - side) // 2, (height - side) // 2
-    else:
-        left, top = rng.randint(0, width - side), rng.randint(0, height - side)
-    return left, top, left + side, top + side
+        return 0, 0, *size
+    width, height = min(size[0], size[1] * canvas[0] / canvas[1]), min(size[1], size[0] * canvas[1] / canvas[0])
+    room = int(size[0] - width), int(size[1] - height)
+    left, top = (side // 2 if settings.center_crop else rng.randint(0, side) for side in room)
+    return left, top, left + width, top + height
 
 
 def _latents(
-    picture: Picture, path: Path, placements: Sequence[Placement], backend: Backend, resolution: int
+    picture: Picture, path: Path, placements: Sequence[Placement], backend: Backend, canvas: Size
 ) -> dict[Placement, tuple[Tensor, Tensor]]:
     """Mean and deviation of a picture's latents for each placement, equal ones encoded once.
 
@@ -283,7 +303,7 @@ def _latents(
     encoded: dict[Placement, tuple[Tensor, Tensor]] = {}
     for start in range(0, len(distinct), _ENCODE_BATCH):
         part = distinct[start : start + _ENCODE_BATCH]
-        pixels = torch.stack([draw(picture, placement, resolution) for placement in part])
+        pixels = torch.stack([draw(picture, placement, canvas) for placement in part])
         posterior = backend.encode_pictures(pixels.to(backend.device))
         mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):

@@ -1,4 +1,4 @@
-"""Pictures of a folder: found, decoded, and drawn onto the square canvas that the model sees."""
+"""Pictures of a folder: found, decoded, and drawn onto the canvas that the model sees."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ LATENT_CELL = 8
 """Pixels along one side of a cell of the latents."""
 _ALWAYS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*_ALWAYS, ".avif") if ".avif" in Image.registered_extensions() and features.check("avif") else _ALWAYS
+
+
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag, and its values for pictures that lie on their side."""
 
 
 class UnusablePicture(Exception):
@@ -102,6 +106,16 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     return Picture(colors.convert("RGB"), weight)
 
 
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an upright picture, from its header; None if it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) in _LYING
+            return (opened.height, opened.width) if turned else opened.size
+    except Exception:  # from damaged files Pillow raises nearly everything
+        return None
+
+
 def load_pictures(paths: Iterable[Path], alpha_is_weight: bool = False) -> Iterator[tuple[int, Path, Picture]]:
     """The pictures among `paths` that can be used, each with its place there.
 
@@ -127,55 +141,60 @@ def log_skipped(path: Path, reason: UnusablePicture) -> None:
 
 
 def place(
-    window: tuple[int, int, int, int], corner: tuple[int, int], side: int, resolution: int, flip: bool = False
+    window: tuple[float, float, float, float],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    flip: bool = False,
 ) -> Placement:
-    """Put the window (left, top, right, bottom) of a picture into a square of the canvas, centered, its shape kept.
+    """Put the window (left, top, right, bottom) of a picture into a part of the canvas, centered, its shape kept.
 
-    corner:     left and top of the square on the canvas (resolution, resolution).
-    side:       of the square; what lies outside the canvas is cut off.
+    corner:     left and top of that part on the canvas.
+    size:       its width and height; what lies outside the canvas is cut off.
+    canvas:     width and height.
     """
     left, top, right, bottom = window
-    scale = side / max(right - left, bottom - top)
-    x = _axis(left, right, corner[0] + (side - scale * (right - left)) / 2, scale, resolution)
-    y = _axis(top, bottom, corner[1] + (side - scale * (bottom - top)) / 2, scale, resolution)
+    scale = min(size[0] / (right - left), size[1] / (bottom - top))
+    x = _axis(left, right, corner[0] + (size[0] - scale * (right - left)) / 2, scale, canvas[0])
+    y = _axis(top, bottom, corner[1] + (size[1] - scale * (bottom - top)) / 2, scale, canvas[1])
     return Placement((x[0], y[0], x[1], y[1]), (x[2], y[2], x[3], y[3]), flip)
 
 
-def _axis(low: int, high: int, start: float, scale: float, resolution: int) -> tuple[float, float, int, int]:
+def _axis(low: float, high: float, start: float, scale: float, length: int) -> tuple[float, float, int, int]:
     """One axis of a placement: where the part of low..high that the canvas shows begins and ends, there and here."""
     end = start + scale * (high - low)
-    first, last = max(start, 0.0), min(end, float(resolution))
-    near = min(round(first), resolution - 1)
+    first, last = max(start, 0.0), min(end, float(length))
+    near = min(round(first), length - 1)
     return low + (first - start) / scale, high - (end - last) / scale, near, max(round(last), near + 1)
 
 
-def draw(picture: Picture, placement: Placement, resolution: int) -> Tensor:
-    """The canvas (3, resolution, resolution) in -1..1 with the picture on neutral gray, 0."""
+def draw(picture: Picture, placement: Placement, canvas: tuple[int, int]) -> Tensor:
+    """The canvas (width, height) as pixels (3, height, width) in -1..1, with the picture on neutral gray, 0."""
     left, top, right, bottom = placement.target
     part = picture.colors.resize(
         (right - left, bottom - top), Image.Resampling.LANCZOS, box=placement.source, reducing_gap=3.0
     )
-    canvas = torch.zeros(3, resolution, resolution)
-    canvas[:, top:bottom, left:right] = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
-    return canvas.flip(-1) if placement.flip else canvas
+    pixels = torch.zeros(3, canvas[1], canvas[0])
+    pixels[:, top:bottom, left:right] = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
+    return pixels.flip(-1) if placement.flip else pixels
 
 
-def weigh(picture: Picture, placement: Placement, resolution: int) -> Tensor:
-    """Loss weight (1, resolution / 8, resolution / 8): 1 on the placed picture, or its alpha if that weighs, else 0.
+def weigh(picture: Picture, placement: Placement, canvas: tuple[int, int]) -> Tensor:
+    """Loss weight (1, height / 8, width / 8) of a canvas: 1 on the placed picture, or its alpha if that weighs, else 0.
 
     Only cells wholly on the picture weigh, and of these not the ones next to a border with bare canvas, which the VAE
     mixes with it (the paper's code leaves out one cell as well, on every side). Where nothing would remain, fewer are
     left out.
     """
     left, top, right, bottom = placement.target
-    cells = resolution // LATENT_CELL
-    mask = torch.zeros(1, cells, cells)
-    mask[:, _inside(top, bottom, cells), _inside(left, right, cells)] = 1.0
+    columns, rows = canvas[0] // LATENT_CELL, canvas[1] // LATENT_CELL
+    mask = torch.zeros(1, rows, columns)
+    mask[:, _inside(top, bottom, rows), _inside(left, right, columns)] = 1.0
     if picture.weight is not None:
         part = picture.weight.resize((right - left, bottom - top), Image.Resampling.BOX, box=placement.source)
-        canvas = torch.zeros(1, resolution, resolution)
-        canvas[0, top:bottom, left:right] = torch.from_numpy(np.array(part)).float() / 255
-        mask *= F.avg_pool2d(canvas, LATENT_CELL)
+        alpha = torch.zeros(1, canvas[1], canvas[0])
+        alpha[0, top:bottom, left:right] = torch.from_numpy(np.array(part)).float() / 255
+        mask *= F.avg_pool2d(alpha, LATENT_CELL)
     return mask.flip(-1) if placement.flip else mask
 
 

@@ -24,8 +24,9 @@ from .checkpoints import TrainingState
 from .concepts import Concept, ConceptExamples, Example
 from .delta import Delta, Provenance
 from .errors import UserError
+from .example_order import ExampleOrder
 from .injection import TrainableDelta
-from .losslog import LossLog
+from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
 from .objective import (
     add_noise,
     masked_errors,
@@ -113,7 +114,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class _Batch:
-    """One micro-batch of this process: instance samples first, then their regularization samples."""
+    """Samples of one size, for one pass of the UNet: instance samples first, then regularization samples."""
 
     latents: Tensor  # (batch, channels, h, w)
     noise: Tensor  # the same
@@ -129,6 +130,7 @@ class Trainer:
     examples: what `concepts.encode_concept` made of each concept.
     output_dir, name: where results and checkpoints go, see `checkpoints`.
     resume: a checkpoint folder to go on from.
+    loss_table: the CSV file of the losses.
 
     Raises UserError for settings or tokens that cannot be trained, or a checkpoint of other settings.
     """
@@ -142,12 +144,15 @@ class Trainer:
         output_dir: Path,
         name: str,
         resume: Path | None = None,
+        loss_table: LossTable = LOSS_CSV,
     ) -> None:
         config.check()
         if config.mixed_precision == "fp16" and backend.device.type == "cpu":
             raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
         self.backend, self.config, self.output_dir, self.name = backend, config, output_dir, name
+        self.loss_table = loss_table
         self.examples = examples
+        self.orders = [_orders(concept, config.seed) for concept in examples]
         self.class_words = dict(zip(config.modifier_tokens, [concept.class_prompt for concept in concepts]))
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
         self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
@@ -177,7 +182,8 @@ class Trainer:
         """
         config, total = self.config, self.config.max_train_steps
         main = parallel.rank() == 0
-        log = LossLog(self.output_dir, self.step, config.report_to == "tensorboard") if main else None
+        tensorboard = config.report_to == "tensorboard"
+        log = LossLog(self.output_dir, self.step, tensorboard, self.loss_table) if main else None
         self.delta = TrainableDelta(self.layers, self.backend.device)
         try:
             self.backend.gradient_checkpointing(config.gradient_checkpointing)
@@ -230,21 +236,27 @@ class Trainer:
     def _step(self) -> Tensor:
         """One optimizer step; returns its (loss, instance loss, prior loss) without waiting for the device."""
         config, losses = self.config, []
-        for batch in self._draw():
-            with self._autocast():
-                conditioning = self._conditioning(batch.captions)
-                noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
-                prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
-            kind = self.backend.prediction_type
-            target = prediction_target(kind, batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
-            errors = masked_errors(prediction, target, batch.mask)
-            if config.snr_gamma is not None:
-                errors = errors * min_snr_weights(kind, batch.timesteps, self.alphas_cumprod, config.snr_gamma)
-            loss, parts = prior_preservation_loss(errors, batch.instances, config.prior_loss_weight)
+        for batches in self._draw():
+            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in batches]
+            instance, prior = (torch.cat(parts) for parts in zip(*errors))
+            loss, parts = prior_preservation_loss(torch.cat([instance, prior]), len(instance), config.prior_loss_weight)
             self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(torch.stack([loss.detach(), *parts]))
         self._update()
         return torch.stack(losses).mean(dim=0)
+
+    def _errors(self, batch: _Batch) -> Tensor:
+        """The weighted squared error of each sample (batch,): noise, predict, compare."""
+        with self._autocast():
+            conditioning = self._conditioning(batch.captions)
+            noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+            prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
+        kind = self.backend.prediction_type
+        target = prediction_target(kind, batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+        errors = masked_errors(prediction, target, batch.mask)
+        if self.config.snr_gamma is None:
+            return errors
+        return errors * min_snr_weights(kind, batch.timesteps, self.alphas_cumprod, self.config.snr_gamma)
 
     def _update(self) -> None:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -260,8 +272,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _draw(self) -> list[_Batch]:
-        """The micro-batches of this step for this process.
+    def _draw(self) -> list[list[_Batch]]:
+        """The micro-batches of this step for this process, each parted by the size of its samples.
 
         The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
         it is divided does not change what is learned.
@@ -269,21 +281,26 @@ class Trainer:
         config, size, world = self.config, self.config.train_batch_size, parallel.world_size()
         generator = step_generator(config.seed, self.step)
         whole = size * world * config.gradient_accumulation_steps
-        slots = [self._slot(self.step * whole + index, generator) for index in range(whole)]
+        begin = self.step * whole
+        slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
-        return [_batch(slots[start : start + size], self.backend.device) for start in first]
+        return [_batches(slots[start : start + size], self.backend.device) for start in first]
 
-    def _slot(self, position: int, generator: torch.Generator) -> list[_Sample]:
-        """The instance sample at a position of the training, and its regularization sample if the concept has any."""
-        turn, number = divmod(position, len(self.examples))
-        concept = self.examples[number]
-        slot = []
-        for is_prior, examples in ((False, concept.instance), (True, concept.prior)):
-            if examples:
-                epoch, index = divmod(turn, len(examples))
-                order = torch.randperm(len(examples), generator=step_generator(self.config.seed + 1, epoch))
-                slot.append(_sample(examples[int(order[index])], is_prior, len(self.alphas_cumprod), generator))
-        return slot
+    def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
+        """The instance sample at a position of the training, and its regularization sample if the concept has any.
+
+        begin: the first position of the step.
+        """
+        turn, number = divmod(position, len(self.orders))
+        first = -((number - begin) // len(self.orders))  # the concept's first turn in this step
+        instance, prior = self.orders[number]
+        examples = [instance.take(turn, first)]
+        if prior is not None:
+            examples.append(prior.take_like(examples[0], turn, first))
+        return [
+            _sample(example, is_prior, len(self.alphas_cumprod), generator)
+            for example, is_prior in zip(examples, (False, True))
+        ]
 
     def _conditioning(self, captions: Sequence[str]) -> Conditioning:
         """Conditioning of a batch: what holds a new word is encoded now, each caption once; the rest was before."""
@@ -332,10 +349,7 @@ class Trainer:
                     " --mixed_precision no. What was saved before is kept"
                 )
             if log is not None:
-                log.add(step + 1, dict(zip(
-                    ("loss", "instance_loss", "prior_loss", "learning_rate", "embedding_learning_rate"),
-                    [*values, *self._rates(step)],
-                )))  # fmt: skip
+                log.add(step + 1, dict(zip(NUMBERS, [*values, *self._rates(step)])))
         if log is not None:
             log.flush()
         return losses[:, 0].mean().item()
@@ -396,9 +410,20 @@ def _sample(example: Example, is_prior: bool, timesteps: int, generator: torch.G
     return _Sample(example, is_prior, latents, noise, torch.randint(timesteps, (), generator=generator))
 
 
-def _batch(slots: Sequence[Sequence[_Sample]], device: torch.device) -> _Batch:
-    samples = sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior)
+def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleOrder | None]:
+    """The order of a concept's own examples, and that of its regularization examples if it has any."""
+    return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
 
+
+def _batches(slots: Sequence[Sequence[_Sample]], device: torch.device) -> list[_Batch]:
+    """The samples by size, as a pass of the UNet takes one size only."""
+    by_size: dict[torch.Size, list[_Sample]] = {}
+    for sample in sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior):
+        by_size.setdefault(sample.latents.shape, []).append(sample)
+    return [_batch(samples, device) for samples in by_size.values()]
+
+
+def _batch(samples: Sequence[_Sample], device: torch.device) -> _Batch:
     def stacked(tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors).to(device, non_blocking=True)
 

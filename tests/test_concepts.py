@@ -412,3 +412,43 @@ def test_latents_that_are_no_numbers_are_an_error_that_names_the_picture(tmp_pat
 def test_settings_that_no_picture_can_have_are_errors(tmp_path: Path, settings: PictureSettings, message: str) -> None:
     with pytest.raises(UserError, match=message):
         encoded(pictures(tmp_path, a=solid(RED)), settings)
+
+
+BUCKETS = PictureSettings(resolution=64, augment=False, resize_mode="bucket")
+
+
+def test_pictures_in_buckets_keep_their_shape_and_are_shown_to_their_edges(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, a=stripes(RED, BLUE, width=48, height=64), b=stripes(RED, BLUE, width=31, height=91))
+    wide, upright = encoded(folder, BUCKETS).instance[::16]
+    assert wide.mean.shape == (4, 6, 10)  # of 96 x 64 pixels; the nearest of about 64² in multiples of 8 is 80 x 48
+    assert upright.mean.shape == (4, 10, 6)  # of 62 x 91
+    for example in (wide, upright):
+        assert example.mask.all() and example.mask.shape[1:] == example.mean.shape[1:]
+        assert torch.allclose(example.mean[:, :, 0], latent(1, -1, -1)[:, None].expand(4, example.mean.shape[1]))
+        assert torch.allclose(example.mean[:, :, -1], latent(-1, -1, 1)[:, None].expand(4, example.mean.shape[1]))
+
+
+def test_augmented_pictures_in_buckets_show_only_themselves_where_they_weigh(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, a=solid(RED, (300, 150)))
+    settings = PictureSettings(resolution=128, resize_mode="bucket", variants=60)
+    for example in encoded(folder, settings).instance:
+        assert example.mean.shape == (4, 11, 23)  # 184 x 88
+        shown = example.mean[:, example.mask[0].bool()]
+        assert torch.allclose(shown, latent(1, -1, -1)[:, None].expand_as(shown))
+        assert example.caption != PROMPT or example.mask.float().mean() > 0.2
+
+
+def test_regularization_pictures_come_in_the_buckets_of_the_concept(tmp_path: Path) -> None:
+    own = pictures(tmp_path / "own", a=solid(RED, (60, 40)), b=solid(RED, (40, 60)), c=solid(RED, (40, 61)))
+    regularization = pictures(tmp_path / "reg", **{f"{index}": solid(BLUE, (50 + index, 50)) for index in range(6)})
+    examples = encoded(own, BUCKETS, class_data_dir=regularization, class_prompt="cat")
+    assert [example.mean.shape[1:] for example in examples.prior] == [(10, 6)] * 4 + [(6, 10)] * 2
+    assert all(example.mask.all() for example in examples.prior)
+
+
+def test_a_picture_that_cannot_be_read_has_no_part_in_the_buckets(tmp_path: Path) -> None:
+    own = pictures(tmp_path / "own", b=solid(RED, (40, 60)))
+    (own / "a.png").write_bytes(b"no picture")
+    regularization = pictures(tmp_path / "reg", a=solid(BLUE), b=solid(BLUE))
+    examples = encoded(own, BUCKETS, class_data_dir=regularization, class_prompt="cat")
+    assert {tuple(example.mean.shape[1:]) for example in examples.instance + examples.prior} == {(10, 6)}

@@ -56,6 +56,16 @@ def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
     assert upright.getpixel((4, 13)) == BLUE
 
 
+def test_size_of_an_upright_picture_is_told_from_its_header(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    for orientation, size in ((1, (16, 8)), (3, (16, 8)), (6, (8, 16)), (8, (8, 16))):
+        exif[0x0112] = orientation
+        halves(RED, BLUE).save(tmp_path / "a.png", exif=exif)
+        assert pictures.picture_size(tmp_path / "a.png") == pictures.load_picture(tmp_path / "a.png").size == size
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    assert pictures.picture_size(tmp_path / "a.png") is None
+
+
 def test_transparent_parts_are_white_unless_alpha_is_the_weight(tmp_path: Path) -> None:
     halves((*RED, 0), (*BLUE, 51)).save(tmp_path / "a.png")
     seen = pictures.load_picture(tmp_path / "a.png")
@@ -127,25 +137,25 @@ def test_only_corrupt_pictures_are_an_error_that_names_one(tmp_path: Path) -> No
 
 
 def test_picture_fills_the_square_it_is_given() -> None:
-    placed = pictures.place((10, 0, 110, 100), corner=(8, 16), side=40, resolution=64)
+    placed = pictures.place((10, 0, 110, 100), corner=(8, 16), size=(40, 40), canvas=(64, 64))
     assert placed == Placement((10, 0, 110, 100), (8, 16, 48, 56))
 
 
 def test_shape_is_kept_and_centered_in_the_square() -> None:
-    wide = pictures.place((0, 0, 200, 100), corner=(0, 0), side=64, resolution=64)
+    wide = pictures.place((0, 0, 200, 100), corner=(0, 0), size=(64, 64), canvas=(64, 64))
     assert wide == Placement((0, 0, 200, 100), (0, 16, 64, 48))
-    thin = pictures.place((0, 0, 1, 1000), corner=(0, 0), side=64, resolution=64)
+    thin = pictures.place((0, 0, 1, 1000), corner=(0, 0), size=(64, 64), canvas=(64, 64))
     assert thin == Placement((0, 0, 1, 1000), (32, 0, 33, 64))  # never less than a pixel
 
 
 def test_what_reaches_beyond_the_canvas_is_cut_from_the_picture() -> None:
-    zoomed = pictures.place((0, 0, 100, 100), corner=(-8, -16), side=80, resolution=64)  # 0.8 pixels a pixel
+    zoomed = pictures.place((0, 0, 100, 100), corner=(-8, -16), size=(80, 80), canvas=(64, 64))  # 0.8 pixels a pixel
     assert zoomed.target == (0, 0, 64, 64)
     assert zoomed.source == pytest.approx((10, 20, 90, 100))
 
 
 def test_canvas_is_neutral_around_the_picture() -> None:
-    canvas = pictures.draw(Picture(halves(RED, BLUE, (64, 64))), Placement((0, 0, 64, 64), (8, 0, 24, 16)), 32)
+    canvas = pictures.draw(Picture(halves(RED, BLUE, (64, 64))), Placement((0, 0, 64, 64), (8, 0, 24, 16)), (32, 32))
     red, blue = torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, 1.0])
     assert canvas.shape == (3, 32, 32)
     assert torch.equal(canvas[:, 3, 9], red)
@@ -159,16 +169,16 @@ def test_flip_mirrors_the_canvas_and_its_weights_alike() -> None:
     picture = Picture(halves(RED, BLUE, (64, 64)), Image.new("L", (64, 64), 255))
     placement = Placement((0, 0, 64, 64), (0, 0, 40, 64))
     flipped = Placement(placement.source, placement.target, flip=True)
-    assert torch.equal(pictures.draw(picture, flipped, 64), pictures.draw(picture, placement, 64).flip(2))
-    assert torch.equal(pictures.weigh(picture, flipped, 64), pictures.weigh(picture, placement, 64).flip(2))
-    assert pictures.weigh(picture, flipped, 64)[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert torch.equal(pictures.draw(picture, flipped, (64, 64)), pictures.draw(picture, placement, (64, 64)).flip(2))
+    assert torch.equal(pictures.weigh(picture, flipped, (64, 64)), pictures.weigh(picture, placement, (64, 64)).flip(2))
+    assert pictures.weigh(picture, flipped, (64, 64))[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("side", [64, 600])
 def test_shrunk_pictures_are_not_aliased(side: int) -> None:
     checkerboard = np.indices((side, side)).sum(axis=0) % 2 * 255
     picture = Picture(Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB"))
-    canvas = pictures.draw(picture, Placement((0, 0, side, side), (0, 0, 16, 16)), 16)
+    canvas = pictures.draw(picture, Placement((0, 0, side, side), (0, 0, 16, 16)), (16, 16))
     assert canvas.abs().max() < 0.06  # gray; every second pixel alone would be black or white
 
 
@@ -185,20 +195,20 @@ def test_shrunk_pictures_are_not_aliased(side: int) -> None:
 )
 def test_only_cells_well_on_the_picture_weigh(target: tuple[int, int, int, int], mask: list[str]) -> None:
     picture = Picture(Image.new("RGB", (10, 10)))
-    assert torch.equal(pictures.weigh(picture, Placement((0, 0, 10, 10), target), 64), cells(*mask))
+    assert torch.equal(pictures.weigh(picture, Placement((0, 0, 10, 10), target), (64, 64)), cells(*mask))
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 24, 64, 128])
 def test_every_random_view_weighs_somewhere_and_nowhere_outside_the_picture(resolution: int) -> None:
     white, rng = Picture(Image.new("RGB", (30, 20), WHITE)), Random(0)
     for _ in range(100):
-        view = random_view(resolution, rng)
-        placement = pictures.place((0, 0, 30, 20), view.corner, view.side, resolution)
-        mask = pictures.weigh(white, placement, resolution)[0]
+        view = random_view((resolution, resolution), rng)
+        placement = pictures.place((0, 0, 30, 20), view.corner, view.size, (resolution, resolution))
+        mask = pictures.weigh(white, placement, (resolution, resolution))[0]
         assert mask.any()
         if resolution >= 128:  # on a smaller canvas a picture may be smaller than a cell, and weighs by that cell
             pixels = mask.repeat_interleave(8, 0).repeat_interleave(8, 1).bool()
-            assert (pictures.draw(white, placement, resolution)[:, pixels] > 0.99).all()
+            assert (pictures.draw(white, placement, (resolution, resolution))[:, pixels] > 0.99).all()
 
 
 def test_alpha_is_averaged_over_each_cell() -> None:
@@ -206,15 +216,26 @@ def test_alpha_is_averaged_over_each_cell() -> None:
     alpha.paste(255, (64, 0, 128, 64))
     alpha.paste(51, (0, 0, 16, 64))
     picture = Picture(Image.new("RGB", (128, 64)), alpha)
-    mask = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 64, 64)), 64)
+    mask = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 64, 64)), (64, 64))
     assert torch.allclose(mask[0, 3], torch.tensor([0.2, 0, 0, 0, 1, 1, 1, 1]))
-    cropped = pictures.weigh(picture, Placement((64, 0, 128, 64), (0, 0, 64, 64)), 64)
+    cropped = pictures.weigh(picture, Placement((64, 0, 128, 64), (0, 0, 64, 64)), (64, 64))
     assert torch.equal(cropped, torch.ones(1, 8, 8))
-    half = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 8, 8)), 8)
+    half = pictures.weigh(picture, Placement((0, 0, 128, 64), (0, 0, 8, 8)), (8, 8))
     assert half.item() == pytest.approx((16 / 128) * 0.2 + 0.5, abs=0.01)
 
 
 def test_alpha_weighs_only_where_the_picture_does() -> None:
     picture = Picture(Image.new("RGB", (10, 10)), Image.new("L", (10, 10), 102))
-    mask = pictures.weigh(picture, Placement((0, 0, 10, 10), (16, 0, 56, 64)), 64)
+    mask = pictures.weigh(picture, Placement((0, 0, 10, 10), (16, 0, 56, 64)), (64, 64))
     assert torch.allclose(mask[0, 0], torch.tensor([0, 0, 0, 0.4, 0.4, 0.4, 0, 0]))
+
+
+def test_a_canvas_may_be_wider_than_high() -> None:
+    white = Picture(Image.new("RGB", (60, 20), WHITE))
+    placement = pictures.place((0, 0, 60, 20), corner=(24, 8), size=(48, 32), canvas=(96, 40))
+    assert placement.target == (24, 16, 72, 32)  # 48 x 16 in the middle of 48 x 32
+    pixels = pictures.draw(white, placement, (96, 40))
+    assert pixels.shape == (3, 40, 96)
+    assert (pixels[:, 16:32, 24:72] > 0.99).all() and not pixels[:, :16].any() and not pixels[:, 32:].any()
+    mask = pictures.weigh(white, placement, (96, 40))
+    assert torch.equal(mask, cells(" " * 12, " " * 12, "    ####    ", "    ####    ", " " * 12))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_custom_diffusion import checkpoints
 from lib_custom_diffusion.attention import projections
-from lib_custom_diffusion.concepts import ConceptExamples
+from lib_custom_diffusion.concepts import ConceptExamples, Example
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.injection import Injection
@@ -238,18 +238,68 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
         assert not any(entry.any() for entry in delta.entries.values())
 
 
+def sized(count: int, size: tuple[int, int], caption: str = "photo of a <new1> cat") -> list[Example]:
+    generator = torch.Generator().manual_seed(count)
+    means = [torch.randn(4, *size, generator=generator) for _ in range(count)]
+    return [Example(mean, torch.full_like(mean, 0.1), torch.ones(1, *size), caption) for mean in means]
+
+
+def trainer_of(concepts: list[ConceptExamples], folder: Path, resume: Path | None = None, **settings) -> Trainer:
+    config = replace(trainer(folder / "unused").config, **settings)
+    return Trainer(TinyBackend(), [CONCEPT], concepts, config, folder, "tiny", resume)
+
+
 def test_concepts_share_the_steps_equally_however_many_pictures_they_have(tmp_path: Path) -> None:
     few, many = examples(2, seed=1), examples(40, seed=2)
-    run = trainer(tmp_path)
-    run.examples = [ConceptExamples(few.instance, []), ConceptExamples(many.instance, [])]
-    drawn: list[Tensor] = []
-    for run.step in range(10):
-        drawn += [batch.mask for batch in run._draw()]
-    slots = [run._slot(position, torch.Generator().manual_seed(0)) for position in range(8)]
+    run = trainer_of([ConceptExamples(few.instance, []), ConceptExamples(many.instance, [])], tmp_path)
+    slots = [run._slot(position, 0, torch.Generator().manual_seed(0)) for position in range(80)]
     owners = [any(slot[0].example is example for example in few.instance) for slot in slots]
-    assert owners == [True, False] * 4
-    seen = {id(run._slot(2 * turn + 1, torch.Generator())[0].example) for turn in range(40)}
-    assert len(seen) == 40  # every picture once before any comes again
+    assert owners == [True, False] * 40
+    assert len({id(slot[0].example) for slot in slots[1::2]}) == 40  # every picture once before any comes again
+
+
+def test_concepts_of_different_sizes_share_the_steps_equally_each_in_passes_of_its_own(tmp_path: Path) -> None:
+    wide = ConceptExamples(sized(3, (2, 4)), sized(5, (2, 4), "photo of a cat"))
+    mixed = ConceptExamples(sized(6, (2, 2)) + sized(2, (4, 2)), [])
+    run = trainer_of([wide, mixed], tmp_path, train_batch_size=6)
+    sizes_of_mixed = set()
+    for run.step in range(20):
+        (batches,) = run._draw()
+        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in batches}
+        assert by_size.pop((2, 4)) == (3, 6)  # its pictures and as many regularization pictures
+        ((size, counts),) = by_size.items()
+        assert counts == (3, 3)
+        sizes_of_mixed.add(size)
+    assert sizes_of_mixed == {(2, 2), (4, 2)}
+
+
+def test_the_loss_of_a_step_does_not_depend_on_the_passes_it_takes(tmp_path: Path) -> None:
+    """A picture and the same picture turned are the same to a UNet that mixes all cells: two passes, one loss."""
+    square = examples(4)
+    flat = [replace(each, mean=each.mean.reshape(4, 1, 4), std=each.std.reshape(4, 1, 4),
+                    mask=each.mask.reshape(1, 1, 4)) for each in square.prior]  # fmt: skip
+    together = trainer_of([square], tmp_path / "a").run().delta
+    apart = trainer_of([ConceptExamples(square.instance, flat)], tmp_path / "b")
+    assert len(apart._draw()[0]) == 2
+    for key, entry in apart.run().delta.entries.items():
+        assert torch.allclose(entry, together.entries[key], atol=1e-6)
+
+
+def test_interrupted_run_on_pictures_of_several_sizes_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    concept = ConceptExamples(sized(5, (2, 2)) + sized(4, (2, 4)), sized(3, (2, 2), "photo of a cat"))
+    trainer_of([concept], tmp_path / "whole").run()
+    steps: list[int] = []
+    trainer_of([concept], tmp_path / "cut").run(lambda p: steps.append(p.step), interrupted=lambda: len(steps) >= 9)
+    trainer_of([concept], tmp_path / "cut", tmp_path / "cut" / "checkpoint-10").run()
+    assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
+
+
+def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_path: Path) -> None:
+    concept = ConceptExamples(sized(5, (2, 2)) + sized(4, (2, 4)), [])
+    whole = trainer_of([concept], tmp_path / "a", train_batch_size=4).run().delta
+    parts = trainer_of([concept], tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=2).run().delta
+    for key, entry in whole.entries.items():
+        assert torch.allclose(entry, parts.entries[key], atol=1e-5)
 
 
 @pytest.mark.parametrize(
