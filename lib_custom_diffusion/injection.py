@@ -34,7 +34,7 @@ class Injection:
         for key, layer in layers.items():
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
-                self._terms.append((layer.module, _FixedTerm(_combined(terms))))
+                self._terms.append((layer.module, _FixedTerm(*_combined(terms))))
         self.resume()
 
     def resume(self) -> None:
@@ -89,14 +89,15 @@ class _LearnedTerm:
 
 
 class _FixedTerm:
-    """Adds Δx for a fixed Δ, which follows the output's device and precision: a host may move its layers at any time.
+    """Adds weight · Δx for a fixed Δ, which follows the output's device and precision: a host may move its layers.
 
     Without gradients the product is added in the output's own memory, which no one else has seen yet: one kernel a
     layer. Under autocast the output, not the input, has the precision that the layer computes in.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, weight: float) -> None:
         self.matrices: tuple[Tensor, ...] = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
+        self.weight = weight
 
     def __call__(self, output: Tensor, x: Tensor) -> Tensor:
         if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
@@ -106,23 +107,27 @@ class _FixedTerm:
         for matrix in inner:
             x = F.linear(x, matrix)
         if torch.is_grad_enabled() or not output.is_contiguous():
-            return output + F.linear(x, outer)
+            return output + self.weight * F.linear(x, outer)
         rows = x.to(output.dtype).reshape(-1, x.shape[-1])
-        output.view(-1, output.shape[-1]).addmm_(rows, outer.t())
+        output.view(-1, output.shape[-1]).addmm_(rows, outer.t(), alpha=self.weight)
         return output
 
 
-def _combined(terms: Sequence[tuple[Entry, float]]) -> Entry:
-    """The weighted sum, kept as factors (side by side) where that costs fewer multiplications than the dense matrix."""
+def _combined(terms: Sequence[tuple[Entry, float]]) -> tuple[Entry, float]:
+    """One entry and its weight that do the same: a single one as it is, so that a switch to it copies nothing.
+
+    Several become their sum, kept as factors (side by side) where that costs fewer multiplications than a dense matrix.
+    """
     out_features, in_features = terms[0][0].shape
     factors = [(entry, weight) for entry, weight in terms if isinstance(entry, Factors)]
     rank = sum(entry.us.shape[1] for entry, _ in factors)
-    if len(factors) == len(terms) and rank * (out_features + in_features) < out_features * in_features:
-        return Factors(
-            torch.cat([entry.us.float() * weight for entry, weight in factors], dim=1),
-            torch.cat([entry.vh.float() for entry, _ in factors]),
-        )
+    cheap = rank * (out_features + in_features) < out_features * in_features
+    if len(terms) == 1 and cheap:
+        return terms[0]
+    if len(factors) == len(terms) and cheap:
+        us = torch.cat([entry.us.float() * weight for entry, weight in factors], dim=1)
+        return Factors(us, torch.cat([entry.vh.float() for entry, _ in factors])), 1.0
     total = torch.zeros(out_features, in_features)
     for entry, weight in terms:
-        total += weight * (entry.dense() if isinstance(entry, Factors) else entry.float().cpu())
-    return total
+        total.add_(entry.dense() if isinstance(entry, Factors) else entry.float().cpu(), alpha=weight)
+    return total, 1.0
