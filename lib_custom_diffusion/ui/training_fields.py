@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..attention import SELECTIONS
 from ..captions import CAPTION_SOURCES
-from .training_form import CLIP_MODES, MAX_CONCEPTS, PRESETS
+from .training_form import CLIP_MODES, MAX_CONCEPTS, PICTURE_SHAPES
 
 Fields = dict[str, Any]
 """Components by the names of what they fill: fields of a ConceptForm or of a TrainingForm."""
@@ -23,13 +23,13 @@ class Face:
     row:      what fields stand side by side in.
     word:     makes the fields that say what word concept n has; `embedding` must be one of them.
     template: makes the field for a template of captions.
-    defaults: values of fields that this face starts with otherwise.
+    presets:  what each kind of thing fills in; the form starts with the first.
     """
 
     row: Callable[[], Any]
     word: Callable[[int], Fields]
     template: Callable[[], gr.components.IOComponent]
-    defaults: dict[str, Any]
+    presets: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ class FormFields:
 
 def form_fields(face: Face) -> FormFields:
     """Make all fields where the page is being built, and let presets and the number of concepts act on them."""
-    count, concepts = _concepts(face)
-    settings = _settings(face)
-    for name, value in face.defaults.items():
-        settings[name].value = value
-    return FormFields(count, concepts, settings)
+    return FormFields(*_concepts(face), _settings(face))
 
 
 def _concepts(face: Face) -> tuple[gr.Slider, list[Fields]]:
@@ -95,12 +91,12 @@ def _concept(face: Face, number: int) -> Fields:
     with face.row():
         fields["pictures"] = gr.Textbox(
             label=f"Pictures of concept {number}",
-            info="A folder with 4 to 20 pictures of it",
+            info="A folder with 4 to 20 pictures of it: other places, other angles, the same thing",
             elem_id=f"cd_pictures_{number}",
         )
         fields["regularization"] = gr.Textbox(
             label=f"Regularization pictures of concept {number}",
-            info="A folder with pictures of other such things, which keeps them as they are; may be empty",
+            info="A folder with some 200 pictures of other such things, so that these stay as they are; may be empty",
             elem_id=f"cd_regularization_{number}",
         )
     return fields
@@ -111,21 +107,26 @@ def _settings(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         preset = gr.Dropdown(
-            label="What kind of thing", choices=list(PRESETS), value="thing or pet",
-            info="Fills in the published settings for it", elem_id="cd_preset",
+            label="What kind of thing", choices=list(face.presets), value=next(iter(face.presets)),
+            info="Fills in the published settings for it: rates, steps, layers and caption", elem_id="cd_preset",
         )  # fmt: skip
         fields["name"] = gr.Textbox(
-            label="Name of the result", info="Of the delta file; empty: the word's name", elem_id="cd_name"
+            label="Name of the result", info="What prompts call the delta; empty: as the word", elem_id="cd_name"
         )
+    with face.row():
         fields["overwrite"] = gr.Checkbox(
             label="Overwrite a delta of that name", value=False, info="The old file is lost", elem_id="cd_overwrite"
         )
+        fields["resume"] = gr.Checkbox(
+            label="Go on from the last save", value=False, elem_id="cd_resume",
+            info="Of a training of that name which was interrupted, broke off, or is to take more steps",
+        )  # fmt: skip
     fields |= _amounts(face) | _rates(face) | _captions(face) | _intervals(face)
     with gr.Accordion("More", open=False, elem_id="cd_more"):
-        fields |= _layers_and_captions(face) | _views(face) | _gradients(face)
-    filled = sorted({name for values in PRESETS.values() for name in values})
+        fields |= _layers_and_captions(face) | _views(face) | _gradients(face) | _size(face)
+    filled = sorted({name for values in face.presets.values() for name in values})
     preset.input(
-        fn=lambda chosen: [PRESETS[chosen].get(name, gr.update()) for name in filled],
+        fn=lambda chosen: [face.presets[chosen].get(name, gr.update()) for name in filled],
         inputs=[preset],
         outputs=[fields[name] for name in filled],
         show_progress=False,
@@ -133,19 +134,29 @@ def _settings(face: Face) -> Fields:
     return fields
 
 
+def _first(face: Face) -> Mapping[str, Any]:
+    """The preset that the form starts with."""
+    return next(iter(face.presets.values()))
+
+
 def _amounts(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["steps"] = gr.Number(
-            label="Training steps", value=250, precision=0, info="More learns more, up to a point", elem_id="cd_steps"
-        )
+            label="Training steps", value=_first(face)["steps"], precision=0, elem_id="cd_steps",
+            info="How often it learns; more is more alike, too many spoil other pictures",
+        )  # fmt: skip
         fields["batch_size"] = gr.Number(
-            label="Pictures a step", value=4, precision=0, info="More is smoother and needs more memory",
-            elem_id="cd_batch_size",
+            label="Pictures a step", value=4, precision=0, elem_id="cd_batch_size",
+            info="More is steadier, slower, and needs more memory",
         )  # fmt: skip
         fields["resolution"] = gr.Number(
-            label="Picture size in pixels", value=0, precision=0,
-            info="Width and height; 0: what the model was made for", elem_id="cd_resolution",
+            label="Picture size in pixels", value=0, precision=0, elem_id="cd_resolution",
+            info="Width and height, such as 512; 0: what the model was made for",
+        )  # fmt: skip
+        fields["shape"] = gr.Dropdown(
+            label="Shape of the pictures", choices=list(PICTURE_SHAPES), value=next(iter(PICTURE_SHAPES)),
+            info="As they are: upright and wide ones keep their shape, with about as many pixels", elem_id="cd_shape",
         )  # fmt: skip
     return fields
 
@@ -154,12 +165,13 @@ def _rates(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["learning_rate"] = gr.Textbox(
-            label="Learning rate of the delta", value="8e-5", info="A number, or 1e-5:100, 5e-6 to change it at a step",
-            elem_id="cd_learning_rate",
+            label="Learning rate of the delta", value=_first(face)["learning_rate"], elem_id="cd_learning_rate",
+            info="How fast the model's part changes; 1e-5:100, 5e-6 changes the rate after step 100",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
-            label="Learning rate of the word", value="8e-5", info="How fast the new word moves",
+            label="Learning rate of the word", value=_first(face)["embedding_learning_rate"],
             elem_id="cd_embedding_learning_rate",
+            info="How fast the meaning of the new word changes; written as the other rate",
         )  # fmt: skip
     return fields
 
@@ -168,12 +180,13 @@ def _captions(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["prompt"] = gr.Textbox(
-            label="Caption of the pictures", value="photo of a [name]",
-            info="[name] stands for the word and its kind", elem_id="cd_prompt",
+            label="Caption of the pictures", value=_first(face)["prompt"], elem_id="cd_prompt",
+            info="What the pictures show; [name] stands for the word and its kind",
         )  # fmt: skip
         fields["prior_loss_weight"] = gr.Slider(
             label="Weight of regularization", minimum=0.0, maximum=2.0, step=0.05, value=1.0,
-            info="How much other things should stay as they are; 0 switches it off", elem_id="cd_prior_loss_weight",
+            info="How much other things should stay as they are; 0 leaves their pictures out",
+            elem_id="cd_prior_loss_weight",
         )  # fmt: skip
     return fields
 
@@ -182,12 +195,13 @@ def _intervals(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["save_every"] = gr.Number(
-            label="Keep a copy every N steps", value=0, precision=0, info="In the log folder; 0: only the end",
-            elem_id="cd_save_every",
+            label="Keep a copy every N steps", value=0, precision=0, elem_id="cd_save_every",
+            info="To choose from, and to go on from after a crash; 0: only at the end",
         )  # fmt: skip
         fields["preview_every"] = gr.Number(
-            label="Draw a preview every N steps", value=50, precision=0, info="0: none", elem_id="cd_preview_every"
-        )
+            label="Draw a preview every N steps", value=50, precision=0, elem_id="cd_preview_every",
+            info="A picture of what is learned so far; 0: none",
+        )  # fmt: skip
         fields["preview_prompt"] = gr.Textbox(
             label="Prompt of the previews", info="Empty: the caption of concept 1", elem_id="cd_preview_prompt"
         )
@@ -198,12 +212,12 @@ def _layers_and_captions(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["select"] = gr.Dropdown(
-            label="What to fine-tune", choices=list(SELECTIONS), value=next(iter(SELECTIONS)),
-            info="Keys and values are the paper's choice; crossattn is for faces", elem_id="cd_select",
+            label="What to fine-tune", choices=list(SELECTIONS), value=next(iter(SELECTIONS)), elem_id="cd_select",
+            info="crossattn_kv: what reads the prompt, for most; crossattn: twice as much, for faces",
         )  # fmt: skip
         fields["captions"] = gr.Dropdown(
-            label="Captions come from", choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0],
-            info="The caption above, .txt files, file names, or a template", elem_id="cd_captions",
+            label="Captions come from", choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0], elem_id="cd_captions",
+            info="The caption above, a .txt file beside each picture, the files' names, or a template",
         )  # fmt: skip
         fields["template"] = face.template()
     return fields
@@ -213,17 +227,19 @@ def _views(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["augment"] = gr.Checkbox(
-            label="Vary size and place", value=True, info="The paper's augmentation", elem_id="cd_augment"
-        )
+            label="Vary size and place", value=True, elem_id="cd_augment",
+            info="Shows pictures from afar and close by, so that few are enough",
+        )  # fmt: skip
         fields["flip"] = gr.Checkbox(
-            label="Mirror at random", value=False, info="Not for writing, nor for faces", elem_id="cd_flip"
-        )
+            label="Mirror at random", value=False, elem_id="cd_flip",
+            info="Shows half of the pictures mirrored; not for writing, nor for faces",
+        )  # fmt: skip
         fields["use_alpha"] = gr.Checkbox(
-            label="Learn opaque parts only", value=False, info="A PNG's transparency becomes loss weight",
-            elem_id="cd_use_alpha",
+            label="Learn opaque parts only", value=False, elem_id="cd_use_alpha",
+            info="Leaves out what is transparent in PNG files",
         )  # fmt: skip
         fields["gradient_checkpointing"] = gr.Checkbox(
-            label="Save memory", value=False, info="Slower; needs much less memory", elem_id="cd_save_memory"
+            label="Save memory", value=False, info="Slower, with much less memory", elem_id="cd_save_memory"
         )
     return fields
 
@@ -232,17 +248,33 @@ def _gradients(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["gradient_accumulation"] = gr.Number(
-            label="Batches a step", value=1, precision=0, info="Larger batches without more memory",
-            elem_id="cd_accumulation",
+            label="Batches a step", value=1, precision=0, elem_id="cd_accumulation",
+            info="So many times the pictures a step, in more time but no more memory",
         )  # fmt: skip
         fields["clip_mode"] = gr.Dropdown(
-            label="Clip gradients by", choices=list(CLIP_MODES), value=CLIP_MODES[0],
-            info="Keeps single pictures from doing harm", elem_id="cd_clip_mode",
+            label="Clip gradients by", choices=list(CLIP_MODES), value=CLIP_MODES[0], elem_id="cd_clip_mode",
+            info="Keeps a single odd picture from doing harm: by its whole push, or each number by itself",
         )  # fmt: skip
         fields["clip_value"] = gr.Number(
-            label="Clip gradients at", value=1.0, info="1 by norm is usual", elem_id="cd_clip_value"
-        )
+            label="Clip gradients at", value=1.0, info="Smaller is more careful; 1 by norm is usual",
+            elem_id="cd_clip_value",
+        )  # fmt: skip
         fields["seed"] = gr.Number(
-            label="Seed of the training", value=42, precision=0, info="Same seed, same result", elem_id="cd_seed"
-        )
+            label="Seed of the training", value=42, precision=0, elem_id="cd_seed",
+            info="Start of all that is random: the same seed and settings give the same result",
+        )  # fmt: skip
+    return fields
+
+
+def _size(face: Face) -> Fields:
+    fields: Fields = {}
+    with face.row():
+        fields["max_megabytes"] = gr.Number(
+            label="Compress the result to so many MB", value=0.0, elem_id="cd_max_megabytes",
+            info="5 to 15 are usual for Stable Diffusion; 0: leave it as it is",
+        )  # fmt: skip
+        fields["rank"] = gr.Number(
+            label="Or compress every layer to a rank", value=0, precision=0, elem_id="cd_rank",
+            info="Instead of a size in MB: 1 is smallest, 64 is next to all; 0: no",
+        )  # fmt: skip
     return fields

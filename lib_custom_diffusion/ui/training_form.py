@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..compression import Limit
 from ..concepts import Concept, PictureSettings
 from ..errors import UserError
+from ..tokens import file_name
 from ..training import TrainingConfig
 
 MAX_CONCEPTS = 4
 CLIP_MODES = ("norm", "value", "disabled")
+PICTURE_SHAPES = {"cropped to a square": "crop", "padded to a square": "pad", "as they are": "bucket"}
+"""What is shown of pictures that are not square; by the core's words."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thing or pet": {
@@ -23,7 +27,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "steps": 250, "select": "crossattn_kv",
         "prompt": "painting in the style of [name]",
     },
-    "face": {"learning_rate": "4e-5", "embedding_learning_rate": "4e-5", "steps": 1000, "select": "crossattn",
+    "two things together": {
+        "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "steps": 500, "select": "crossattn_kv",
+        "prompt": "photo of a [name]",
+    },
+    "face": {
+        "learning_rate": "4e-5", "embedding_learning_rate": "4e-5", "steps": 1000, "select": "crossattn",
         "prompt": "photo of a [name]",
     },
 }  # fmt: skip
@@ -55,11 +64,23 @@ class ConceptForm:
 
 @dataclass
 class TrainingForm:
-    """The settings of a training. `resolution` 0 is the model's own; captions are as `captions.captioner` says."""
+    """The settings of a training; those not named here are the core's, see `TrainingConfig` and `PictureSettings`.
+
+    name:           of the result; "" for the words'.
+    overwrite:      whether it may replace a delta of that name.
+    resume:         go on from the last save of a training of that name.
+    clip_mode, clip_value: what gradients are clipped by, and at.
+    resolution:     0 for the model's own.
+    shape:          one of PICTURE_SHAPES.
+    captions, prompt, template: see `captions.captioner`; [name] stands for the word with its class word.
+    max_megabytes, rank: what the delta is compressed to; both 0 to leave it as it is.
+    save_every, preview_every: steps between copies, and between previews; 0 for none on the way.
+    """
 
     concepts: list[ConceptForm]
     name: str = ""
     overwrite: bool = False
+    resume: bool = False
     learning_rate: str = "8e-5"
     embedding_learning_rate: str = "8e-5"
     steps: int = 250
@@ -68,6 +89,7 @@ class TrainingForm:
     clip_mode: str = "norm"
     clip_value: float = 1.0
     resolution: int = 0
+    shape: str = next(iter(PICTURE_SHAPES))
     augment: bool = True
     flip: bool = False
     use_alpha: bool = False
@@ -77,6 +99,8 @@ class TrainingForm:
     prior_loss_weight: float = 1.0
     select: str = "crossattn_kv"
     gradient_checkpointing: bool = False
+    max_megabytes: float = 0.0
+    rank: int = 0
     save_every: int = 0
     preview_every: int = 0
     preview_prompt: str = ""
@@ -92,6 +116,17 @@ class TrainingForm:
             raise UserError("two concepts have the same word; each needs its own")
         if self.clip_mode not in CLIP_MODES:
             raise UserError(f"gradients are clipped by {', '.join(CLIP_MODES)}, not {self.clip_mode!r}")
+        if self.shape not in PICTURE_SHAPES:
+            raise UserError(f"pictures are {', '.join(PICTURE_SHAPES)}, not {self.shape!r}")
+        self.limit()
+
+    def limit(self) -> Limit | None:
+        """What the delta is to be compressed to, if it is. Raises UserError if that cannot be."""
+        if not (self.max_megabytes or self.rank):
+            return None
+        if self.max_megabytes < 0:
+            raise UserError(f"a file has more than {self.max_megabytes} MB")
+        return Limit(max_bytes=int(self.max_megabytes * 1e6) or None, rank=self.rank or None)
 
     @property
     def words(self) -> list[str]:
@@ -100,12 +135,8 @@ class TrainingForm:
 
     @property
     def file_name(self) -> str:
-        """What the delta is to be called: the name asked for, or the words', as the WebUI allows in file names."""
-        asked = self.name.strip() or "-".join(self.words)
-        name = "".join(character for character in asked if character.isalnum() or character in "._- ").strip(" .")
-        if not name:
-            raise UserError(f"{asked!r} has no letter or digit to name a file by")
-        return name
+        """What the delta is called: the name asked for, or the words'. Raises UserError if no file can be."""
+        return file_name(self.name.strip() or "-".join(self.words))
 
     def core_concepts(self) -> list[Concept]:
         """As the core wants them: [name] in captions is the word with its class word."""
@@ -138,6 +169,7 @@ class TrainingForm:
             resolution=self.resolution or None,
             augment=self.augment,
             hflip=self.flip,
+            resize_mode=PICTURE_SHAPES[self.shape],
             use_alpha=self.use_alpha,
             caption_source=self.captions,
             template=template,

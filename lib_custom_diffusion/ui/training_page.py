@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from ..algebra import Compressed
 from ..training import Progress
 from .loss_plot import loss_svg
+from .timings import Amounts, Timing
 
 OUT_OF_MEMORY = (
     "The GPU's memory is too small for this. What was saved before is kept. Train fewer pictures at a time,"
@@ -22,7 +24,10 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended, and what it left: the delta and the words where the face looks for them."""
+    """How a training ended, and what it left: the delta and the words where the face looks for them.
+
+    note: what is to be said of the delta, "" for nothing. resumable: whether it can go on from here.
+    """
 
     step: int
     interrupted: bool
@@ -30,6 +35,8 @@ class Outcome:
     embeddings: list[Path]
     log_directory: Path
     prompt: str
+    note: str = ""
+    resumable: bool = False
 
 
 @dataclass
@@ -64,10 +71,38 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
 def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
+    notes = [done.note, "Tick Go on from the last save to go on from here." if done.resumable else ""]
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
+        f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
         f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>"
     )
+
+
+def compressed_text(done: Compressed) -> str:
+    """What compression did, as a sentence."""
+    return (
+        f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
+        f" {done.error:.1%}."
+    )
+
+
+def estimate_text(timing: Timing, amounts: Amounts, just_measured: bool) -> str:
+    """About how long a training will take, and how that is known."""
+    encoding, training = timing.seconds(amounts)
+    basis = "a few steps taken just now" if just_measured else f"a training of {timing.day} on this machine"
+    return (
+        f"About {duration(encoding + training)}: {duration(encoding)} to prepare {amounts.encoded} views of the"
+        f" pictures, {duration(training)} for {amounts.steps} steps. Reckoned from {basis}, by the number and size of"
+        " pictures; drawing previews comes on top."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def error_html(error: Exception | str) -> str:

@@ -17,10 +17,10 @@ from modules.ui_components import FormRow
 from ..backend import Sampling
 from ..errors import UserError
 from ..ui.training_fields import Face, FormFields, form_fields
-from ..ui.training_form import ConceptForm, TrainingForm
+from ..ui.training_form import PRESETS, ConceptForm, TrainingForm
 from ..ui.training_page import OUT_OF_MEMORY, error_html, outcome_html
 from .new_embedding import MAX_VECTORS, create_embedding
-from .training_job import LOG_DIRECTORY, train
+from .training_job import LOG_DIRECTORY, estimate, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -35,7 +35,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         )
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         _create_embedding_box()
-        fields = form_fields(Face(FormRow, _word, _template, {}))
+        fields = form_fields(Face(FormRow, _word, _template, PRESETS))
         log_directory = gr.Textbox(
             label="Folder for logs, copies and previews",
             value=LOG_DIRECTORY,
@@ -50,7 +50,9 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         )
         with gr.Row():
             start = gr.Button("Train", variant="primary", elem_id="cd_start")
+            ask = gr.Button("How long will it take?", elem_id="cd_ask")
             stop = gr.Button("Interrupt and save", elem_id="cd_stop")
+        told = gr.HTML(elem_id="cd_estimate")
         outcome = gr.HTML(elem_id="cd_outcome")
         with gr.Row():
             prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
@@ -67,6 +69,12 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         inputs=[task, from_txt2img, log_directory, *fields.inputs, *params.txt2img_preview_params],
         outputs=[prompt, send, outcome],
     )
+    ask.click(
+        fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(fields, values),), extra_outputs=[]),
+        _js="startCustomDiffusionTraining",
+        inputs=[task, *fields.inputs],
+        outputs=[told],
+    )
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
     send.click(fn=None, _js="customDiffusionToTxt2img", inputs=[prompt], outputs=[])
 
@@ -75,22 +83,34 @@ def _train(
     fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None
 ) -> tuple[Any, Any, str]:
     """Train, and say what to show: the prompt to try, the button that sends it, the outcome."""
-    concepts, settings = fields.entered(values)
+    form, preview = _entered(fields, values), None
     try:
-        preview = None
         if txt2img is not None:
-            settings["preview_prompt"] = txt2img["prompt"]
+            form.preview_prompt = txt2img["prompt"]
             preview = Sampling(
                 int(txt2img["steps"]), float(txt2img["cfg_scale"]), txt2img["negative_prompt"],
                 (int(txt2img["width"]), int(txt2img["height"])),
             )  # fmt: skip
-        form = TrainingForm([ConceptForm(**concept) for concept in concepts], **settings)
         done = train(form, log_directory, preview)
     except UserError as error:
         return gr.update(), gr.update(), error_html(error)
     except torch.cuda.OutOfMemoryError:
         return gr.update(), gr.update(), error_html(OUT_OF_MEMORY)
     return gr.update(value=done.prompt, visible=True), gr.update(visible=True), outcome_html(done)
+
+
+def _estimate(fields: FormFields, values: Sequence[Any]) -> str:
+    try:
+        return f"<p>{html.escape(estimate(_entered(fields, values)))}</p>"
+    except UserError as error:
+        return error_html(error)
+    except torch.cuda.OutOfMemoryError:
+        return error_html(OUT_OF_MEMORY)
+
+
+def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingForm:
+    concepts, settings = fields.entered(values)
+    return TrainingForm([ConceptForm(**concept) for concept in concepts], **settings)
 
 
 def _embedding_names() -> list[str]:

@@ -1,7 +1,8 @@
-"""The form's fields that only the WebUI has an answer to: templates, rules for file names, TensorBoard."""
+"""What of a training the WebUI's own settings decide: templates, rules for file names, loss CSV, TensorBoard."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from modules.textual_inversion import textual_inversion
 
 from ..concepts import PictureSettings
 from ..errors import UserError
+from ..losslog import LossTable
+from ..pictures import find_pictures
 from ..training import TrainingConfig
 from ..ui.training_form import TrainingForm
 
@@ -31,6 +34,22 @@ def host_config(form: TrainingForm, vectors_per_token: int, mixed_precision: str
     """The core's settings. Each embedding starts from the vectors that it has."""
     report_to = "tensorboard" if _wants_tensorboard() else "none"
     return form.core_config(form.words, vectors_per_token, mixed_precision, report_to)
+
+
+def host_loss_table(form: TrainingForm) -> LossTable:
+    """The host's own loss file: its name, columns and interval (Settings, Training). Raises UserError without pictures.
+
+    An epoch is counted as the host counts it, in steps of which each takes pictures_per_step of all pictures.
+    """
+    pictures = sum(len(find_pictures(concept.instance_data_dir)) for concept in form.core_concepts())
+    pictures_per_step = max(1, form.batch_size * form.gradient_accumulation)
+    steps = max(1, pictures * shared.opts.training_image_repeats_per_epoch // pictures_per_step)
+
+    def row(step: int, numbers: Mapping[str, float]) -> list[object]:
+        return [*divmod(step - 1, steps), f"{numbers['loss']:.7f}", numbers["learning_rate"]]
+
+    columns = ("step", "epoch", "epoch_step", "loss", "learn_rate")
+    return LossTable("textual_inversion_loss.csv", columns, row, int(shared.opts.training_write_csv_every))
 
 
 def _wants_tensorboard() -> bool:

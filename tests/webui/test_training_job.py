@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from modules import sd_hijack, shared
+from modules import paths, sd_hijack, shared
 from PIL import Image
 from test_extra_network import predict
 
@@ -17,11 +18,12 @@ from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.tokens import load_embedding
+from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.ui.training_job import TrainingJob
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_job import train
+from lib_custom_diffusion.webui.training_job import estimate, train
 
 
 @pytest.fixture
@@ -62,7 +64,6 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
     assert folder.parent.parent == tmp_path / "log" and folder.name == "mycat"
     copies = sorted(path.name for path in (folder / "embeddings").iterdir())
     assert copies == ["mycat-3.delta.safetensors", "mycat-3.pt", "mycat-6.delta.safetensors", "mycat-6.pt"]
-    assert len((folder / "loss.csv").read_text().splitlines()) == 7
     assert json.loads((folder / "config.json").read_text())["form"]["steps"] == 6
     assert list(folder.glob("settings-*.json"))
     assert not list(folder.glob("checkpoint-*"))
@@ -81,14 +82,7 @@ def test_only_the_new_word_has_moved(host, form, tmp_path):
 
 def test_interrupt_saves_and_says_so(host, form, tmp_path, monkeypatch):
     before = predict(host)
-    show = TrainingJob.show
-
-    def stop_after_two(job, progress):
-        show(job, progress)
-        if progress.step == 2:
-            shared.state.interrupt()
-
-    monkeypatch.setattr(TrainingJob, "show", stop_after_two)
+    stop_after(2, monkeypatch)
     done = train(form, str(tmp_path / "log"))
     assert done.interrupted and done.step == 3
     assert Delta.load(done.delta).provenance.steps == 3
@@ -148,8 +142,11 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, form, tmp_path,
         ({"concepts": [ConceptForm("nobody", "x")]}, "no embedding 'nobody'"),
         ({"concepts": [ConceptForm("mycat", "/no/such/folder")]}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
-        ({"clip_mode": "hard"}, "by norm, value or disabled"),
+        ({"clip_mode": "hard"}, "by norm, value, disabled"),
         ({"captions": "template", "template": "none.txt"}, "no prompt template 'none.txt'"),
+        ({"shape": "round"}, "cropped to a square, padded to a square, as they are, not 'round'"),
+        ({"max_megabytes": 5, "rank": 8}, "one of max_bytes, rank"),
+        ({"max_megabytes": -1}, "more than -1 MB"),
         ({"steps": 0}, "max_train_steps"),
         ({"learning_rate": "fast"}, "no learning rate"),
         ({"prompt": "a photo"}, "modifier token mycat"),
@@ -161,6 +158,127 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(host, form, tmp_path, chan
         train(replace(form, **change), str(tmp_path / "log"))
     assert same_as_before(host, before)
     assert not list((tmp_path / "deltas").iterdir())
+
+
+def test_the_loss_goes_to_the_hosts_own_file_as_often_as_the_host_is_set_to(host, form, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared.opts, "training_write_csv_every", 2)
+    folder = train(form, str(tmp_path / "log")).log_directory
+    with (folder / "textual_inversion_loss.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "epoch", "epoch_step", "loss", "learn_rate"]
+    # three pictures, two a step: one step an epoch, as the host counts
+    assert [(row["step"], row["epoch"], row["epoch_step"]) for row in rows] == [
+        ("2", "1", "0"), ("4", "3", "0"), ("6", "5", "0")
+    ]  # fmt: skip
+    assert all(float(row["loss"]) > 0 and float(row["learn_rate"]) == 1e-2 for row in rows)
+    monkeypatch.setattr(shared.opts, "training_write_csv_every", 0)
+    folder = train(replace(form, overwrite=True), str(tmp_path / "other")).log_directory
+    assert not list(folder.glob("*.csv"))
+
+
+def stop_after(steps: int, monkeypatch) -> None:
+    """Have the person press Interrupt when so many steps are done."""
+    show = TrainingJob.show
+
+    def stop(job, progress):
+        show(job, progress)
+        if progress.step == steps:
+            shared.state.interrupt()
+
+    monkeypatch.setattr(TrainingJob, "show", stop)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bytes(host, form, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    monkeypatch.setattr(shared.opts, "training_write_csv_every", 1)
+    embedding = (tmp_path / "embeddings" / "mycat.pt").read_bytes()
+    whole = train(form, str(tmp_path / "log"))
+    expected, losses = whole.delta.read_bytes(), (whole.log_directory / "textual_inversion_loss.csv").read_bytes()
+    (tmp_path / "embeddings" / "mycat.pt").write_bytes(embedding)
+    with monkeypatch.context() as interrupting:
+        stop_after(2, interrupting)
+        stopped = train(replace(form, overwrite=True), str(tmp_path / "log"))
+    assert stopped.resumable and stopped.step == 3 and stopped.delta.read_bytes() != expected
+    shared.state.begin()
+    done = train(replace(form, resume=True), str(tmp_path / "log"))
+    assert (done.step, done.interrupted, done.log_directory) == (6, False, stopped.log_directory)
+    assert done.delta.read_bytes() == expected
+    assert (done.log_directory / "textual_inversion_loss.csv").read_bytes() == losses
+
+
+def test_a_training_that_broke_off_goes_on_from_its_last_copy(host, form, tmp_path, monkeypatch):
+    asked = replace(form, save_every=2)
+    with monkeypatch.context() as broken:
+        taken = []
+        draw = training.Trainer._draw
+
+        def break_off(trainer):
+            taken.append(trainer.step)
+            return draw(trainer) if len(taken) < 6 else 1 / 0
+
+        broken.setattr(training.Trainer, "_draw", break_off)
+        with pytest.raises(ZeroDivisionError):
+            train(asked, str(tmp_path / "log"))
+    assert not (tmp_path / "deltas" / "mycat.delta.safetensors").exists()
+    steps = []
+    show = TrainingJob.show
+    monkeypatch.setattr(TrainingJob, "show", lambda job, progress: (steps.append(progress.step), show(job, progress)))
+    assert train(replace(asked, resume=True), str(tmp_path / "log")).step == 6
+    assert steps == [5, 6]
+
+
+def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(host, form, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no save of a training mycat"):
+        train(replace(form, resume=True), str(tmp_path / "log"))
+    train(form, str(tmp_path / "log"))  # the host is set to keep no optimizer state
+    with pytest.raises(UserError, match="no save of a training mycat"):
+        train(replace(form, resume=True), str(tmp_path / "log"))
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    train(replace(form, overwrite=True), str(tmp_path / "log"))
+    with pytest.raises(UserError, match="other settings for resolution, augment"):
+        train(replace(form, resume=True, augment=False, resolution=24), str(tmp_path / "log"))
+    with pytest.raises(UserError, match="learning_rate was '1e-2', is '1e-3'"):
+        train(replace(form, resume=True, learning_rate="1e-3"), str(tmp_path / "log"))
+    assert train(replace(form, resume=True, steps=8), str(tmp_path / "log")).step == 8
+
+
+def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host, form, tmp_path):
+    done = train(replace(form, rank=1), str(tmp_path / "log"))
+    small, whole = Delta.load(done.delta), Delta.load(done.log_directory / "mycat.delta.safetensors")
+    assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
+    assert small.embeddings.keys() == whole.embeddings.keys() and not hasattr(next(iter(whole.entries.values())), "us")
+    assert "Compressed to" in done.note and "differs by" in done.note
+
+
+def test_a_result_that_cannot_be_made_so_small_is_saved_whole_and_says_so(host, form, tmp_path):
+    done = train(replace(form, max_megabytes=0.0001), str(tmp_path / "log"))
+    assert done.delta.read_bytes() == (done.log_directory / "mycat.delta.safetensors").read_bytes()
+    assert "It is not compressed: this delta cannot be made as small as 100 bytes" in done.note
+
+
+def test_pictures_as_they_are_are_trained_on(host, form, tmp_path):
+    Image.new("RGB", (32, 16), (80, 40, 200)).save(Path(form.concepts[0].pictures) / "wide.png")
+    before = predict(host)
+    done = train(replace(form, shape="as they are", resolution=64, steps=8), str(tmp_path / "log"))
+    assert done.step == 8 and same_as_before(host, before)
+
+
+def test_the_time_is_measured_once_and_then_known(host, form, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data_path", str(tmp_path))
+    before, embeddings = predict(host), (tmp_path / "embeddings" / "mycat.pt").read_bytes()
+    first = estimate(form)
+    assert "few steps taken just now" in first and "for 6 steps" in first
+    assert same_as_before(host, before) and (tmp_path / "embeddings" / "mycat.pt").read_bytes() == embeddings
+    assert not list((tmp_path / "deltas").iterdir())
+    monkeypatch.setattr(training, "Trainer", None)  # nothing is trained for the second answer
+    assert "a training of" in estimate(replace(form, steps=600))
+
+
+def test_a_training_leaves_word_of_its_time(host, form, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data_path", str(tmp_path))
+    train(form, str(tmp_path / "log"))
+    [timing] = read_timings(tmp_path / "custom-diffusion-timings.json")
+    assert timing.training > 0 and timing.encoding > 0 and timing.circumstances.mixed_precision == "no"
 
 
 def test_names_cannot_leave_their_folder(form):

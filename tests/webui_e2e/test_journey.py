@@ -25,6 +25,7 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     page.wait_for("cd_new_told", "Created the word mywedge", 60)
     page.fill_form("mywedge", pictures, "wedge", 40)
     page.look("train-form")
+    webui.post("/sdapi/v1/options", training_write_csv_every=10)
     page.press("cd_start")
     page.wait_for("ti_progress", "Time left", 300)
     page.wait_for("ti_progress", "20 of 40", 300)
@@ -36,7 +37,10 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
         assert "embedding.mywedge" in file.keys()  # noqa: SIM118 - not a dict
         assert any(file.get_tensor(name).abs().sum() > 0 for name in file.keys() if name.endswith("to_v.weight"))  # noqa: SIM118
     log = Path(page.page.locator("#cd_outcome code").last.inner_text())
-    assert len((log / "loss.csv").read_text().splitlines()) == 41
+    header, *losses = (log / "textual_inversion_loss.csv").read_text().splitlines()
+    assert header == "step,epoch,epoch_step,loss,learn_rate" and [row.split(",")[0] for row in losses] == [
+        "10", "20", "30", "40"
+    ]  # fmt: skip
     assert len(list((log / "images").iterdir())) == 2
     assert webui.picture(PROMPT)[0] == untouched
     page.page.locator("#txt2img_deltas_cards .card[data-name=wedge]").wait_for(state="attached")  # by itself

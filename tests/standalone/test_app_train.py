@@ -1,0 +1,124 @@
+"""The app's Train tab: from what was entered to the files, and what the page says on the way."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone.app.jobs import Jobs
+from lib_custom_diffusion.standalone.app.models import Models
+from lib_custom_diffusion.standalone.app.train_tab import TypedConcept, build_train_tab
+from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
+from page import Part, fields, parts
+
+
+class Page:
+    """The tab on a small model, with folders of its own."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.deltas, self.logs, self.sent = folder / "deltas", folder / "training", []
+        self.models = Models()
+        self.jobs = Jobs(self.models.lock)
+        with gr.Blocks() as self.blocks:
+            build_train_tab(
+                self.jobs, self.models, str(model), self.deltas, self.logs, lambda *parts: self.sent.append(parts)
+            )
+        self.parts: dict[str, Part] = parts(self.blocks)
+
+    def press(self, button: str, **entered: Any) -> list[Any]:
+        """All that a press of the button shows, from the first to the last."""
+        return list(self.parts[button].press(**entered))
+
+
+@pytest.fixture
+def page(model: Path, tmp_path: Path) -> Page:
+    return Page(model, tmp_path)
+
+
+def entered(pictures: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "cd_pictures_1": str(pictures), "cd_class_1": "cat", "cd_steps": 3, "cd_batch_size": 1, "cd_preview_every": 2,
+        "cd_resolution": 64, **more,
+    }  # fmt: skip
+
+
+def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: Path) -> None:
+    shown = page.press("cd_start", **entered(pictures))
+    _, progress, _, outcome, prompt, button = shown[-1]
+    target = page.deltas / "new1.delta.safetensors"
+    assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
+    assert "3 of 3" in progress and "Finished after 3 steps" in outcome and str(target) in outcome
+    assert prompt["value"] == "photo of a <new1> cat <delta:new1:1>" and prompt["visible"] and button["visible"]
+    [log] = page.logs.glob("*/new1")
+    assert {path.name for path in log.iterdir()} == {
+        "checkpoint-3", "config.json", "images", "loss.csv", "new1.delta.safetensors", "new1.pt"
+    }  # fmt: skip
+    assert [path.name for path in (log / "images").iterdir()] == ["new1-2.png"]
+
+
+def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:
+    pressed = threading.Event()
+    shown = []
+    for each in page.parts["cd_start"].press(**entered(pictures, cd_steps=100000)):
+        shown.append(each)
+        if "of 100000" in each[1] and not pressed.is_set():
+            page.parts["cd_stop"].press()
+            pressed.set()
+    outcome = shown[-1][3]
+    assert "Interrupted and saved after" in outcome and "Tick Go on from the last save" in outcome
+    step = Delta.load(page.deltas / "new1.delta.safetensors").provenance.steps
+    assert 0 < step < 100000
+    again = entered(pictures, cd_steps=step + 2, cd_resume=True)
+    assert f"Finished after {step + 2} steps" in page.press("cd_start", **again)[-1][3]
+
+
+def test_a_mistake_is_a_sentence(page: Page, pictures: Path) -> None:
+    def said(**more: Any) -> str:
+        return page.press("cd_start", **entered(pictures, **more))[-1][3]
+
+    assert "concept 1 has no folder of pictures" in said(cd_pictures_1=" ")
+    assert "cat is a word that" in said(cd_word_1="cat")
+    assert "should be tokens without spaces" in said(cd_word_1="two words")
+    assert not page.deltas.exists()
+
+
+def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(page: Page, pictures: Path) -> None:
+    page.deltas.mkdir()
+    target = page.deltas / "new1.delta.safetensors"
+    target.write_bytes(b"precious")
+    assert "Overwrite" in page.press("cd_start", **entered(pictures))[-1][3]
+    assert target.read_bytes() == b"precious"
+
+
+def test_the_time_is_estimated(page: Page, pictures: Path) -> None:
+    told, _ = page.press("cd_ask", **entered(pictures, cd_steps=500))[-1]
+    assert "About" in told and "for 500 steps" in told and "a few steps taken just now" in told
+    assert not page.deltas.exists() and [path.name for path in page.logs.iterdir()] == ["timings.json"]
+    told, _ = page.press("cd_ask", **entered(pictures, cd_steps=500))[-1]
+    assert "a training of" in told
+
+
+def test_the_form_is_that_of_the_webui_with_a_word_to_type(page: Page) -> None:
+    asked = {part.elem_id for part in page.parts["cd_start"].events[0].inputs}
+    assert {"cd_word_1", "cd_initializer_4", "cd_vectors", "cd_shape", "cd_max_megabytes", "cd_resume"} <= asked
+    settings = len(TrainingForm.__dataclass_fields__) - 1
+    assert len(asked) == settings + 4 * len(TypedConcept.__dataclass_fields__) + len(("count", "vectors"))
+    assert set(ConceptForm.__dataclass_fields__) < set(TypedConcept.__dataclass_fields__)
+    assert [field.label for field in fields(page.blocks) if not field.info] == ["Prompt to try"]
+
+
+def test_the_prompt_to_try_can_be_sent_on(page: Page) -> None:
+    [(button, prompt)] = page.sent
+    assert (button.elem_id, prompt.elem_id) == ("cd_send", "cd_try_prompt")
+
+
+def test_the_toy_model_starts_with_its_own_recipe(tmp_path: Path) -> None:
+    values = {name: part.value for name, part in Page(Path("toy"), tmp_path).parts.items()}
+    assert (values["cd_learning_rate"], values["cd_embedding_learning_rate"]) == ("3e-4", "5e-3")
+    other = {name: part.value for name, part in Page(Path("other"), tmp_path).parts.items()}
+    assert (other["cd_learning_rate"], other["cd_steps"]) == ("8e-5", 250)
