@@ -17,8 +17,9 @@ from .attention import projections
 from .backend import Backend
 from .blending import Renamed, blend, bundle_words, dense
 from .compression import Limit, compress, functional_error
-from .delta import Delta, Factors, Int8Factors
+from .delta import Delta, Factors
 from .errors import UserError
+from .factors import QuantizedFactors
 from .formats import Base, Imported
 from .merging import change_on, merge, target_features
 from .text_features import BUNDLED_CAPTIONS, Moments, read_captions, second_moments, spoken_features
@@ -85,7 +86,7 @@ class Compressed(Result):
     weighed: bool
     layers: tuple[int, int]
     """Kept, of how many."""
-    int8_layers: int
+    quantized_layers: int
     ranks: tuple[int, int]
     """The least and the greatest."""
 
@@ -128,7 +129,7 @@ def compress_file(
     limit: Limit,
     load_model: LoadModel | None = None,
     captions: Path | None = None,
-    int8: bool = True,
+    quantized: bool = True,
     tell: Tell = _silent,
 ) -> Compressed:
     """Make a delta small. With a model, errors count by its text features on `captions` (bundled ones if None).
@@ -140,7 +141,7 @@ def compress_file(
     [delta] = read.deltas
     moments = moments_of(delta, load_model, captions, tell) if load_model is not None else None
     tell("Finding the ranks")
-    small = compress(delta, limit, moments.fitted if moments else None, int8=int8)
+    small = compress(delta, limit, moments.fitted if moments else None, quantized=quantized)
     small.save(output)
     tell("Measuring the error")
     ranks = [entry.us.shape[1] for entry in small.entries.values() if isinstance(entry, Factors)]
@@ -150,7 +151,7 @@ def compress_file(
         error=functional_error(delta, small, moments.held_out if moments else None),
         weighed=moments is not None,
         layers=(len(small.entries), len(delta.entries)),
-        int8_layers=sum(isinstance(entry, Int8Factors) for entry in small.entries.values()),
+        quantized_layers=sum(isinstance(entry, QuantizedFactors) for entry in small.entries.values()),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
     )  # fmt: skip
 

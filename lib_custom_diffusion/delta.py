@@ -5,16 +5,17 @@ entry is the tensor KEY (out, in), a low-rank one is KEY.US (out, r) and KEY.Vh 
 parameter name. Beyond that format, metadata `custom_diffusion` says where the delta comes from, and tensors
 `embedding.TOKEN` (vectors, width) carry the modifier tokens, so that one file is the whole concept.
 
-A third kind of entry, `delta_factors_int8`, is ours alone: KEY.US and KEY.Vh hold integers of one byte, and
-Δ = KEY.US · diag(KEY.US_scale) · KEY.Vh · diag(KEY.Vh_scale) with scales (1, r) in float32 and (1, in) in float16. A
-`to_v` of this kind without a Vh has that of the `to_k` beside it.
+A third kind of entry, `delta_factors_quantized`, is ours alone. KEY.bits (2, r) has the bits of each column of US and
+of each row of Vh, KEY.US (Σ bits, out / 8) and KEY.Vh (Σ bits, in / 8) their bit planes as `quantization` describes
+them, all uint8, and Δ = US · diag(KEY.step) · Vh with KEY.step (1, r) in float32. A `to_v` of this kind without a Vh
+has that of the `to_k` beside it. Readers that do not know the kind find no entry that they could take for another.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +26,13 @@ from torch import Tensor
 from . import __version__
 from .attention import Projection
 from .errors import UserError
+from .factors import Factors, QuantizedFactors
+from .quantization import MAX_BITS, pack, unpack
 from .storage import safetensors_bytes, write_atomically
 
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A low-rank matrix US @ Vh: us (out, r), vh (r, in)."""
-
-    us: Tensor
-    vh: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.us.shape[0], self.vh.shape[1]))
-
-    def dense(self) -> Tensor:
-        """The matrix itself, (out, in), float32."""
-        return self.us.float() @ self.vh.float()
-
-
-@dataclass(frozen=True)
-class Int8Factors(Factors):
-    """Factors that are stored in one byte a number.
-
-    us and vh hold whole multiples, -127 to 127, of us_scale (1, r) and vh_scale (1, in). Two entries of one layer whose
-    `vh` is the same tensor store it once.
-    """
-
-    us_scale: Tensor
-    vh_scale: Tensor
-
-    @classmethod
-    def from_codes(cls, us: Tensor, us_scale: Tensor, vh: Tensor, vh_scale: Tensor) -> Int8Factors:
-        """From integers and their scales."""
-        return cls(us.float() * us_scale.float(), vh.float() * vh_scale.float(), us_scale, vh_scale)
-
-    def codes(self) -> tuple[Tensor, Tensor]:
-        """The integers (int8) of us and vh."""
-        us, vh = self.us / self.us_scale.float(), self.vh / self.vh_scale.float()
-        return us.nan_to_num().round().to(torch.int8), vh.nan_to_num().round().to(torch.int8)
 
 
 Entry = Tensor | Factors
@@ -118,16 +83,16 @@ class Delta:
         Raises UserError if a value is not finite, or is too large for `dtype`.
         """
         tensors: dict[str, Tensor] = {}
-        int8: dict[str, Tensor] = {}
+        quantized: dict[str, Tensor] = {}
         for key, entry in self.entries.items():
-            if isinstance(entry, Int8Factors):
-                int8 |= _int8_tensors(key, entry, self.entries.get(_to_k(key)))
+            if isinstance(entry, QuantizedFactors):
+                quantized |= _quantized_tensors(key, entry, self.entries.get(_to_k(key)))
             elif isinstance(entry, Factors):
                 tensors[f"{key}.US"], tensors[f"{key}.Vh"] = entry.us, entry.vh
             else:
                 tensors[key] = entry
         tensors |= {_EMBEDDING + token: vectors for token, vectors in self.embeddings.items()}
-        stored = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()} | int8
+        stored = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()} | quantized
         for name, tensor in stored.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(f"{name} has values that are not finite as {dtype}; nothing was saved")
@@ -170,8 +135,8 @@ class Delta:
 
 
 def _kind(entry: Entry) -> str:
-    if isinstance(entry, Int8Factors):
-        return "delta_factors_int8"
+    if isinstance(entry, QuantizedFactors):
+        return "delta_factors_quantized"
     return "delta_factors" if isinstance(entry, Factors) else "delta"
 
 
@@ -180,26 +145,29 @@ def _to_k(key: str) -> str:
     return key.replace(".attn2.to_v.", ".attn2.to_k.")
 
 
-def _int8_tensors(key: str, entry: Int8Factors, neighbour: Entry | None) -> dict[str, Tensor]:
-    us, vh = entry.codes()
-    tensors = {f"{key}.US": us, f"{key}.US_scale": entry.us_scale.float()}
-    if neighbour is entry or not isinstance(neighbour, Int8Factors) or neighbour.vh is not entry.vh:
-        tensors |= {f"{key}.Vh": vh, f"{key}.Vh_scale": entry.vh_scale.half()}
+def _quantized_tensors(key: str, entry: QuantizedFactors, neighbour: Entry | None) -> dict[str, Tensor]:
+    tensors = {
+        f"{key}.bits": torch.stack([entry.us_bits, entry.vh_bits]),
+        f"{key}.step": entry.step.float(),
+        f"{key}.US": pack(entry.us_levels().T, entry.us_bits),
+    }
+    if neighbour is entry or not isinstance(neighbour, QuantizedFactors) or neighbour.vh is not entry.vh:
+        tensors[f"{key}.Vh"] = pack(entry.vh, entry.vh_bits)
     return tensors
 
 
 def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
     """The delta that a file's metadata and tensors are. Raises UserError if they are none."""
     for name, tensor in tensors.items():
-        codes = tensor.dtype == torch.int8 and name.endswith((".US", ".Vh"))
-        if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or codes):
+        whole = tensor.dtype == torch.uint8 and name.endswith((".US", ".Vh", ".bits"))
+        if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or whole):
             raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
     entries: dict[str, Entry] = {}
     for key, kind in sorted(_entry_kinds(metadata).items()):  # to_k before the to_v that may share its Vh
-        if kind == "delta_factors_int8":
-            entries[key] = _int8_entry(key, tensors, entries.get(_to_k(key)))
+        if kind == "delta_factors_quantized":
+            entries[key] = _quantized_entry(key, tensors, entries.get(_to_k(key)))
         else:
             entries[key] = _entry(key, kind, tensors)
     embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
@@ -233,26 +201,34 @@ def _entry(key: str, kind: str, tensors: Mapping[str, Tensor]) -> Entry:
     return factors
 
 
-def _int8_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry | None) -> Int8Factors:
-    names = [f"{key}.US", f"{key}.US_scale", f"{key}.Vh", f"{key}.Vh_scale"]
-    shared = names[2] not in tensors and isinstance(neighbour, Int8Factors)
-    missing = [name for name in (names[:2] if shared else names) if name not in tensors]
+def _quantized_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry | None) -> QuantizedFactors:
+    names = [f"{key}.{name}" for name in ("bits", "step", "US", "Vh")]
+    shared = names[3] not in tensors and isinstance(neighbour, QuantizedFactors)
+    missing = [name for name in (names[:3] if shared else names) if name not in tensors]
     if missing:
         raise UserError(f"{missing[0]} is listed but not there; the file is damaged")
-    us, us_scale = tensors[names[0]], tensors[names[1]]
-    if shared:
-        assert isinstance(neighbour, Int8Factors)
-        vh, vh_scale = neighbour.codes()[1], neighbour.vh_scale
+    bits, step = tensors[names[0]], tensors[names[1]]
+    if bits.dtype != torch.uint8 or len(bits) != 2 or bits.max() > MAX_BITS or step.shape != (1, bits.shape[1]):
+        raise UserError(f"the bits and steps of {key} do not fit; the file is damaged")
+    us_bits, vh_bits = bits
+    us = _levels(names[2], tensors[names[2]], us_bits).T
+    if not shared:
+        vh = _levels(names[3], tensors[names[3]], vh_bits)
     else:
-        vh, vh_scale = tensors[names[2]], tensors[names[3]]
-    shapes = [tuple(tensor.shape) for tensor in (us, us_scale, vh, vh_scale)]
-    rank, width = vh.shape
-    if (us.dtype, vh.dtype) != (torch.int8, torch.int8) or shapes[1:] != [(1, rank), (rank, width), (1, width)]:
-        raise UserError(f"the factors of {key} do not fit: {', '.join(map(str, shapes))}")
-    if us.shape[1] != rank:
-        raise UserError(f"the factors of {key} do not fit: {shapes[0]} and {shapes[2]}")
-    entry = Int8Factors.from_codes(us, us_scale, vh, vh_scale)
-    return replace(entry, vh=neighbour.vh) if shared and isinstance(neighbour, Factors) else entry
+        assert isinstance(neighbour, QuantizedFactors)
+        vh = neighbour.vh
+        if not torch.equal(neighbour.vh_bits, vh_bits):
+            raise UserError(f"{key} does not fit the layer beside it, whose {_to_k(key)}.Vh it shares")
+    entry = QuantizedFactors.of_levels(us, vh, step, us_bits, vh_bits)
+    if not torch.isfinite(entry.us).all():
+        raise UserError(f"{names[1]} holds steps that are too large; the file is damaged")
+    return entry
+
+
+def _levels(name: str, planes: Tensor, bits: Tensor) -> Tensor:
+    if planes.dtype != torch.uint8 or len(planes) != bits.sum():
+        raise UserError(f"{name} should have {int(bits.sum())} bit planes, not {tuple(planes.shape)} {planes.dtype}")
+    return unpack(planes, bits)
 
 
 def _provenance(metadata: Mapping[str, str]) -> Provenance:

@@ -19,29 +19,32 @@ import torch
 from safetensors.torch import save
 
 from lib_custom_diffusion import formats
-from lib_custom_diffusion.delta import Delta, Factors, Int8Factors, Provenance
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.factors import QuantizedFactors
 from lib_custom_diffusion.formats.base import Base
 from lib_custom_diffusion.formats.document import archive
+from lib_custom_diffusion.quantization import quantize
 
 COUNT = int(os.environ.get("CUSTOM_DIFFUSION_FUZZ", "400"))
 SECONDS_EACH = 5.0  # a bound on one file; all together take milliseconds each
 KEYS = [
     f"model.diffusion_model.input_blocks.{n}.1.transformer_blocks.0.attn2.to_{r}.weight" for n in (1, 2) for r in "kv"
 ]
-BASE = Base({key: torch.ones(8, 6) for key in KEYS}, {})
+BASE = Base({key: torch.ones(8, 8) for key in KEYS}, {})
 TRAP = Path("executed")
 
 
 def example() -> Delta:
     torch.manual_seed(0)
-    codes = torch.randint(-127, 128, (8, 2)), torch.randint(-127, 128, (2, 6))
+    us_bits, vh_bits = torch.tensor([9, 2], dtype=torch.uint8), torch.tensor([3, 1], dtype=torch.uint8)
+    us, vh = quantize(torch.randn(2, 8), us_bits)[0].T, quantize(torch.randn(2, 8), vh_bits)[0]
     entries = {
-        KEYS[0]: torch.randn(8, 6),
-        KEYS[1]: Factors(torch.randn(8, 2), torch.randn(2, 6)),
-        KEYS[2]: Int8Factors.from_codes(codes[0], torch.ones(1, 2), codes[1], torch.ones(1, 6).half()),
+        KEYS[0]: torch.randn(8, 8),
+        KEYS[1]: Factors(torch.randn(8, 2), torch.randn(2, 8)),
+        KEYS[2]: QuantizedFactors.of_levels(us, vh, torch.ones(1, 2), us_bits, vh_bits),
     }
-    return Delta(entries, {"<new1>": torch.randn(2, 6)}, Provenance("sd1", "ab", {"<new1>": "cat"}, 5, {"seed": 1}))
+    return Delta(entries, {"<new1>": torch.randn(2, 8)}, Provenance("sd1", "ab", {"<new1>": "cat"}, 5, {"seed": 1}))
 
 
 def factored(delta: Delta) -> Delta:
@@ -61,7 +64,7 @@ def valid_files() -> dict[str, bytes]:
     for kind in ("adobe", "adobe-diffusers", "lora", "embedding", "embedding-diffusers"):
         files[kind] = next(iter(formats.write(factored(delta), kind).values()))
     files["diffusers"] = next(iter(formats.write(delta, "diffusers", BASE).values()))
-    files["kv"] = save({key.removeprefix("model."): torch.ones(8, 6) for key in KEYS})
+    files["kv"] = save({key.removeprefix("model."): torch.ones(8, 8) for key in KEYS})
     files["embedding-sdxl"] = save({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)})
     return files
 
@@ -118,10 +121,10 @@ def restructured(content: bytes, rng: random.Random) -> bytes:
     odd: list[Any] = [
         Trap(), None, 5, "x", [torch.ones(1)], {}, {"u": torch.ones(8, 2)}, {"u": 1, "v": 2}, b"bytes",
         {1: 2, (3, 4): 5},
-        torch.ones(1).expand(2**30, 2**20), torch.full((8, 6), float("nan")), torch.full((8, 6), float("inf")),
-        torch.ones(0, 6), torch.ones(()), torch.ones(3, 3, 3), torch.eye(6).to_sparse(),
-        torch.ones(8, 6, dtype=torch.int64), torch.ones(8, 6, dtype=torch.complex64),
-        {"a": {"b": {"c": {"d": {"e": torch.ones(1)}}}}}, torch.nn.Parameter(torch.ones(8, 6)),
+        torch.ones(1).expand(2**30, 2**20), torch.full((8, 8), float("nan")), torch.full((8, 8), float("inf")),
+        torch.ones(0, 8), torch.ones(()), torch.ones(3, 3, 3), torch.eye(6).to_sparse(),
+        torch.ones(8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.complex64),
+        {"a": {"b": {"c": {"d": {"e": torch.ones(1)}}}}}, torch.nn.Parameter(torch.ones(8, 8)),
     ]  # fmt: skip
     key = (
         rng.choice(sorted(place, key=str))

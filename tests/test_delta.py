@@ -1,7 +1,6 @@
 """The document NAME.delta.safetensors: what DESIGN says of it, and what happens to bad files."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ import pytest
 import torch
 
 from lib_custom_diffusion.attention import projections
-from lib_custom_diffusion.delta import Delta, Factors, Int8Factors, Provenance
+from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.factors import QuantizedFactors
+from lib_custom_diffusion.quantization import quantize
 from tiny import TinyUNet
 
 K, V = list(projections(TinyUNet()))[:2]
@@ -35,7 +36,7 @@ def read_by_the_book(content: bytes) -> tuple[dict[str, str], dict[str, np.ndarr
     tensors = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        dtype = {"F16": "<f2", "F32": "<f4"}[entry["dtype"]]
+        dtype = {"F16": "<f2", "F32": "<f4", "U8": "u1"}[entry["dtype"]]
         tensors[name] = np.frombuffer(body[start:end], dtype).reshape(entry["shape"])
     return metadata, tensors
 
@@ -81,45 +82,97 @@ def test_file_of_the_first_extension_without_our_metadata_is_read(tmp_path: Path
     assert read.provenance.architecture == ""
 
 
-def int8_factors(vh: torch.Tensor | None = None) -> Int8Factors:
-    codes = torch.randint(-127, 128, (8, 2), dtype=torch.int8)
-    vh = torch.randint(-127, 128, (2, 6), dtype=torch.int8) if vh is None else vh
-    return Int8Factors.from_codes(codes, torch.tensor([[0.5, 0.01]]), vh, torch.full((1, 6), 0.25).half())
+def quantized_factors(vh: torch.Tensor | None = None) -> QuantizedFactors:
+    us_bits, vh_bits = torch.tensor([9, 2], dtype=torch.uint8), torch.tensor([3, 1], dtype=torch.uint8)
+    levels, step = quantize(torch.randn(2, 8) * torch.tensor([[1.0], [0.1]]), us_bits)
+    vh = quantize(torch.randn(2, 16), vh_bits)[0] if vh is None else vh
+    return QuantizedFactors.of_levels(levels.T, vh, step.T, us_bits, vh_bits)
 
 
-def test_one_byte_factors_are_read_as_they_were_written(tmp_path: Path) -> None:
-    entry, path = int8_factors(), tmp_path / "a.delta.safetensors"
+def levels_by_the_book(planes: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Rows of ±1/4 ±1/8 …, one sign a bit."""
+    rows, start = [], 0
+    for count in bits:
+        row = np.zeros(planes.shape[1] * 8)
+        for k, plane in enumerate(planes[start : start + count]):
+            row += [(1 if byte >> (7 - place) & 1 else -1) * 2.0 ** -(k + 2) for byte in plane for place in range(8)]
+        rows.append(row)
+        start += count
+    return np.stack(rows)
+
+
+def test_quantized_factors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    entry, path = quantized_factors(), tmp_path / "a.delta.safetensors"
     Delta({K: entry}).save(path)
-    metadata, tensors = read_int8_by_the_book(path.read_bytes())
-    assert json.loads(metadata["json"])["entries"] == {K: "delta_factors_int8"}
-    us, vh = tensors[f"{K}.US"] * tensors[f"{K}.US_scale"], tensors[f"{K}.Vh"] * tensors[f"{K}.Vh_scale"]
-    assert np.allclose(us @ vh, entry.dense().numpy(), rtol=1e-6)
+    metadata, tensors = read_by_the_book(path.read_bytes())
+    assert json.loads(metadata["json"])["entries"] == {K: "delta_factors_quantized"}
+    us_bits, vh_bits = tensors[f"{K}.bits"]
+    assert (us_bits.tolist(), vh_bits.tolist()) == ([9, 2], [3, 1])
+    us, vh = levels_by_the_book(tensors[f"{K}.US"], us_bits).T, levels_by_the_book(tensors[f"{K}.Vh"], vh_bits)
+    assert np.allclose(us * tensors[f"{K}.step"] @ vh, entry.dense().numpy(), rtol=1e-6)
     read = Delta.load(path)
     assert torch.equal(read.entries[K].dense(), entry.dense())
     assert read.to_bytes(title="a") == path.read_bytes()
 
 
-def read_int8_by_the_book(content: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    length = int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(content[8 : 8 + length])
-    metadata, body = header.pop("__metadata__"), content[8 + length :]
-    dtypes = {"F16": "<f2", "F32": "<f4", "I8": "i1"}
-    return metadata, {
-        name: np.frombuffer(body[slice(*entry["data_offsets"])], dtypes[entry["dtype"]])
-        .reshape(entry["shape"]).astype(np.float32) for name, entry in header.items()
-    }  # fmt: skip
-
-
 def test_a_basis_that_k_and_v_share_is_stored_once(tmp_path: Path) -> None:
-    keys = int8_factors()
-    values = replace(int8_factors(keys.codes()[1]), vh=keys.vh)
+    keys = quantized_factors()
+    values, apart = quantized_factors(keys.vh), quantized_factors()
     path = tmp_path / "a.delta.safetensors"
     Delta({K: keys, V: values}).save(path)
-    _, tensors = read_int8_by_the_book(path.read_bytes())
+    _, tensors = read_by_the_book(path.read_bytes())
     assert f"{K}.Vh" in tensors and f"{V}.Vh" not in tensors
     read = Delta.load(path)
     assert torch.equal(read.entries[V].dense(), values.dense())
     assert read.to_bytes(title="a") == path.read_bytes()
+    assert f"{V}.Vh".encode() in Delta({K: keys, V: apart}).to_bytes()
+    assert f"{V}.Vh".encode() in Delta({V: values}).to_bytes()
+
+
+def quantized_tensors(key: str) -> dict[str, torch.Tensor]:
+    """Those of a valid entry (8, 16) of rank 2."""
+    return {
+        f"{key}.bits": torch.tensor([[2, 1], [1, 3]], dtype=torch.uint8),
+        f"{key}.step": torch.ones(1, 2),
+        f"{key}.US": torch.zeros(3, 1, dtype=torch.uint8),
+        f"{key}.Vh": torch.zeros(4, 2, dtype=torch.uint8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"US": None}, "listed but not there"),
+        ({"Vh": None}, "listed but not there"),
+        ({"US": torch.zeros(4, 1, dtype=torch.uint8)}, "should have 3 bit planes"),
+        ({"Vh": torch.zeros(4, 2)}, "should have 4 bit planes"),
+        ({"bits": torch.ones(2, 2)}, "do not fit"),
+        ({"bits": torch.ones(3, 2, dtype=torch.uint8)}, "do not fit"),
+        ({"bits": torch.tensor([[1, 2], [17, 1]], dtype=torch.uint8)}, "do not fit"),
+        ({"step": torch.ones(1, 3)}, "do not fit"),
+        ({"step": torch.full((1, 2), 3e38, dtype=torch.float64) * 10}, "too large"),
+    ],
+)
+def test_quantized_entries_that_do_not_fit_together_are_refused(
+    tmp_path: Path, changed: dict[str, torch.Tensor | None], message: str
+) -> None:
+    path, tensors = tmp_path / "a.delta.safetensors", quantized_tensors(K)
+    assert Delta.load(write(path, tensors, {K: "delta_factors_quantized"})).entries[K].shape == (8, 16)
+    merged = tensors | {f"{K}.{name}": value for name, value in changed.items()}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        Delta.load(write(path, kept, {K: "delta_factors_quantized"}))
+
+
+def test_a_shared_basis_in_other_bits_than_its_owner_says_is_refused(tmp_path: Path) -> None:
+    borrowed = quantized_tensors(V)
+    del borrowed[f"{V}.Vh"]
+    entries = dict.fromkeys((K, V), "delta_factors_quantized")
+    path = write(tmp_path / "a.delta.safetensors", quantized_tensors(K) | borrowed, entries)
+    assert Delta.load(path).entries[V].vh is not None
+    borrowed[f"{V}.bits"] = torch.tensor([[2, 1], [2, 2]], dtype=torch.uint8)
+    with pytest.raises(UserError, match="does not fit the layer beside it"):
+        Delta.load(write(path, quantized_tensors(K) | borrowed, entries))
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, str]) -> Path:
@@ -138,21 +191,8 @@ def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, str])
         ({K: torch.ones(8)}, {K: "delta"}, "should be a matrix"),
         ({K: torch.ones(8, 6, dtype=torch.int64)}, {K: "delta"}, "should be a matrix"),
         ({f"{K}.US": torch.ones(8, 2), f"{K}.Vh": torch.ones(3, 6)}, {K: "delta_factors"}, "do not fit"),
-        (
-            {f"{V}.US": torch.ones(8, 2, dtype=torch.int8), f"{V}.US_scale": torch.ones(1, 2)},
-            {V: "delta_factors_int8"},
-            "listed but not there",
-        ),
-        (
-            {
-                f"{K}.US": torch.ones(8, 2, dtype=torch.int8),
-                f"{K}.US_scale": torch.ones(1, 3),
-                f"{K}.Vh": torch.ones(2, 6, dtype=torch.int8),
-                f"{K}.Vh_scale": torch.ones(1, 6),
-            },
-            {K: "delta_factors_int8"},
-            "do not fit",
-        ),
+        ({K: torch.ones(8, 6, dtype=torch.uint8)}, {K: "delta"}, "should be a matrix"),
+        (quantized_tensors(K), {K: "delta_factors"}, "whole numbers"),
     ],
 )
 def test_content_that_is_no_delta_is_refused(

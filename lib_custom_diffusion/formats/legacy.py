@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..attention import KEY_PREFIX
-from ..delta import SUFFIX, Delta, Entry, Factors, Int8Factors, from_tensors
+from ..delta import SUFFIX, Delta, Entry, Factors, from_tensors
+from ..factors import QuantizedFactors
 from .base import Base, difference, needed
 from .document import Document, matrix
 from .imported import Imported
@@ -44,7 +45,7 @@ def read(document: Document, base: Base | None) -> Imported:
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """A file that the first extension reads: dense matrices and float16 factors."""
     entries: dict[str, Entry] = {
-        key: Factors(entry.us, entry.vh) if isinstance(entry, Int8Factors) else entry
+        key: Factors(entry.us, entry.vh) if isinstance(entry, QuantizedFactors) else entry
         for key, entry in delta.entries.items()
     }
     return {NAMES[kind]: replace(delta, entries=entries).to_bytes()}

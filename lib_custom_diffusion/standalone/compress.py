@@ -18,7 +18,7 @@ def compress(options: argparse.Namespace) -> int:
     assert limit is not None
     output = options.output or options.file.with_name(f"{_stem(options.file)}-small{SUFFIX}")
     load_model = loader_of(options.model)
-    done = compress_file(options.file, output, limit, load_model, options.captions, int8=not options.float16)
+    done = compress_file(options.file, output, limit, load_model, options.captions, quantized=not options.float16)
     print(dropped_text(done.dropped), end="")
     print(_report(done))
     return 0
@@ -54,7 +54,7 @@ def _report(done: Compressed) -> str:
         f"{done.path}: {done.size / 1e6:.2f} MB, was {done.size_before / 1e6:.2f} MB"
         f" ({done.size_before / done.size:.1f} times smaller)\n"
         f"relative error {done.error:.2%} {measured}\n"
-        f"{done.layers[0]} of {done.layers[1]} layers, {done.int8_layers} of them in one byte a number,"
+        f"{done.layers[0]} of {done.layers[1]} layers, {done.quantized_layers} of them quantized,"
         f" ranks {done.ranks[0]} to {done.ranks[1]}"
     )
 

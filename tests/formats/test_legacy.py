@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion import formats
-from lib_custom_diffusion.delta import Delta, Factors, Int8Factors
+from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.factors import QuantizedFactors
 from lib_custom_diffusion.formats.base import Base
+from lib_custom_diffusion.quantization import quantize
 
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 OTHER = KEY.replace("to_k", "to_v")
@@ -35,14 +37,15 @@ def test_kv_files_with_full_weights(tmp_path: Path, prefix: str) -> None:
         formats.read(path)
 
 
-def test_one_byte_factors_are_written_so_that_the_first_extension_reads_them(tmp_path: Path) -> None:
-    codes = torch.randint(-127, 128, (8, 2)), torch.randint(-127, 128, (2, 6))
-    entry = Int8Factors.from_codes(codes[0], torch.full((1, 2), 0.01), codes[1], torch.full((1, 6), 0.01).half())
-    files = formats.write(Delta({KEY: entry, OTHER: torch.ones(8, 6)}), "delta")
+def test_quantized_factors_are_written_so_that_the_first_extension_reads_them(tmp_path: Path) -> None:
+    us_bits, vh_bits = torch.tensor([9, 2], dtype=torch.uint8), torch.tensor([3, 1], dtype=torch.uint8)
+    (us, step), (vh, _) = quantize(torch.randn(2, 8), us_bits), quantize(torch.randn(2, 16), vh_bits)
+    entry = QuantizedFactors.of_levels(us.T, vh, step.T, us_bits, vh_bits)
+    files = formats.write(Delta({KEY: entry, OTHER: torch.ones(8, 16)}), "delta")
     path = tmp_path / "a.safetensors"
     path.write_bytes(next(iter(files.values())))
     tensors = load_file(path)
     assert tensors[f"{KEY}.US"].dtype == torch.float16
     assert torch.allclose(tensors[f"{KEY}.US"].float() @ tensors[f"{KEY}.Vh"].float(), entry.dense(), atol=5e-3)
     found = formats.read(path).delta.entries
-    assert isinstance(found[KEY], Factors) and torch.equal(found[OTHER].float(), torch.ones(8, 6))
+    assert isinstance(found[KEY], Factors) and torch.equal(found[OTHER].float(), torch.ones(8, 16))
