@@ -37,7 +37,7 @@ _STAGES = 4  # the most that an operation of `algebra` tells of
 
 def _compress(host: Host) -> list[Action]:
     gr.HTML("<p>Makes a delta a tenth of its size or less, and tells what that costs.</p>")
-    name = delta_field(host, "Delta to compress", "cd_compress_name")
+    name = delta_field(host, "Delta to compress", "cd_compress")
     to = gr.Radio(label="Keep to", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
     values = [
         gr.Number(label="Size of the file in MB", value=5, info="All layers share it", elem_id="cd_compress_size"),
@@ -60,7 +60,7 @@ def _compress(host: Host) -> list[Action]:
             elem_id="cd_compress_weighed",
         )  # fmt: skip
         float16 = gr.Checkbox(
-            label="Readable by the first extension", value=False, info="No one-byte numbers; larger",
+            label="Readable by the first extension", value=False, info="All numbers in float16; larger",
             elem_id="cd_compress_float16",
         )  # fmt: skip
     result, overwrite = _result_fields("cd_compress", "small file", "NAME-small")
@@ -73,14 +73,14 @@ def _compress(host: Host) -> list[Action]:
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-small", overwrite)
         limit = _limit(to, size, rank, energy)
-        done = compress_file(source, output, limit, host.loaded(weighed), int8=not float16, tell=_stages(show))
+        done = compress_file(source, output, limit, host.loaded(weighed), quantized=not float16, tell=_stages(show))
         measured = "on captions held out" if done.weighed else "of the matrices themselves"
         rows = {
             "Before": megabytes(done.size_before),
             "Smaller": f"{done.size_before / done.size:.1f} times",
             "Relative error": f"{done.error:.2%} {measured}",
             "Layers": f"{done.layers[0]} of {done.layers[1]}, ranks {done.ranks[0]} to {done.ranks[1]}",
-            "One-byte numbers": f"in {done.int8_layers} layers" if done.int8_layers else "",
+            "Quantized": f"{done.quantized_layers} layers" if done.quantized_layers else "",
         }
         return _delta_outcome(host, "Compressed", done, rows)
 
@@ -89,7 +89,7 @@ def _compress(host: Host) -> list[Action]:
 
 def _blend(host: Host) -> list[Action]:
     gr.HTML("<p>Adds deltas up, each as strongly as you say. Their words all come along.</p>")
-    names = delta_field(host, "Deltas to blend", "cd_blend_names", several=True)
+    names = delta_field(host, "Deltas to blend", "cd_blend", several=True)
     weights = gr.Textbox(
         label="Weights", info="One for each, in that order, such as 0.8, 0.5; empty: 1 each", elem_id="cd_blend_weights"
     )
@@ -117,7 +117,7 @@ def _merge(host: Host) -> list[Action]:
         "<p>Joins concepts that were learned alone, so that each word does what it did before and little else changes"
         " (the paper's constrained optimization). Uses the model that is loaded.</p>"
     )
-    names = delta_field(host, "Deltas to merge", "cd_merge_names", several=True)
+    names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(
         label="Prompts of the concepts", lines=2, elem_id="cd_merge_prompts",
         info="A line for each delta, prompts parted by |; empty: photo of a <new1> cat|<new1> cat",

@@ -127,13 +127,19 @@ def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:
 
 
 def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.Dropdown:
-    """A choice of the folder's deltas, one or several, with a button that looks at the folder again."""
+    """A choice of the folder's deltas, one or several, with a button that looks at the folder again.
+
+    Their ids are PART_name or PART_names, and PART_refresh.
+    """
+
+    def names() -> list[str]:
+        return list(named_deltas(host.deltas_dir))
+
     with gr.Row():
-        names = gr.Dropdown(
-            label=label, choices=list(named_deltas(host.deltas_dir)), multiselect=several or None, elem_id=part
-        )
-        refresh_button(names, lambda: list(named_deltas(host.deltas_dir)), f"{part}_refresh")
-    return names
+        part_name = f"{part}_names" if several else f"{part}_name"
+        choice = gr.Dropdown(label=label, choices=names(), multiselect=several or None, elem_id=part_name)
+        refresh_button(choice, names, f"{part}_refresh")
+    return choice
 
 
 def refresh_button(choice: gr.Dropdown, names: Callable[[], list[str]], part: str) -> None:
@@ -161,7 +167,7 @@ def table(rows: Mapping[str, str]) -> str:
     cells = (
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items() if value
     )
-    return f'<table class="cd-table">{"".join(cells)}</table>'
+    return f'<div class="cd-inspection"><table>{"".join(cells)}</table></div>'
 
 
 def megabytes(size: int) -> str:

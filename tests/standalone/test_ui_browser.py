@@ -84,7 +84,7 @@ class Page:
         own = urlsplit(address).netloc
         page.on("request", lambda asked: self._note(asked.url, own))
         page.goto(address)
-        page.wait_for_selector("#cd_prompt textarea")
+        page.wait_for_selector("#cd_gen_prompt textarea")
 
     def _note(self, url: str, own: str) -> None:
         if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != own:
@@ -131,9 +131,12 @@ def page(browser: Any, address: str) -> Iterator[Page]:
 
 
 def generate(page: Page) -> list[Image.Image]:
+    """The pictures that come on pressing Generate, in the place of those that are shown."""
+    source = "document.querySelector('#cd_gallery .grid-container img')?.src"
+    before = page.page.evaluate(source)
     page.press("cd_generate")
+    page.page.wait_for_function(f"before => {source} && {source} !== before", arg=before)
     page.wait_for("cd_gen_outcome", "Seeds from 7")
-    page.page.wait_for_selector("#cd_gallery .grid-container img")
     return page.pictures("cd_gallery")
 
 
@@ -142,14 +145,14 @@ def test_a_delta_is_used_as_the_command_uses_it_and_nothing_is_fetched_from_else
 ) -> None:
     prompt = "a cat on a red background"
     for part, value in {
-        "cd_prompt": prompt, "cd_gen_steps": 3, "cd_gen_count": 1, "cd_gen_seed": 7, "cd_gen_size": 64
+        "cd_gen_prompt": prompt, "cd_gen_steps": 3, "cd_gen_count": 1, "cd_gen_seed": 7, "cd_gen_size": 64
     }.items():  # fmt: skip
         page.fill(part, value)
     [without] = generate(page)
     page.choose("cd_delta", "mug")
-    page.page.wait_for_function("document.querySelector('#cd_prompt textarea').value.includes('<delta:mug:1>')")
-    assert page.page.input_value("#cd_prompt textarea") == f"{prompt} <new1> mug <delta:mug:1>"
-    page.fill("cd_prompt", f"{prompt} <delta:mug:0.8>")
+    page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').value.includes('<delta:mug:1>')")
+    assert page.page.input_value("#cd_gen_prompt textarea") == f"{prompt} <new1> mug <delta:mug:1>"
+    page.fill("cd_gen_prompt", f"{prompt} <delta:mug:0.8>")
     [drawn] = generate(page)
     page.look("app-generate")
     assert drawn.size == (64, 64) and drawn.tobytes() != without.tobytes()
@@ -170,7 +173,7 @@ def fingerprint(picture: Image.Image) -> str:
 
 
 def test_a_mistake_in_the_prompt_is_told_in_a_sentence(page: Page) -> None:
-    page.fill("cd_prompt", "a cat <delta:nobody:1>")
+    page.fill("cd_gen_prompt", "a cat <delta:nobody:1>")
     page.press("cd_generate")
     assert "there is no delta 'nobody'" in page.wait_for("cd_gen_outcome", "nobody")
 
@@ -210,6 +213,25 @@ def test_regularization_pictures_are_drawn_from_a_template(page: Page, tmp_path:
     drawn = sorted((tmp_path / "houses").glob("*.png"))
     assert [Image.open(path).size for path in drawn] == [(64, 64)] * 2
     assert all("house" in path.with_suffix(".txt").read_text() for path in drawn)
+
+
+def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_path: Path) -> None:
+    for index, color in enumerate(("red", "blue")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / f"{index}.png")
+    page.tab("Train")
+    for part, value in {
+        "cd_word_1": "<tile1>", "cd_class_1": "house", "cd_pictures_1": tmp_path, "cd_name": "tile", "cd_steps": 2,
+        "cd_batch_size": 1, "cd_resolution": 64, "cd_preview_every": 0,
+    }.items():  # fmt: skip
+        page.fill(part, value)
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "Finished after 2 steps")
+    page.look("app-train")
+    learned = Delta.load(deltas / "tile.delta.safetensors")
+    assert learned.provenance.steps == 2 and "<tile1>" in learned.embeddings
+    page.press("cd_send")
+    page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').offsetParent !== null")
+    assert "<delta:tile:1>" in page.page.input_value("#cd_gen_prompt textarea")
 
 
 def test_the_app_answers_its_own_page_alone(address: str) -> None:

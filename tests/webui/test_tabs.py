@@ -48,7 +48,8 @@ def test_every_field_says_what_it_is_for(page):
 
 def shown() -> FormFields:
     """The form's fields, made anew."""
-    return form_fields(Face(FormRow, train_tab._word, train_tab._template, {}))
+    with gr.Blocks():
+        return form_fields(Face(FormRow, train_tab._word, train_tab._template, {}))
 
 
 def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_the_api(made):

@@ -1,26 +1,17 @@
-"""Pictures drawn as part of a job: their steps are counted, and Interrupt is heard between two of them."""
+"""Pictures drawn as part of a job: something is done before each step of the sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from ...ui.utilities import Show
 from ..diffusers_backend import DiffusersBackend
 
 
 @contextmanager
-def steps_shown(backend: DiffusersBackend, show: Show, total: int, what: str) -> Iterator[None]:
-    """Within the block, each call of the UNet is a step of `total`; `show` may raise Interrupted at any."""
-    done = 0
-
-    def step(_module: Any, _inputs: Any) -> None:
-        nonlocal done
-        show(done, total, what)
-        done += 1
-
-    handle = backend.unet.register_forward_pre_hook(step)
+def before_each_step(backend: DiffusersBackend, do: Callable[[], None]) -> Iterator[None]:
+    """Within the block `do` is called before each call of the UNet; what it raises ends the drawing."""
+    handle = backend.unet.register_forward_pre_hook(lambda _module, _inputs: do())
     try:
         yield
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from ...errors import UserError
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ..generate import draw, find_deltas
-from .drawing import steps_shown
+from .drawing import before_each_step
 from .jobs import Job, Jobs
 from .models import Models
 
@@ -31,9 +33,10 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -
     with gr.Row(equal_height=False):
         with gr.Column():
             prompt = gr.Textbox(
-                label="Prompt", lines=2, placeholder=_EXAMPLE, info="<delta:NAME:0.8> uses a delta", elem_id="cd_prompt"
-            )
-            negative = gr.Textbox(label="Negative prompt", info="What not to draw", elem_id="cd_negative_prompt")
+                label="Prompt", lines=2, placeholder=_EXAMPLE, info="<delta:NAME:0.8> uses a delta",
+                elem_id="cd_gen_prompt",
+            )  # fmt: skip
+            negative = gr.Textbox(label="Negative prompt", info="What not to draw", elem_id="cd_gen_negative_prompt")
             with gr.Row():
                 delta = gr.Dropdown(
                     label="Use a delta", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
@@ -111,11 +114,12 @@ def _draw(
     deltas = find_deltas(prompt, deltas_dir)
     job(0, 0, "Loading the model")
     backend = models.get(model)
-    batches = -(-count // sampling.batch_size)
+    steps = itertools.count()
+    total = sampling.steps * math.ceil(count / sampling.batch_size)
     folder = Path(tempfile.mkdtemp(prefix="custom-diffusion-"))
     paths: list[Path] = []
     with (
-        steps_shown(backend, job, batches * sampling.steps, f"Drawing {count} pictures"),
+        before_each_step(backend, lambda: job(next(steps), total, f"Drawing {count} pictures")),
         closing(draw(backend, prompt, deltas, sampling, seed, count)) as drawn,
     ):
         for picture in drawn:

@@ -53,6 +53,10 @@ class Job(Generic[T]):
 
     def __call__(self, done: int, total: int, what: str = "") -> None:
         self._progress = done, total, what
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted if that was asked for."""
         if self.interrupted.is_set():
             raise Interrupted("Interrupted. What was finished is kept.")
 

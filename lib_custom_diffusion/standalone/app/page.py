@@ -9,15 +9,18 @@ from typing import Any
 
 import gradio as gr
 
+from ...deltas_folder import find_delta
 from ...errors import UserError
 from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
 from ...ui.training_page import error_html
-from ...ui.utilities import Action, Host, Interrupted, Results, add_utilities, shown
+from ...ui.utilities import Action, Host, Interrupted, Outcome, Results, add_utilities, shown
+from .drawing import before_each_step
 from .generate_tab import add_generate_tab
-from .jobs import Jobs
+from .jobs import Job, Jobs
 from .models import Models
+from .train_tab import build_train_tab
 
 _ROOT = Path(__file__).resolve().parents[3]
 _STYLE = Path(__file__).with_name("page.css")
@@ -35,10 +38,13 @@ def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
             f" <code>{html.escape(str(deltas_dir.resolve()))}</code>.</p>",
             elem_id="cd_head",
         )
-        name = gr.Textbox(model, visible=False)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 prompt = add_generate_tab(models, model, deltas_dir, jobs)
+            with gr.Tab("Train", id="train"):
+                build_train_tab(
+                    jobs, models, model, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
+                )
             with gr.Tab("Utilities", id="utilities"):
                 add_utilities(_host(models, model, deltas_dir, jobs), SECTIONS)
     return blocks
@@ -58,17 +64,21 @@ def _host(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -> Host:
         backend=lambda _sampler: models.get(model),
         samplers=(),
         templates=bundled_templates(),
-        bind=lambda action, results: _bind(jobs, action, results),
+        bind=lambda action, results: _bind(models, model, jobs, action, results),
         open_delta=lambda button, delta: _open_delta(button, delta, deltas_dir),
         interrupt=jobs.interrupt,
     )
 
 
-def _bind(jobs: Jobs, action: Action, results: Results) -> None:
+def _bind(models: Models, model: str, jobs: Jobs, action: Action, results: Results) -> None:
+    def work(job: Job[Outcome], *values: Any) -> Outcome:
+        with before_each_step(models.get(model), job.check):
+            return action.run(job, *values)
+
     def run(*values: Any) -> Iterator[tuple[Any, Any, Any, Any, str]]:
         same, hidden = gr.update(), gr.update(visible=False)
         yield same, "", hidden, "", ""
-        job = jobs.start(lambda job: action.run(job, *values))
+        job = jobs.start(lambda job: work(job, *values))
         for progress in job.watch():
             yield same, "", hidden, "", progress
         try:
@@ -92,8 +102,8 @@ def _open_delta(button: gr.Button, delta: gr.Textbox, deltas_dir: Path) -> None:
     report = gr.HTML(elem_id="cd_utils_opened")
 
     def show(name: str) -> tuple[Any, str]:
-        path = deltas_dir / f"{name}.delta.safetensors"
         try:
+            path = find_delta(deltas_dir, name)
             return gr.update(value=str(path), visible=True), report_html(path)
         except UserError as error:
             return gr.update(visible=False), error_html(error)

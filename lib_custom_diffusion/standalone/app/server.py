@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -37,15 +38,16 @@ def ui(options: argparse.Namespace) -> int:
     address = options.listen or "127.0.0.1"
     if not _is_loopback(address):
         print(
-            f"WARNING: whoever can reach {address}:{options.port} can train, draw and write files here as you."
-            " There is no password. Use this in a network that you trust.",
+            f"WARNING: whoever can reach {address} can train, draw, and read and write files here as you: there is no"
+            " password. Do this only in a network that you trust.",
             flush=True,
         )
     options.deltas_dir.mkdir(parents=True, exist_ok=True)
     models = Models()
     models.get(options.model)  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
-        print(f"Custom Diffusion is at http://{address}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        named = f"[{address}]" if ":" in address else address
+        print(f"Custom Diffusion is at http://{named}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         app = application(build(models, options.model, options.deltas_dir), address)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     return 0
@@ -106,7 +108,8 @@ def _bound(address: str, port: int) -> socket.socket:
     """A socket at that address. Raises UserError if there is none to be had."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # there it would let two programs have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
     except (OSError, OverflowError) as error:
         listener.close()

@@ -32,7 +32,7 @@ class Part:
         return [
             Event(handler.fn, self._parts(event["inputs"]), self._parts(event["outputs"]), event["js"])
             for event, handler in zip(self._blocks.dependencies, self._blocks.fns, strict=True)
-            if any(number == self.component._id for number, _ in event["targets"])
+            if self.component._id in event["targets"]
         ]
 
     def _parts(self, numbers: list[int]) -> list[Part]:
