@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import PROMPT, Page, WebUI, fingerprint
+from conftest import PROMPT, Page, WebUI, difference, fingerprint
 from lib_custom_diffusion.delta import Delta
 
 
@@ -117,3 +117,24 @@ def test_everything_is_there_after_reload_ui(webui: WebUI, page: Page) -> None:
     page.page.locator("#cd_start").wait_for()
     assert webui.picture(f"{PROMPT} <delta:thing:1>")[0] == with_delta
     assert "thing" in {each["name"] for each in webui.get("/sdapi/v1/deltas")}
+
+
+def test_converted_to_a_lora_the_delta_makes_the_same_picture(webui: WebUI, page: Page, thing: Path) -> None:
+    """Up to rounding: the WebUI writes a LoRA into the weights, where a delta acts beside them."""
+    page.tab("Custom Diffusion Utils")
+    page.tab("Convert", "#cd_utils_tabs")
+    page.press("cd_convert_refresh")
+    page.page.wait_for_timeout(1500)
+    page.choose("cd_convert_names", thing.name)
+    page.fill("cd_convert_rank", 128)
+    page.press("cd_convert")
+    page.wait_for("cd_utils_outcome", "Converted", 300)
+    page.look("converted")
+    (thing.parent / "thing.safetensors").rename(webui.data / "models/Lora/exported.safetensors")
+    webui.post("/sdapi/v1/refresh-loras")
+    prompt = "a thing house on a red background"
+    bare, delta = webui.images(prompt)[0][0], webui.images(f"{prompt} <delta:thing:1>")[0][0]
+    largest, mean = difference(webui.images(f"{prompt} <lora:exported:1>")[0][0], delta)
+    print(f"\nLoRA against delta: at most {largest} of 255, on average {mean:.4f}")
+    assert largest <= 4 and mean <= 0.1
+    assert difference(bare, delta)[1] > 20 * mean
