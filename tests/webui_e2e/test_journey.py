@@ -16,7 +16,6 @@ from conftest import PROMPT, Page, WebUI
 
 
 def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path, untouched: str) -> None:
-    webui.post("/sdapi/v1/options", training_write_csv_every=1)
     page.tab("Train")
     page.tab("Train Custom Diffusion", "#train_tabs")
     page.unfold("cd_new")
