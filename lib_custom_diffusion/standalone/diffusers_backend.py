@@ -32,6 +32,7 @@ class DiffusersBackend:
         self.pipeline = pipeline
         self.name = name
         self.checkpoint_hash = checkpoint_hash
+        self._known_ids: dict[str, list[int]] = {}
         self.unet: nn.Module = pipeline.unet
         self.architecture = architecture(pipeline.unet)
         self.prediction_type: str = scheduler.config.prediction_type
@@ -111,7 +112,10 @@ class DiffusersBackend:
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def _ids(self, text: str) -> list[int]:
-        return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
+        # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
+        if text not in self._known_ids:
+            self._known_ids[text] = self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
+        return self._known_ids[text]
 
     def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Any:
         """The text encoder's output for captions, new words included."""

@@ -16,7 +16,7 @@ from .resumable import Course, run
 CROP_STEPS, CROPS, CROP = 2900, 8, 64
 WHOLE_STEPS, WHOLE = 150, 3
 COURSE = Course(steps=CROP_STEPS + WHOLE_STEPS, peak=1e-3, warmup=100, ema_decay=0.995)
-POLISH = Course(steps=600, peak=6e-4, warmup=30, ema_decay=0.99, save_every=100)
+POLISH = Course(steps=600, peak=6e-4, warmup=30, ema_decay=0.99, save_every=100, muon=True)
 KL_WEIGHT = 1e-6  # 1e-4 wins over the pictures while nothing is learned yet, and the latents collapse
 LATENT_NOISE = 0.12  # the decoder learns to paint cleanly from latents that are off by this much of their deviation
 

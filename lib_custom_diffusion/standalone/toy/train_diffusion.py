@@ -15,9 +15,9 @@ from . import architecture, world
 from .resumable import Course, run, save_atomically
 from .train_autoencoder import to_tensor
 
-PICTURES = 12_000
+PICTURES = 30_000
 BATCH = 64
-COURSE = Course(steps=2400, peak=1e-3, warmup=150, ema_decay=0.998)
+COURSE = Course(steps=5000, peak=1e-3, warmup=150, ema_decay=0.999, muon=True)
 EMPTY_CAPTION_SHARE = 0.12  # classifier-free guidance needs them (Ho and Salimans, arXiv 2207.12598)
 SNR_CAP, WEIGHT_CAP = 5.0, 20.0
 
