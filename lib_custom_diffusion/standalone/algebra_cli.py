@@ -34,10 +34,10 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add("file", type=Path, help="a delta file, or any that convert reads")
     add("--output", type=Path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
-    _add_limits(command, required=True)
+    add_limits(command, required=True)
     add("--model", help="weigh errors by this model's text features: a folder, a checkpoint, or toy")
     add("--captions", type=Path, help="text file, one caption a line, to weigh by; bundled ones if not given")
-    add("--float16", action="store_true", help="no one-byte numbers: the first extension of this kind reads the file")
+    add("--float16", action="store_true", help="all numbers in float16, for the first extension of this kind")
 
 
 def add_blend(commands: argparse._SubParsersAction) -> None:
@@ -51,7 +51,7 @@ def add_blend(commands: argparse._SubParsersAction) -> None:
     add("files", type=Path, nargs="+", help="delta files, or any that convert reads")
     add("--weights", help='one for each, such as "0.7,0.3"; 1 each if not given')
     add("--output", type=Path, required=True, help="the new delta file")
-    _add_limits(command, required=False)
+    add_limits(command, required=False)
     add("--model", help="weigh errors of compression by this model's text features")
 
 
@@ -101,7 +101,8 @@ def _command(commands: argparse._SubParsersAction, name: str, description: str, 
     return command
 
 
-def _add_limits(command: argparse.ArgumentParser, required: bool) -> None:
+def add_limits(command: argparse._ActionsContainer, required: bool) -> None:
+    """What a file is compressed to: one of --max_size, --rank and --energy."""
     add = command.add_mutually_exclusive_group(required=required).add_argument
     add("--max_size", help="of the file, such as 5MB")
     add("--rank", type=int, help="of every layer")

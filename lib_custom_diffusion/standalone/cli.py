@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..schedule import SHAPES
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training import PRECISIONS, TrainingConfig
-from .algebra_cli import add_blend, add_compress, add_convert, add_merge
+from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge
 
 INTERRUPTED = 130
 _D = TrainingConfig()
@@ -112,7 +112,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--resize_mode",
         choices=RESIZE_MODES,
         default=RESIZE_MODES[0],
-        help="how pictures that are not square are made so",
+        help="pictures that are not square are cropped or padded to a square, or (bucket) keep their shape: they are"
+        " trained in sizes of about resolution² pixels, one size a step",
     )
     add("--center_crop", action="store_true", help="crop at the centre rather than at random")
     add("--hflip", action="store_true", help="mirror half of the pictures")
@@ -175,10 +176,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--snr_gamma", type=float, help="min-SNR weighting of the loss, 5 as a rule; none if not given")
     add("--seed", type=int, default=_D.seed, help="of everything that is random")
 
-    add = command.add_argument_group("output").add_argument
+    output = command.add_argument_group("output", "--max_size, --rank or --energy compress the delta at the end.")
+    add = output.add_argument
     add("--output_dir", type=Path, default=Path("custom-diffusion-model"), help="folder for the results")
     add("--name", help="name of the delta; made from the tokens if not given")
     add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
+    add_limits(output, required=False)
     add("--checkpointing_steps", type=int, default=_D.checkpointing_steps, help="steps between saves")
     add("--checkpoints_total_limit", type=int, help="keep only so many saves; all if not given")
     add("--resume_from_checkpoint", help="go on from this save in --output_dir, or from the latest")

@@ -10,19 +10,24 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from .. import checkpoints, parallel, regularization
+from ..algebra import compress_file
 from ..backend import Sampling
+from ..compression import Limit
 from ..concepts import Concept, PictureSettings, encode_concept, load_concepts_list
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import file_name, split_tokens
 from ..training import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
+from ..ui.training_page import compressed_text
+from .compress import limit_of
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
 
@@ -38,6 +43,7 @@ def train(options: argparse.Namespace) -> int:
     concepts = _concepts(options)
     config = _config(options, concepts)
     config.check()
+    limit = limit_of(options)
     name = options.name or "-".join(file_name(token) for token in config.modifier_tokens)
     output: Path = options.output_dir
     resume = checkpoints.resolve_checkpoint(output, options.resume_from_checkpoint)
@@ -48,8 +54,17 @@ def train(options: argparse.Namespace) -> int:
     concepts = _with_regularization(options, concepts, backend)
     result = run_training(backend, concepts, _picture_settings(options), config, output, name, resume)
     if parallel.rank() == 0:
+        compressed = _compressed(result, limit, backend) if limit is not None else ""
         _tell(result, concepts, options.model)
+        print(compressed, end="")
     return 130 if result.interrupted else 0
+
+
+def _compressed(result: TrainingResult, limit: Limit, backend: DiffusersBackend) -> str:
+    """Make the delta small, weighed by the text features of the model; what that did. The last save stays whole."""
+    small = result.files[0]
+    whole = small.parent / f"checkpoint-{result.step}" / small.name
+    return f"{compressed_text(compress_file(whole, small, limit, lambda: backend))}\n"
 
 
 def _tell(result: TrainingResult, concepts: Sequence[Concept], model: str) -> None:
@@ -166,11 +181,7 @@ def _config(options: argparse.Namespace, concepts: Sequence[Concept]) -> Trainin
     tokens = split_tokens(options.modifier_token or "+".join(dict.fromkeys(_TOKEN.findall(prompts))) or "<new1>")
     recipe = TOY_RECIPE if options.model == "toy" else TrainingConfig()
     rate = options.learning_rate or recipe.learning_rate
-    same_names = {
-        name: getattr(options, name)
-        for name in TrainingConfig.__dataclass_fields__
-        if name not in ("learning_rate", "embedding_learning_rate", "max_train_steps") and hasattr(options, name)
-    }
+    same_names = _same_names(TrainingConfig, options)
     config = TrainingConfig(
         **{
             **same_names,
@@ -191,17 +202,12 @@ def _config(options: argparse.Namespace, concepts: Sequence[Concept]) -> Trainin
 
 
 def _picture_settings(options: argparse.Namespace) -> PictureSettings:
-    return PictureSettings(
-        resolution=options.resolution,
-        augment=not options.noaug,
-        hflip=options.hflip,
-        center_crop=options.center_crop,
-        resize_mode=options.resize_mode,
-        use_alpha=options.use_alpha,
-        caption_source=options.caption_source,
-        template=options.template,
-        num_class_images=options.num_class_images,
-    )
+    return PictureSettings(**{**_same_names(PictureSettings, options), "augment": not options.noaug})
+
+
+def _same_names(settings: type, options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of a dataclass's fields that are called as they are."""
+    return {field.name: getattr(options, field.name) for field in fields(settings) if hasattr(options, field.name)}
 
 
 def _weight_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype:

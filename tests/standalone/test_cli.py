@@ -106,6 +106,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_pat
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
 
 
+def test_pictures_in_buckets_and_a_small_file(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (60, 120), "yellow").save(pictures / "upright.png")
+    out = tmp_path / "out"
+    assert train(model, pictures, out, "--resize_mode", "bucket", "--resolution", "64", "--rank", "1") == 0
+    assert json.loads((out / "config.json").read_text())["pictures"]["resize_mode"] == "bucket"
+    small, whole = (Delta.load(folder / "new1.delta.safetensors") for folder in (out, out / "checkpoint-4"))
+    assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
+    assert all(isinstance(entry, torch.Tensor) and entry.any() for entry in whole.entries.values())
+    assert small.embeddings.keys() == whole.embeddings.keys()
+    said = capsys.readouterr().out
+    assert "Compressed to 0.0" in said and "differs by" in said
+
+
+def test_a_size_that_is_none_is_refused_before_training(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(model, pictures, tmp_path / "out", "--max_size", "small") == 2
+    assert "'small' is no size; write 5MB" in error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Path, tmp_path: Path) -> None:
     shared = ["-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
               "--instance_prompt", PROMPT, "--max_train_steps", "3"]  # fmt: skip

@@ -9,15 +9,15 @@ import pytest
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
-from page import Part, fields, parts
 from PIL import Image
 
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields
-from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
+from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.webui import train_tab
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
+from page import Part, fields, parts
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_every_field_says_what_it_is_for(page):
 def shown() -> FormFields:
     """The form's fields, made anew."""
     with gr.Blocks():
-        return form_fields(Face(FormRow, train_tab._word, train_tab._template, {}))
+        return form_fields(Face(FormRow, train_tab._word, train_tab._template, PRESETS))
 
 
 def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_the_api(made):
