@@ -150,6 +150,7 @@ def _amounts(face: Face) -> Fields:
             label="Pictures a step", value=4, precision=0, elem_id="cd_batch_size",
             info="More is steadier, slower, and needs more memory",
         )  # fmt: skip
+    with face.row():
         fields["resolution"] = gr.Number(
             label="Picture size in pixels", value=0, precision=0, elem_id="cd_resolution",
             info="Width and height, such as 512; 0: what the model was made for",

@@ -30,7 +30,8 @@ from .models import Models
 _TOY_PRESETS = {
     "toy model: thing": {
         "learning_rate": TOY_RECIPE.learning_rate, "embedding_learning_rate": TOY_RECIPE.embedding_learning_rate,
-        "steps": TOY_RECIPE.max_train_steps, "select": TOY_RECIPE.freeze_model, "prompt": PRESETS["thing or pet"]["prompt"],
+        "steps": TOY_RECIPE.max_train_steps, "select": TOY_RECIPE.freeze_model,
+        "prompt": PRESETS["thing or pet"]["prompt"],
     }
 }  # fmt: skip
 """It is small, and takes larger steps than Stable Diffusion."""
