@@ -235,6 +235,7 @@ def _views(face: Face) -> Fields:
             label="Mirror at random", value=False, elem_id="cd_flip",
             info="Shows half of the pictures mirrored; not for writing, nor for faces",
         )  # fmt: skip
+    with face.row():
         fields["use_alpha"] = gr.Checkbox(
             label="Learn opaque parts only", value=False, elem_id="cd_use_alpha",
             info="Leaves out what is transparent in PNG files",
@@ -252,6 +253,11 @@ def _gradients(face: Face) -> Fields:
             label="Batches a step", value=1, precision=0, elem_id="cd_accumulation",
             info="So many times the pictures a step, in more time but no more memory",
         )  # fmt: skip
+        fields["seed"] = gr.Number(
+            label="Seed of the training", value=42, precision=0, elem_id="cd_seed",
+            info="Start of all that is random: the same seed and settings give the same result",
+        )  # fmt: skip
+    with face.row():
         fields["clip_mode"] = gr.Dropdown(
             label="Clip gradients by", choices=list(CLIP_MODES), value=CLIP_MODES[0], elem_id="cd_clip_mode",
             info="Keeps a single odd picture from doing harm: by its whole push, or each number by itself",
@@ -259,10 +265,6 @@ def _gradients(face: Face) -> Fields:
         fields["clip_value"] = gr.Number(
             label="Clip gradients at", value=1.0, info="Smaller is more careful; 1 by norm is usual",
             elem_id="cd_clip_value",
-        )  # fmt: skip
-        fields["seed"] = gr.Number(
-            label="Seed of the training", value=42, precision=0, elem_id="cd_seed",
-            info="Start of all that is random: the same seed and settings give the same result",
         )  # fmt: skip
     return fields
 

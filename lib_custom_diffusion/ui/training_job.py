@@ -120,7 +120,7 @@ class TrainingJob:
         )
         settings = {"model": backend.name, "form": asdict(plan.form), "training": asdict(plan.config)}
         write_atomically(plan.folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-        self.losses, self.saved = LossHistory(), ""
+        self.losses, self.saved, self.page = LossHistory(), "", ""
         self._clock = _StepClock()
 
     def _encode(self, number: int) -> ConceptExamples:
@@ -142,8 +142,8 @@ class TrainingJob:
         self.losses.add(progress)
         if self.plan.form.save_every and progress.step % self.plan.form.save_every == 0:
             self._keep_copy(progress.step)
-        page = progress_html(progress, self._clock.seconds_per_step, self.losses, self.saved)
-        self.screen.show(page, progress.step)
+        self.page = progress_html(progress, self._clock.seconds_per_step, self.losses, self.saved)
+        self.screen.show(self.page, progress.step)
 
     def keep_pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Save the previews, and show the last one."""
@@ -168,7 +168,7 @@ class TrainingJob:
         """
         limit, whole = self.plan.form.limit(), result.files[0]
         if limit is not None:
-            self.screen.show("Compressing what was learned", result.step)
+            self.screen.show(f"{self.page}\n<p>Compressing what was learned…</p>", result.step)
             try:
                 return compressed_text(compress_file(whole, target, limit, lambda: self.backend))
             except UserError as error:

@@ -248,6 +248,7 @@ def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host
     assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
     assert small.embeddings.keys() == whole.embeddings.keys() and not hasattr(next(iter(whole.entries.values())), "us")
     assert "Compressed to" in done.note and "differs by" in done.note
+    assert "6 of 6" in shared.state.textinfo and "Compressing what was learned" in shared.state.textinfo
 
 
 def test_a_result_that_cannot_be_made_so_small_is_saved_whole_and_says_so(host, form, tmp_path):
