@@ -54,16 +54,17 @@ def job(webui: WebUI) -> str:
 def test_a_training_that_fails_leaves_no_trace_and_the_next_runs(
     webui: WebUI, pictures: Path, how: str, status: int
 ) -> None:
+    name = f"after {how}"
     webui.fail(how)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        webui.train("failed", pictures, steps=20)
+        webui.train(name, pictures, steps=20)
     assert refused.value.code == status
     if status == 422:
         assert b"memory is too small" in refused.value.read()
-    assert not webui.delta("failed").exists()
+    assert not webui.delta(name).exists()
     assert not job(webui)
-    assert webui.train("failed", pictures)["steps"] == 3
-    assert webui.delta("failed").is_file()
+    assert webui.train(name, pictures)["steps"] == 3
+    assert webui.delta(name).is_file()
 
 
 def test_the_page_says_what_failed_and_trains_again(webui: WebUI, page: Page, pictures: Path) -> None:
