@@ -213,7 +213,7 @@ class Page:
         self.page.locator(f"#{part} ul.options li", has_text=option).first.click()
 
     def press(self, part: str) -> None:
-        self.page.locator(f"#{part}").click()
+        self.page.locator(f"#{part}").first.click()
 
     def unfold(self, part: str) -> None:
         self.page.locator(f"#{part} .label-wrap").first.click()

@@ -142,9 +142,12 @@ def test_a_delta_alone_brings_its_word(webui: WebUI, thing: Path, tmp_path: Path
 def test_with_weights_of_8_bits_and_autocast_the_delta_does_the_same(webui: WebUI, other_checkpoint: str) -> None:
     """What a processor can do of half precision in this WebUI: products of 16 bits."""
     exact = difference(webui.images(PROMPT)[0][0], webui.images(WITH_DELTA)[0][0])[1]
-    eight_bits = {"override_settings": {"fp8_storage": "Enable"}}
-    rounded = difference(webui.images(PROMPT, **eight_bits)[0][0], webui.images(WITH_DELTA, **eight_bits)[0][0])[1]
-    # The WebUI leaves the weights rounded until it reads a checkpoint again.
+    webui.post("/sdapi/v1/options", fp8_storage="Enable")
+    try:
+        rounded = difference(webui.images(PROMPT)[0][0], webui.images(WITH_DELTA)[0][0])[1]
+    finally:
+        webui.post("/sdapi/v1/options", fp8_storage="Disable")
+    # The WebUI leaves the weights rounded until it reads another checkpoint.
     webui.picture(PROMPT, override_settings={"sd_model_checkpoint": other_checkpoint})
     assert 0.5 * exact < rounded < 2 * exact
 
