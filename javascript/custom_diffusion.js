@@ -10,7 +10,7 @@ function startCustomDiffusionJob(outcomeId, progressArea, gallery, showText, arg
     gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
     const id = randomId();
     requestProgress(id, progressArea, gallery, refreshCustomDiffusionCards, function(progress) {
-        if (progress.textinfo) showText.innerHTML = progress.textinfo;
+        if (progress.textinfo && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
     });
     const inputs = Array.from(args);
     inputs[0] = id;
