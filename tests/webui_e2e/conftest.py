@@ -281,9 +281,17 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(webui: WebUI, browser: Any) -> Iterator[Page]:
+    from playwright.sync_api import TimeoutError
+
     opened = browser.new_page(viewport={"width": 1400, "height": 1100})
     opened.set_default_timeout(120_000)
-    opened.goto(webui.url)
-    opened.wait_for_selector("#txt2img_prompt textarea")
+    for _ in range(5):
+        opened.goto(webui.url)
+        opened.wait_for_selector("#txt2img_prompt textarea")
+        try:
+            opened.locator("#txt2img_checkpoints_cards .card").first.wait_for(state="attached", timeout=30_000)
+            break
+        except TimeoutError:  # on a busy machine the page may miss the 5 seconds that its server gives it
+            continue
     yield Page(opened)
     opened.close()
