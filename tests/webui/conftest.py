@@ -9,7 +9,6 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "stand_in"), str(HERE), str(HERE.parent)]
-sys.path.append(str(HERE / "stand_in_libraries"))  # gradio and fastapi, where they are not installed
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -
         except UserError as error:
             yield gr.update(), error_html(error)
             return
-        yield [(str(path), path.stem.lstrip("0") or "0") for path in pictures], f"<p>Seeds from {first}.</p>"
+        yield [(str(path), path.stem.lstrip("0") or "0") for path in pictures], f"<p>{_seeds(first, asked)}</p>"
 
     start.click(
         fn=run, inputs=[prompt, negative, steps, scale, count, side, seed], outputs=[gallery, told],
@@ -103,6 +103,10 @@ def _number(value: float | None, what: str, least: int, most: int) -> int:
     if value is None or not least <= value <= most:
         raise UserError(f"the {what} should be {least} to {most}, not {value}")
     return int(value)
+
+
+def _seeds(first: int, count: int) -> str:
+    return f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
 
 
 def _draw(

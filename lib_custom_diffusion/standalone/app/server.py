@@ -46,9 +46,10 @@ def ui(options: argparse.Namespace) -> int:
     models = Models()
     models.get(options.model)  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
+        app = application(build(models, options.model, options.deltas_dir), address)
+        listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         print(f"Custom Diffusion is at http://{named}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        app = application(build(models, options.model, options.deltas_dir), address)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     return 0
 

@@ -114,13 +114,16 @@ def build_train_tab(
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
             use = gr.Button("Send to Generate", visible=False, elem_id="cd_send")
     inputs, shown = [vectors, *fields.inputs], [told, progress, picture, outcome, prompt, use]
-    start.click(
-        fn=lambda *values: _training(jobs, place, fields, values), inputs=inputs, outputs=shown, show_progress=False
-    )
-    ask.click(
-        fn=lambda *values: _estimating(jobs, place, fields, values), inputs=inputs, outputs=[told, progress],
-        show_progress=False,
-    )  # fmt: skip
+
+    # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
+    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from _training(jobs, place, fields, values)
+
+    def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from _estimating(jobs, place, fields, values)
+
+    start.click(fn=run, inputs=inputs, outputs=shown, show_progress=False)
+    ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
 
