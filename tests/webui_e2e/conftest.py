@@ -73,20 +73,22 @@ class WebUI:
         self.log = (self.data / "log.txt").open("w")
         self.process = subprocess.Popen(
             [python, "launch.py", *FLAGS, *self.flags, "--data-dir", str(self.data), "--port", str(self.port)],
-            cwd=home, stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            cwd=home, stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self.wait_until_ready()
 
-    def wait_until_ready(self) -> None:
-        """Return as soon as it answers. Raises RuntimeError if it does not start."""
+    def wait_until_ready(self, starts: int = 1) -> None:
+        """Return when it has started so many times. Raises RuntimeError if it does not start.
+
+        Its log tells: a request that comes while it starts can make it fail.
+        """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                self.get("/sdapi/v1/deltas")
+            log = (self.data / "log.txt").read_text(errors="replace")
+            if log.count("Startup time:") >= starts:
                 return
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(1)
-        raise RuntimeError(f"the WebUI did not start:\n{(self.data / 'log.txt').read_text()[-4000:]}")
+            time.sleep(0.5)
+        raise RuntimeError(f"the WebUI did not start:\n{log[-4000:]}")
 
     def stop(self) -> None:
         self.process.terminate()

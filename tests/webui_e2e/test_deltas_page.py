@@ -107,7 +107,7 @@ def test_everything_is_there_after_reload_ui(webui: WebUI, page: Page) -> None:
     page.press("settings_restart_gradio")
     page.page.get_by_text("Reloading...").wait_for()
     page.page.locator("#txt2img_prompt textarea").wait_for(timeout=600_000)
-    webui.wait_until_ready()
+    webui.wait_until_ready(starts=2)
     page.page.reload()
     page.page.locator("#txt2img_prompt textarea").wait_for(timeout=600_000)
     page.page.wait_for_timeout(2000)
