@@ -73,7 +73,8 @@ class WebUI:
         self.log = (self.data / "log.txt").open("w")
         self.process = subprocess.Popen(
             [python, "launch.py", *FLAGS, *self.flags, "--data-dir", str(self.data), "--port", str(self.port)],
-            cwd=home, stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            cwd=home, stdout=self.log, stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self.wait_until_ready()
 
