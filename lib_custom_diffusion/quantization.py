@@ -42,7 +42,7 @@ def quantize(rows: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nearest(rows: Tensor, bits: Tensor) -> Tensor:
     count = torch.exp2(bits.to(rows.dtype))[:, None]
-    return ((rows * count).floor().clamp(-count / 2, count / 2 - 1) + 0.5).mul(bits[:, None] > 0) / count
+    return ((rows * count).floor().clamp(-count / 2, count / 2 - 1) + 0.5) / count
 
 
 def pack(levels: Tensor, bits: Tensor) -> Tensor:

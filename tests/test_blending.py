@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_custom_diffusion.blending import Renamed, blend
+from lib_custom_diffusion.blending import Renamed, blend, bundle_words
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 
@@ -57,6 +57,30 @@ def test_clashing_words_are_renamed_to_free_ones_and_told() -> None:
         "<new1>": 0.0, "<new3>": 1.0, "<new2>": 9.0,
     }  # fmt: skip
     assert found.delta.provenance.tokens == {"<new1>": "cat", "<new3>": "dog", "<new2>": "car"}
+
+
+def test_a_word_takes_the_next_free_number_and_words_of_other_sizes_are_others() -> None:
+    a, b = Delta({}, word(1.0)), Delta({}, {"<new1>": torch.ones(2, 10)})
+    assert blend([a, b], [1.0, 1.0]).renamed == [Renamed(1, "<new1>", "<new2>")]
+    plain = [Delta({}, {"pet": torch.full((1, 4), value)}) for value in (1.0, 2.0)]
+    assert blend(plain, [1.0, 1.0]).renamed == [Renamed(1, "pet", "pet2")]
+
+
+def test_the_class_words_of_a_delta_go_by_the_names_its_words_have_now() -> None:
+    deltas = [Delta({}, word(float(n)), Provenance(tokens={"<new1>": name})) for n, name in enumerate(["cat", "dog"])]
+    words = bundle_words(deltas)
+    assert [words.of(index, delta) for index, delta in enumerate(deltas)] == [{"<new1>": "cat"}, {"<new2>": "dog"}]
+
+
+def test_provenance_is_what_all_have_in_common() -> None:
+    def made(checkpoint: str, steps: int) -> Delta:
+        return Delta({}, {}, Provenance("sd1", checkpoint, steps=steps))
+
+    same = blend([made("abc", 250), made("abc", 100)], [1.0, 1.0]).delta.provenance
+    assert (same.architecture, same.checkpoint, same.steps) == ("sd1", "abc", 350)
+    assert blend([made("abc", 1), made("xyz", 1)], [1.0, 1.0]).delta.provenance.checkpoint == ""
+    unknown = blend([Delta({}), made("abc", 1)], [1.0, 1.0]).delta.provenance
+    assert unknown.architecture == "sd1"
 
 
 def test_the_same_word_in_two_files_is_one_word() -> None:

@@ -2,16 +2,31 @@
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
-from lib_custom_diffusion.compression import Limit, compress, functional_error
+from lib_custom_diffusion.compression import (
+    Limit,
+    _choices,
+    _decomposed,
+    _entries,
+    _groups,
+    _Layer,
+    _quantized,
+    compress,
+    functional_error,
+)  # fmt: skip
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.factors import QuantizedFactors
+from lib_custom_diffusion.quantization import NOISE
+from lib_custom_diffusion.spectrum import Spectrum, spectrum_of, square_root, stacked
 
 WIDTH, OUT = 48, 64
+IntArray = npt.NDArray[np.int64]
 
 
 def key(layer: int, role: str) -> str:
@@ -20,9 +35,9 @@ def key(layer: int, role: str) -> str:
 
 def decaying(out: int, scale: float = 1.0) -> Tensor:
     """A full-rank matrix with singular values 1, 1/2, 1/4, … times scale, down to a millionth."""
-    u, _ = torch.linalg.qr(torch.randn(out, WIDTH))
-    v, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH))
-    return scale * (u * 0.75 ** torch.arange(WIDTH)) @ v.T
+    u, _ = torch.linalg.qr(torch.randn(out, min(out, WIDTH)))
+    v, _ = torch.linalg.qr(torch.randn(WIDTH, min(out, WIDTH)))
+    return scale * (u * 0.75 ** torch.arange(min(out, WIDTH))) @ v.T
 
 
 def random_delta(layers: int = 3) -> Delta:
@@ -136,6 +151,66 @@ def test_vh_gets_fewer_bits_where_text_features_are_strong() -> None:
     assert vh_bits[1 - strong] - vh_bits[strong] >= 3  # a hundredth of the noise: log2(100) / 2 = 3.3 bits
 
 
+def test_vh_keeps_a_bit_even_where_its_rounding_costs_nothing() -> None:
+    """One direction that is all of the text: us makes good whatever error vh has, but not a vh of nothing."""
+    torch.manual_seed(0)
+    delta = Delta({key(0, "k"): torch.outer(torch.randn(OUT), torch.tensor([1e-3] + [0.0] * (WIDTH - 1)))})
+    moment = torch.diag(torch.tensor([1e6] + [1e-2] * (WIDTH - 1)))
+    small = compress(delta, Limit(energy=0.9), moment)
+    assert functional_error(delta, small, moment) < 0.32
+
+
+def cost_by_hand(spectrum: Spectrum, us_bits: IntArray, vh_bits: IntArray, price: float) -> float:
+    """Squared error and the price of the bytes, of a spectrum whose first directions have so many bits each."""
+    rank, cost = len(vh_bits), spectrum.tail(len(vh_bits))
+    for j in range(rank):
+        cost += NOISE[vh_bits[j]] * spectrum.rounding[j] * spectrum.outside(rank)
+        cost += price * vh_bits[j] * spectrum.width / 8
+        for entry, out in enumerate(spectrum.outs.values()):
+            cost += NOISE[us_bits[entry, j]] * spectrum.parts[entry, j] + price * (us_bits[entry, j] * out / 8 + 6)
+    return cost
+
+
+@pytest.mark.parametrize("entries", [1, 2])
+@pytest.mark.parametrize("price", [1e-4, 1e-6, 1e-8])
+def test_no_other_bits_are_a_better_bargain(entries: int, price: float) -> None:
+    half = square_root(uneven_moment())
+    sizes = (OUT, 24)[:entries]
+    spectra = [spectrum_of(str(size), decaying(size), half) for size in sizes]
+    spectrum = spectra[0] if entries == 1 else stacked(spectra, 0.0)
+    choice = _quantized(spectrum, price)
+    assert choice.bits is not None and choice.rank > 2
+    us_bits, vh_bits = choice.bits
+    best = cost_by_hand(spectrum, us_bits, vh_bits, price)
+    header = choice.cost(price) - best
+    assert 0 < header < price * 1200 * entries
+    for bits in (us_bits.reshape(-1), vh_bits):
+        for place in range(len(bits)):
+            for change in (-1, 1):
+                if 0 <= bits[place] + change <= 16 and (bits is not vh_bits or bits[place] + change > 0):
+                    bits[place] += change
+                    assert cost_by_hand(spectrum, us_bits, vh_bits, price) >= best * 0.999
+                    bits[place] -= change
+    assert cost_by_hand(spectrum, us_bits[:, :-1], vh_bits[:-1], price) > best * 0.99
+
+
+@pytest.mark.parametrize("price", [1e-4, 1e-6, 1e-8])
+def test_no_other_rank_of_float16_factors_is_a_better_bargain(price: float) -> None:
+    spectrum = spectrum_of(key(0, "k"), decaying(OUT), None)
+    (found,) = _Layer([spectrum], quantized=False).at_price(price)
+    costs = [spectrum.tail(r) + price * (2 * r * (OUT + WIDTH) + (300 if r else 0)) for r in range(WIDTH + 1)]
+    assert abs(found.rank - int(np.argmin(costs))) <= (1 if found.rank else 0)
+
+
+def test_the_bytes_that_are_reckoned_are_those_of_the_file() -> None:
+    delta = random_delta()
+    layers = [_decomposed(group, None, True) for group in _groups(delta.entries)]
+    choices = _choices(layers, 1e-6)
+    small = Delta(_entries(choices), delta.embeddings)
+    taken = len(small.to_bytes()) - len(Delta({}, delta.embeddings).to_bytes())
+    assert sum(choice.bytes for choice in choices) == pytest.approx(taken, rel=0.03)
+
+
 def test_what_is_reckoned_is_what_comes_out() -> None:
     """The energy limit trusts the reckoning of errors, so at few and at many bits it must hold."""
     delta, moment = random_delta(), uneven_moment()
@@ -214,6 +289,37 @@ def test_compressing_again_never_makes_the_dense_matrix(monkeypatch: pytest.Monk
     compress(small, Limit(max_bytes=12_000), uneven_moment())
 
 
+def test_the_error_is_worked_by_hand() -> None:
+    """Δ = (1 2), (2 0) and a picture's (1 1) on features of which the second is three times as large as the first."""
+    moment = torch.diag(torch.tensor([1.0, 9.0]))
+    query = key(0, "q")
+    delta = Delta({
+        key(0, "k"): torch.tensor([[1.0, 2.0]]), key(0, "v"): torch.tensor([[2.0, 0.0]]), query: torch.ones(1, 2)
+    })  # fmt: skip
+    other = Delta({key(0, "k"): torch.tensor([[1.0, 1.0]]), query: torch.tensor([[1.0, 0.0]])})
+    # missed: 1 · 9 of k, 4 of v, which is left out, and 1 · 5 of q, which reads no text; of 37 + 4 + 10
+    assert functional_error(delta, other, moment) == pytest.approx((18 / 51) ** 0.5)
+    assert functional_error(delta, other) == pytest.approx((6 / 11) ** 0.5)
+
+
+def test_what_reads_pictures_is_weighed_as_the_mean_of_what_reads_text() -> None:
+    """Twins with no direction stronger than others, one of them to_q, beside even features: neither is preferred."""
+    torch.manual_seed(0)
+    matrix = torch.randn(OUT, WIDTH)
+    moment = torch.diag(torch.tensor([4.0] * WIDTH))
+    small = compress(Delta({key(0, "k"): matrix, key(0, "q"): matrix.flip(0)}), Limit(max_bytes=5_000), moment)
+    ranks = [entry.us.shape[1] for entry in small.entries.values()]
+    assert len(ranks) == 2 and abs(ranks[0] - ranks[1]) <= 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e3])
+def test_float16_factors_keep_small_and_large_deltas(tmp_path: Path, scale: float) -> None:
+    delta = Delta({key(0, "k"): decaying(OUT, scale)})
+    small = compress(delta, Limit(rank=WIDTH))
+    small.save(tmp_path / "a.delta.safetensors")
+    assert functional_error(delta, Delta.load(tmp_path / "a.delta.safetensors")) < 1e-3
+
+
 def test_words_and_their_origin_are_kept() -> None:
     delta = random_delta()
     delta.provenance.tokens = {"<new1>": "cat"}
@@ -223,7 +329,8 @@ def test_words_and_their_origin_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", [{}, {"rank": 0}, {"energy": 1.5}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}]
+    "limit",
+    [{}, {"rank": 0}, {"energy": 1.0}, {"energy": 0.0}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}],
 )
 def test_limits_that_make_no_sense_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(UserError):
@@ -236,9 +343,11 @@ def test_a_delta_that_does_nothing_to_text_keeps_its_words(entries: dict[str, Te
     assert small.entries == {} and list(small.embeddings) == ["<new1>"]
 
 
-def test_a_limit_below_the_words_alone_is_refused() -> None:
-    with pytest.raises(UserError, match="cannot be made as small as 500 bytes"):
-        compress(random_delta(), Limit(max_bytes=500))
+@pytest.mark.parametrize("room", [-10, 50])
+def test_a_limit_that_leaves_no_room_beside_the_words_is_refused(room: int) -> None:
+    size = len(Delta({}, random_delta().embeddings).to_bytes()) + room
+    with pytest.raises(UserError, match=f"cannot be made as small as {size} bytes"):
+        compress(random_delta(), Limit(max_bytes=size))
 
 
 def test_a_model_of_another_width_is_refused() -> None:

@@ -1,5 +1,9 @@
 """Merging: the constraints hold, little else changes, and what cannot be merged is refused with the reason."""
 
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +12,14 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.blending import bundle_words
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.merging import change_on, merge, target_features
-from lib_custom_diffusion.text_features import concept_words, read_captions, second_moments, spoken_features
+from lib_custom_diffusion.merging import _residual, change_on, merge, target_features
+from lib_custom_diffusion.text_features import (
+    OWN_PROMPTS,
+    concept_words,
+    read_captions,
+    second_moments,
+    spoken_features,
+)  # fmt: skip
 from tiny import TinyBackend
 
 D, OUT = 32, 20
@@ -111,6 +121,22 @@ def test_two_concepts_that_ask_different_things_of_the_same_text_are_refused() -
         merge([random_delta(1), random_delta(2)], [target, target + 1e-9], features(5, 200))
 
 
+def test_near_duplicate_targets_are_told_and_those_that_nearly_agree_miss_by_what_they_say() -> None:
+    """The residual is of the rows that are kept; a row within a thousandth of another's span is not."""
+    target = features(3, 3)
+    near = torch.cat([target, target[:1] + 1e-4 * features(7, 1)])
+    found = merge([random_delta(1)], [near], features(5, 200))
+    assert found.target_rows == (3, 4)
+    assert found.delta.provenance.settings["merge"]["target_rows"] == 3
+
+
+def test_the_residual_is_relative() -> None:
+    """Worked by hand: one layer, wanted (3 4), reached (3 4.5): 0.5 of 5."""
+    reached = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    us, wanted = {"k": torch.tensor([[3.0, 4.5]])}, {"k": torch.tensor([[3.0, 4.0]])}
+    assert _residual(us, reached, wanted) == pytest.approx(0.1)
+
+
 def test_the_same_delta_twice_is_itself() -> None:
     found = merge([random_delta(1), random_delta(1)], [features(3, 3)] * 2, features(5, 200))
     assert found.target_rows == (3, 6) and found.residual < 1e-10
@@ -194,6 +220,41 @@ def test_concepts_are_called_by_token_and_class_however_the_class_was_put() -> N
 def test_bundled_captions_are_many_and_different() -> None:
     captions = read_captions()
     assert 480 <= len(captions) <= 560 and len(set(captions)) == len(captions)
+
+
+class Spelled:
+    """A text encoder by which the only feature of a caption is how many letters it has, at each of two positions."""
+
+    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Any:
+        return SimpleNamespace(crossattn=torch.tensor([[[float(len(caption))]] * 2 for caption in captions]))
+
+
+def test_every_fifth_caption_is_held_out_and_the_others_are_fitted() -> None:
+    captions = ["x" * (n + 1) for n in range(20)]
+    moments = second_moments(Spelled(), captions, {}, {})  # type: ignore[arg-type]
+    squares = [float(len(caption)) ** 2 for caption in captions]
+    held_out = squares[::5]
+    fitted = [square for index, square in enumerate(squares) if index % 5]
+    assert moments.held_out.item() == pytest.approx(sum(held_out) / 4)
+    assert moments.fitted.item() == pytest.approx(sum(fitted) / 16)
+
+
+def test_a_concepts_own_prompts_count_for_one_half() -> None:
+    moments = second_moments(Spelled(), ["xx"] * 10, {"<new1>": "cat"}, {})  # type: ignore[arg-type]
+    prompts = [prompt.format("<new1> cat") for prompt in OWN_PROMPTS]
+    own = [float(len(prompt)) ** 2 for index, prompt in enumerate(prompts) if index % 5]
+    assert moments.fitted.item() == pytest.approx((4 + sum(own) / len(own)) / 2)
+    assert moments.held_out.item() == pytest.approx((4 + (len(prompts[0]) ** 2 + len(prompts[5]) ** 2) / 2) / 2)
+
+
+def test_words_to_leave_out_are_those_of_the_caption_at_hand_beyond_the_first_batch() -> None:
+    backend = TinyBackend()
+    captions = ["cat", *["a cat"] * 19]
+    skip = [0, *[1] * 19]
+    found = spoken_features(backend, captions, {}, skip)
+    one = spoken_features(backend, ["cat"], {})
+    other = spoken_features(backend, ["a cat"], {}, [1])
+    assert torch.equal(found, torch.cat([one, *[other] * 19]))
 
 
 def test_moments_weigh_captions_and_own_prompts_alike() -> None:

@@ -33,6 +33,7 @@ def effect(error: Tensor, root: Tensor | None) -> float:
 
 
 def test_tails_are_what_the_best_matrix_of_a_rank_misses(spectrum: Spectrum) -> None:
+    assert spectrum.outside(0) == 1.0
     for rank in (0, 3, 10):
         best = spectrum.u[:, :rank] @ spectrum.vh(rank)
         assert spectrum.tail(rank) == pytest.approx(effect(matrix() - best, spectrum.half), rel=1e-3)

@@ -117,17 +117,27 @@ def main() -> None:
     ways = {"plain sum": blend(deltas, [1.0, 1.0]).delta, "half of each": blend(deltas, [0.5, 0.5]).delta}
     ways |= {f"merged, padding {padding}": trial.merged(padding) for padding in PADDING}
     first, drawn = trial.alone(None)
+    shares_of, joint = {}, {}
     rows = [Row(f"{concept.name} alone", pictures[:8]) for concept, pictures in zip(concepts, drawn)]
     print(f"| way | {' | '.join(f'{concept.name} | of alone' for concept in concepts)} | both |")
     print(f"|{' --- |' * (2 * len(concepts) + 2)}\n| each alone | {' | '.join(f'{v:.3f} | 100%' for v in first)} | |")
     for name, delta in ways.items():
         values, drawn = trial.alone(delta)
         both, pictures = trial.together(delta)
-        shares = " | ".join(f"{value:.3f} | {value / best:.0%}" for value, best in zip(values, first))
+        shares_of[name], joint[name] = [value / best for value, best in zip(values, first)], both
+        shares = " | ".join(f"{value:.3f} | {share:.0%}" for value, share in zip(values, shares_of[name]))
         print(f"| {name} | {shares} | {both:.3f} |", flush=True)
         rows += [Row(f"{name}: {concept.name}", own[:8]) for concept, own in zip(concepts, drawn)]
         rows.append(Row(f"{name}: both", pictures[:: trial.seeds] + pictures[1 :: trial.seeds]))
     contact_sheet(rows).save(options.output / "merging.png")
+    merged = "merged, padding 0"
+    kept = min(shares_of[merged])
+    print(f"merged: each keeps at least {kept:.0%} of its likeness, {'met' if kept >= 0.9 else 'MISSED'} (90%)")
+    best = max(joint[name] for name in joint if not name.startswith("merged"))
+    print(
+        f"both in one picture: {joint[merged]:.3f} merged, {best:.3f} blended,"
+        f" {'met' if joint[merged] > best else 'MISSED'} (more than blended)"
+    )
 
 
 def taught(backend: DiffusersBackend, judge: Judge, concept: BundledConcept) -> Delta:

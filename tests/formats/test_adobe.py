@@ -104,3 +104,25 @@ def test_the_written_file_is_laid_out_as_adobes_loader_expects(tmp_path: Path) -
     content = torch.load(tmp_path / "b", weights_only=True)
     assert set(content["unet"]) == set(PATHS.values())
     assert content["modifier_token"]["<new1>"].shape == (6,)
+
+
+def test_factors_are_written_as_they_are_though_a_model_is_at_hand(tmp_path: Path) -> None:
+    factors = Factors(torch.randn(8, 2), torch.randn(2, 6))
+    (tmp_path / "a").write_bytes(formats.write(Delta({KEY: factors}), "adobe", BASE)["delta.ckpt"])
+    held = torch.load(tmp_path / "a", weights_only=True)["state_dict"][KEY]
+    assert torch.equal(held["u"], factors.us) and torch.equal(held["v"], factors.vh)
+
+
+def test_factors_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    content = {"state_dict": {KEY: {"u": torch.ones(8, 2), "v": torch.ones(3, 6)}}}
+    with pytest.raises(UserError, match=r"do not fit: \(8, 2\) and \(3, 6\)"):
+        formats.read(save(tmp_path / "delta.ckpt", content))
+
+
+def test_diffusers_paths_are_counted_by_the_models_own_resnets(tmp_path: Path) -> None:
+    """With one resnet a block there is a downsampler after each, so down block 1 is input block 3 and not 4."""
+    key = KEY.replace("input_blocks.1.1", "input_blocks.3.1")
+    base = Base({key: torch.zeros(8, 6)}, {}, resnets=1)
+    content = {"unet": {PATHS[KEY].replace("down_blocks.0", "down_blocks.1"): torch.ones(8, 6)}}
+    path = save(tmp_path / "delta.bin", content)
+    assert torch.equal(formats.read(path, base).delta.entries[key], torch.ones(8, 6))

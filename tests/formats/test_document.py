@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_custom_diffusion import formats
+from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats.document import read_document
 
@@ -84,3 +85,17 @@ def test_files_of_no_known_format_say_what_is_known(tmp_path: Path) -> None:
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
         formats.read(tmp_path / "a.pt")
+
+
+def test_dicts_deeper_than_any_format_are_refused(tmp_path: Path) -> None:
+    content: dict[str, object] = {"x": torch.ones(1)}
+    for _ in range(6):
+        content = {"in": content}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="dicts in dicts in dicts"):
+        read_document(tmp_path / "a.pt")
+
+
+def test_an_unknown_kind_of_file_to_write_says_which_are_known() -> None:
+    with pytest.raises(UserError, match="no format 'ckpt'; choose from delta, adobe"):
+        formats.write(Delta({}), "ckpt")

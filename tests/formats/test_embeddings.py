@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.delta import Delta
@@ -55,3 +55,36 @@ def test_words_of_another_width_are_no_sdxl_words() -> None:
 def test_a_delta_without_words_has_none_to_write() -> None:
     with pytest.raises(UserError, match="no modifier token"):
         formats.write(Delta({}), "embedding")
+
+
+def test_sdxl_words_are_split_where_its_two_text_encoders_meet(tmp_path: Path) -> None:
+    vectors = torch.arange(2048.0)[None]
+    (content,) = formats.write(Delta({}, {"<pet>": vectors}), "embedding-sdxl").values()
+    (tmp_path / "a.safetensors").write_bytes(content)
+    held = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(held["clip_l"], vectors[:, :768]) and torch.equal(held["clip_g"], vectors[:, 768:])
+
+
+def test_words_whose_two_halves_differ_in_number_are_refused(tmp_path: Path) -> None:
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(1, 1280)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="clip_l has 2 vectors, clip_g 1"):
+        formats.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("held", [{}, {"a": torch.ones(1, 6), "b": torch.ones(1, 6)}, torch.ones(1, 6)])
+def test_a1111_files_of_no_or_several_tokens_are_refused(tmp_path: Path, held: object) -> None:
+    torch.save({"string_to_param": held}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="vectors of one token"):
+        formats.read(tmp_path / "a.pt")
+
+
+def test_several_bare_vectors_are_no_word(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(6), "b": torch.ones(6)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="no known format"):
+        formats.read(tmp_path / "a.safetensors")
+
+
+def test_files_are_named_by_the_token_without_what_no_file_system_takes() -> None:
+    assert list(formats.write(Delta({}, {'a/b\\c:"d"?': torch.ones(1, 6)}), "embedding-diffusers")) == [
+        "abcd.safetensors"
+    ]

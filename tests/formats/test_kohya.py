@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.formats.base import Base
 
 KEY = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -122,3 +124,33 @@ def test_dense_layers_are_refused() -> None:
 def test_an_unknown_architecture_needs_the_model() -> None:
     with pytest.raises(UserError, match="--model"):
         formats.write(Delta({KEY: Factors(UP, DOWN)}, {}, Provenance("crossattn-7x128")), "lora")
+
+
+def test_layers_of_a_model_of_another_layout_go_by_the_names_of_ldm_and_of_diffusers(tmp_path: Path) -> None:
+    """kohya's names of SD 1 count two resnets a block; where there is one, only LDM's own names are unmistakable."""
+    base = Base({KEY: torch.ones(4, 3)}, {}, resnets=1)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(formats.write(Delta({KEY: Factors(UP, DOWN)}), "lora", base)["lora.safetensors"])
+    layers = {name.removesuffix(".alpha") for name in load_file(path) if name.endswith(".alpha")}
+    assert layers == {SGM_NAME}
+    assert torch.equal(formats.read(path, base).delta.entries[KEY].dense(), UP @ DOWN)
+
+
+def test_values_too_large_for_float16_are_not_written() -> None:
+    with pytest.raises(UserError, match="not finite as float16"):
+        formats.write(Delta({KEY: Factors(UP * 1e5, DOWN)}), "lora")
+
+
+def test_a_word_that_the_webui_would_cut_short_is_refused() -> None:
+    with pytest.raises(UserError, match=r"rename v1\.5"):
+        formats.write(Delta({KEY: Factors(UP, DOWN)}, {"v1.5": torch.ones(1, 3)}), "lora")
+
+
+def test_the_metadata_says_the_greatest_rank(tmp_path: Path) -> None:
+    other = KEY.replace("to_k", "to_v")
+    delta = Delta({KEY: Factors(UP, DOWN), other: Factors(torch.ones(4, 1), torch.ones(1, 3))})
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(formats.write(delta, "lora")["lora.safetensors"])
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2")

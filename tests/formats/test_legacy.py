@@ -49,3 +49,10 @@ def test_quantized_factors_are_written_so_that_the_first_extension_reads_them(tm
     assert torch.allclose(tensors[f"{KEY}.US"].float() @ tensors[f"{KEY}.Vh"].float(), entry.dense(), atol=5e-3)
     found = formats.read(path).delta.entries
     assert isinstance(found[KEY], Factors) and torch.equal(found[OTHER].float(), torch.ones(8, 16))
+
+
+def test_what_a_kv_file_has_beyond_cross_attention_is_listed(tmp_path: Path) -> None:
+    base = Base({KEY: torch.zeros(8, 6)}, {})
+    other = KEY.replace("attn2", "attn1")
+    save_file({KEY: torch.ones(8, 6), other: torch.ones(8, 8)}, tmp_path / "a.kv.safetensors")
+    assert formats.read(tmp_path / "a.kv.safetensors", base).dropped == [other]

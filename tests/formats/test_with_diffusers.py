@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from small_models import WIDTH, output, small_pipeline, small_unet
 from torch import Tensor
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats.base import Base
 from lib_custom_diffusion.injection import Injection
+from tiny import TinyUNet
 
 pytest.importorskip("peft")
 
@@ -125,3 +128,16 @@ def test_transformers_side_of_diffusers_reads_our_embeddings(tmp_path: Path) -> 
     path = saved(tmp_path, formats.write(delta, "embedding-diffusers"))
     (state,) = load_textual_inversion_state_dicts([str(tmp_path)], weight_name=path.name)
     assert torch.equal(state["<new1>"], delta.embeddings["<new1>"][0])
+
+
+def test_a_file_without_any_cross_attention_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"a.safetensors": save({"x.processor.other_custom_diffusion.weight": torch.ones(2, 2)})})
+    with pytest.raises(UserError, match="no weights of cross-attention"):
+        formats.read(path, Base.of(small_unet()))
+
+
+@pytest.mark.parametrize(("count", "resnets"), [(2, 2), ([1, 2, 2], 1)])
+def test_resnets_of_ldm_are_one_number_or_one_a_level(count: int | list[int], resnets: int) -> None:
+    unet = TinyUNet()
+    unet.num_res_blocks = count
+    assert Base.of(unet).resnets == resnets
