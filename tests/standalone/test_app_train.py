@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Page:
 
     def press(self, button: str, **entered: Any) -> list[Any]:
         """All that a press of the button shows, from the first to the last."""
+        assert inspect.isgeneratorfunction(self.parts[button].events[0].fn)  # of no other does gradio show all
         return list(self.parts[button].press(**entered))
 
 
