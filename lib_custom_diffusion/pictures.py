@@ -86,7 +86,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     """
     try:
         with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
+            upright = ImageOps.exif_transpose(opened) or opened  # never None, which some versions' types allow
             if upright.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
                 upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
             if "transparency" not in upright.info and not {"A", "a"} & set(upright.getbands()):
