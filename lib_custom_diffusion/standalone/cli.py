@@ -173,7 +173,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of AdamW")
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
     add("--max_grad_value", type=float, help="gradients are cut off at this value")
-    add("--snr_gamma", type=float, help="min-SNR weighting of the loss, 5 as a rule; none if not given")
+    add("--snr_gamma", type=float, help="min-SNR weighting of the loss; 5 as a rule; else none, save for the toy")
     add("--seed", type=int, default=_D.seed, help="of everything that is random")
 
     output = command.add_argument_group("output", "--max_size, --rank or --energy compress the delta at the end.")

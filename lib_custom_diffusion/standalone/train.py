@@ -31,8 +31,14 @@ from .compress import limit_of
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
 
-TOY_RECIPE = replace(TrainingConfig(), learning_rate="3e-4", embedding_learning_rate="5e-3", max_train_steps=200)
-"""What works for the toy model: it is small, and takes larger steps than Stable Diffusion."""
+TOY_RECIPE = replace(
+    TrainingConfig(), learning_rate="3e-4", embedding_learning_rate="5e-3", max_train_steps=200, snr_gamma=0.1
+)
+"""What works for the toy model: it is small, and takes larger steps than Stable Diffusion.
+
+Nearly all of the loss at little noise is taken away (γ 0.1), because 200 steps are short and colour and shape are decided
+at much noise: without it the blue cat stays a blur (likeness 0.55 instead of 0.70).
+"""
 
 _TOKEN = re.compile(r"<[^<>\s:]+>")
 
@@ -193,6 +199,7 @@ def _config(options: argparse.Namespace, concepts: Sequence[Concept]) -> Trainin
             or options.learning_rate
             or recipe.embedding_learning_rate,
             "max_train_steps": options.max_train_steps or recipe.max_train_steps,
+            "snr_gamma": recipe.snr_gamma if options.snr_gamma is None else options.snr_gamma,
         }
     )
     if not options.scale_lr:

@@ -1,8 +1,9 @@
 """How good the toy model is: python tests/benchmarks/toy_quality.py [--samples 200] [--sheet FILE.png]
 
 Draws captions that were held out of its training with fixed seeds, 25 steps and guidance 4, and lets the judge count
-what came out right; reconstructs the bundled concepts' pictures; and times loading and drawing. Prints one line a
-figure with its bar. `--sheet` keeps the first hundred pictures of one thing.
+what came out right; reconstructs drawings of the same captions (which needs the font, see world.py) and the bundled
+concepts' pictures; and times loading and drawing. Prints one line a figure with its bar. `--sheet` keeps the first
+hundred pictures of one thing.
 """
 
 import argparse
@@ -61,14 +62,29 @@ def draw(pipeline: object, captions: list[str]) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def reconstruction_psnr(pipeline: object) -> float:
-    """PSNR in dB of the VAE on the bundled concepts' pictures, none of which it has seen."""
-    paths = sorted(path for concept in bundled_concepts().values() for path in concept.folder.glob("*.png"))
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-    output = pipeline.vae.decode(pipeline.vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-    errors = ((output - pictures) / 2).square().mean(dim=(1, 2, 3))
+def reconstruction_psnr(pipeline: object, pictures: list[Image.Image]) -> float:
+    """Mean PSNR in dB of pictures that went through the VAE and back."""
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    target = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    output = pipeline.vae.decode(pipeline.vae.encode(target).latent_dist.mean).sample.clamp(-1, 1)
+    errors = ((output - target) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * errors.log10()).mean())
+
+
+def held_out_drawings(count: int) -> list[Image.Image]:
+    """True drawings of what `held_out_singles` names, in the world's sizes; they need the font."""
+    rng, sizes = random.Random(2), list(world.SPAN_SHARES)
+    scenes = [
+        world.scene_of(rng, thing, colour, rng.choices(sizes, list(world.SPAN_SHARES.values()))[0])
+        for thing, colour in held_out_singles(count)
+    ]
+    return [world.draw(scene) for scene in scenes]
+
+
+def concept_pictures() -> list[Image.Image]:
+    """The bundled concepts' pictures: things and looks that the VAE has not seen."""
+    paths = sorted(path for concept in bundled_concepts().values() for path in concept.folder.glob("*.png"))
+    return [Image.open(path) for path in paths]
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:
@@ -104,7 +120,8 @@ def main() -> None:
     print(f"right thing        {things:6.1%}   bar 90 %   ({len(ones)} pictures)")
     print(f"right colour       {colours:6.1%}   bar 95 %")
     print(f"both things        {both:6.1%}   bar 70 %   ({len(twos)} pictures)")
-    print(f"VAE PSNR           {reconstruction_psnr(pipeline):6.1f}   bar 26 dB")
+    print(f"VAE PSNR           {reconstruction_psnr(pipeline, held_out_drawings(100)):6.1f}   bar 26 dB")
+    print(f"  of the concepts  {reconstruction_psnr(pipeline, concept_pictures()):6.1f}")
     print(f"loading            {loading:6.2f}   bar 2 s")
     print(f"one picture        {drawing:6.2f}   bar 3 s")
     if options.sheet:

@@ -19,7 +19,9 @@ class BundledConcept:
     """A concept in `folder`.
 
     prompts:           what to draw to see whether it was learned, with the modifier token.
-    judge_captions:    what each of `prompts` should show, in words that the judge knows.
+    judge_captions:    what each of `prompts` should show, in words that the judge knows. They name a look that is to be
+                       learned, because to the judge a blue cat is no "cat": a true one is at 0.47 from that word and
+                       at 0.74 from "recoloured cat" (cosines).
     unrelated_prompts: what should look as it did before.
     """
 
