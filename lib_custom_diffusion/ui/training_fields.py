@@ -266,6 +266,11 @@ def _gradients(face: Face) -> Fields:
             label="Clip gradients at", value=1.0, info="Smaller is more careful; 1 by norm is usual",
             elem_id="cd_clip_value",
         )  # fmt: skip
+    with face.row():
+        fields["snr_gamma"] = gr.Number(
+            label="Min-SNR gamma", value=_first(face)["snr_gamma"], elem_id="cd_snr_gamma",
+            info="Smaller learns more from noisy pictures, where shape and colour are decided; 5 is usual; 0: off",
+        )  # fmt: skip
     return fields
 
 

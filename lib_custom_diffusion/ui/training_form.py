@@ -21,19 +21,19 @@ PICTURE_SHAPES = {"cropped to a square": "crop", "padded to a square": "pad", "a
 PRESETS: dict[str, dict[str, Any]] = {
     "thing or pet": {
         "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "steps": 250, "select": "crossattn_kv",
-        "prompt": "photo of a [name]",
+        "snr_gamma": 0.0, "prompt": "photo of a [name]",
     },
     "style": {
         "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "steps": 250, "select": "crossattn_kv",
-        "prompt": "painting in the style of [name]",
+        "snr_gamma": 0.0, "prompt": "painting in the style of [name]",
     },
     "two things together": {
         "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "steps": 500, "select": "crossattn_kv",
-        "prompt": "photo of a [name]",
+        "snr_gamma": 0.0, "prompt": "photo of a [name]",
     },
     "face": {
         "learning_rate": "4e-5", "embedding_learning_rate": "4e-5", "steps": 1000, "select": "crossattn",
-        "prompt": "photo of a [name]",
+        "snr_gamma": 0.0, "prompt": "photo of a [name]",
     },
 }  # fmt: skip
 """The published recipes: their rate times the batch of 8 that it was used with."""
@@ -70,6 +70,7 @@ class TrainingForm:
     overwrite:      whether it may replace a delta of that name.
     resume:         go on from the last save of a training of that name.
     clip_mode, clip_value: what gradients are clipped by, and at.
+    snr_gamma:      γ of the loss's min-SNR weighting; 0 for none.
     resolution:     0 for the model's own.
     shape:          one of PICTURE_SHAPES.
     captions, prompt, template: see `captions.captioner`; [name] stands for the word with its class word.
@@ -88,6 +89,7 @@ class TrainingForm:
     gradient_accumulation: int = 1
     clip_mode: str = "norm"
     clip_value: float = 1.0
+    snr_gamma: float = 0.0
     resolution: int = 0
     shape: str = next(iter(PICTURE_SHAPES))
     augment: bool = True
@@ -198,6 +200,7 @@ class TrainingForm:
             prior_loss_weight=self.prior_loss_weight,
             max_grad_norm=self.clip_value if self.clip_mode == "norm" else None,
             max_grad_value=self.clip_value if self.clip_mode == "value" else None,
+            snr_gamma=self.snr_gamma or None,
             mixed_precision=mixed_precision,
             gradient_checkpointing=self.gradient_checkpointing,
             checkpointing_steps=self.save_every or self.steps,

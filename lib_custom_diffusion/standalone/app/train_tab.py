@@ -30,7 +30,7 @@ from .models import Models
 _TOY_PRESETS = {
     "toy model: thing": {
         "learning_rate": TOY_RECIPE.learning_rate, "embedding_learning_rate": TOY_RECIPE.embedding_learning_rate,
-        "steps": TOY_RECIPE.max_train_steps, "select": TOY_RECIPE.freeze_model,
+        "steps": TOY_RECIPE.max_train_steps, "select": TOY_RECIPE.freeze_model, "snr_gamma": TOY_RECIPE.snr_gamma,
         "prompt": PRESETS["thing or pet"]["prompt"],
     }
 }  # fmt: skip
