@@ -8,7 +8,8 @@ Bits are dealt out across all layers at once, where they save most error. Of a k
 the numbers of U are rounded at a cost of s² · 4⁻ᵇ in b bits, so that one more bit must save more than its price λ;
 likewise those of Vh, whose rounding costs far less where text features are strong; and a direction is kept if that
 saves more than it costs. Strong directions get many bits, weak ones few, and λ is found by bisection. to_k and to_v of
-a layer share Vh where that is less. For readers that know nothing of bits, factors are in float16 instead.
+a layer share Vh; a direction that only one of them has takes no bits of the other. For readers that know nothing of
+bits, factors are in float16 instead, apart.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from .delta import Delta, Entry, Factors
 from .errors import UserError
 from .factors import QuantizedFactors
 from .quantization import NOISE, NUMBERS_A_BYTE, quantize
-from .spectrum import Spectrum, spectrum_of, square_root, stacked
+from .spectrum import Spectrum, spectrum_of, square_root
 
 _SAVINGS = NOISE[:-1] - NOISE[1:]  # of one more bit, by how many there are
 _COMPONENT_BYTES = 6  # of an entry: its step, its two numbers of bits
 _BISECTIONS = 20
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_TRIES = 4
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,37 @@ def compress(delta: Delta, limit: Limit, moment: Tensor | None = None, quantized
     A limit to the rank means float16. Raises UserError if the byte limit is below what the smallest such file takes.
     """
     half = None if moment is None else square_root(moment)
-    layers = _in_parallel(lambda group: _decomposed(group, half, quantized), _groups(delta.entries))
+    quantized &= limit.rank is None
+    spectra = _spectra(delta.entries, half, shared=quantized)
     if limit.rank is not None:
-        return replace(delta, entries=_entries([c for layer in layers for c in layer.at_rank(limit.rank)]))
+        chosen = [_in_float16(spectrum, min(limit.rank, len(spectrum.s))) for spectrum in spectra]
+        return replace(delta, entries=_entries(chosen))
     if limit.energy is not None:
-        allowed = (1 - limit.energy) * sum(spectrum.tail(0) for layer in layers for spectrum in layer.apart)
-        found = _best(layers, lambda choices: sum(c.error for c in choices) <= allowed, cheap=True)
-        return replace(delta, entries=_entries(found))
+        return _within_loss(delta, spectra, quantized, 1 - limit.energy, moment)
     assert limit.max_bytes is not None
-    return _within_bytes(delta, layers, limit.max_bytes)
+    return _within_bytes(delta, spectra, quantized, limit.max_bytes)
 
 
-def _within_bytes(delta: Delta, layers: Sequence[_Layer], max_bytes: int) -> Delta:
+def _within_loss(
+    delta: Delta, spectra: Sequence[Spectrum], quantized: bool, loss: float, moment: Tensor | None
+) -> Delta:
+    """The fewest bytes that lose no more than this share of the squared effect, measured and not only reckoned."""
+    total, aim, small = sum(spectrum.tail(0) for spectrum in spectra), loss, delta
+    for _ in range(_TRIES):
+        fits = partial(_loses, aim * total)
+        small = replace(delta, entries=_entries(_best(spectra, quantized, fits, cheap=True)))
+        measured = functional_error(delta, small, moment) ** 2
+        if measured <= loss:
+            break
+        aim *= 0.97 * loss / measured
+    return small
+
+
+def _within_bytes(delta: Delta, spectra: Sequence[Spectrum], quantized: bool, max_bytes: int) -> Delta:
     room = max_bytes - len(replace(delta, entries={}).to_bytes())
-    no_effect = all(spectrum.tail(0) == 0 for layer in layers for spectrum in layer.apart)
+    no_effect = all(spectrum.tail(0) == 0 for spectrum in spectra)
     while room > 0:
-        small = replace(delta, entries=_entries(_best(layers, partial(_fits, room))))
+        small = replace(delta, entries=_entries(_best(spectra, quantized, partial(_fits, room))))
         excess = len(small.to_bytes()) - max_bytes
         if excess <= 0 and (small.entries or no_effect):
             return small
@@ -188,7 +206,7 @@ def _quantized(spectrum: Spectrum, price: float) -> _Choice:
         rank = int(np.append(0.0, np.cumsum(saved)).argmax())
     us_bits, vh_bits = us_bits[:, :rank], vh_bits[:rank]
     planes = (us_bits.sum(axis=1) * outs).sum() + vh_bits.sum() * spectrum.width
-    size = planes / NUMBERS_A_BYTE + _COMPONENT_BYTES * rank * len(outs) + _header_bytes(spectrum, tensors=4)
+    size = planes / NUMBERS_A_BYTE + _COMPONENT_BYTES * rank * len(outs) + _header_bytes(spectrum, tensors=3, shared=1)
     error = spectrum.tail(rank) + us_error[:rank].sum() + vh_error[:rank].sum()
     return _Choice(spectrum, rank, error, size, (us_bits, vh_bits))
 
@@ -198,44 +216,23 @@ def _bits(squares: npt.NDArray[np.float64], price: float | npt.NDArray[np.float6
     return (squares[..., None] * _SAVINGS > np.asarray(price)[..., None]).sum(axis=-1)
 
 
-def _header_bytes(spectrum: Spectrum, tensors: int) -> int:
+def _header_bytes(spectrum: Spectrum, tensors: int, shared: int = 0) -> int:
     """What the file's header has on a spectrum's entries: a line each in the list of entries, and one a tensor."""
-    return sum((1 + tensors) * len(key) + 36 + 70 * tensors for key in spectrum.outs)
+    lines = [len(key) + 36 for key in spectrum.outs] + [len(key) + 70 for key in spectrum.outs for _ in range(tensors)]
+    return sum(lines) + shared * lines[-1]
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A group of entries: the spectrum of each, and of all stacked where they might share a basis."""
+def _at_price(spectrum: Spectrum, price: float, quantized: bool) -> _Choice:
+    """The way of storing it that makes squared error + price · bytes least."""
+    if quantized and _in_whole_bytes(*spectrum.outs.values(), spectrum.width):
+        found = _quantized(spectrum, price)
+    else:
+        found = _in_float16(spectrum, spectrum.above(2 * price * spectrum.numbers))
+    return min(_left_out(spectrum), found, key=lambda choice: choice.cost(price))
 
-    apart: list[Spectrum]
-    quantized: bool
-    together: Spectrum | None = None
 
-    def at_rank(self, rank: int) -> list[_Choice]:
-        return [_in_float16(spectrum, min(rank, len(spectrum.s))) for spectrum in self.apart]
-
-    def at_price(self, price: float) -> list[_Choice]:
-        """The way of storing it that makes squared error + price · bytes least."""
-        apart = [self._one_at_price(spectrum, price) for spectrum in self.apart]
-        if self.together is None:
-            return apart
-        together = self._one_at_price(self.together, price)
-        return [together] if together.cost(price) < sum(choice.cost(price) for choice in apart) else apart
-
-    def _one_at_price(self, spectrum: Spectrum, price: float) -> _Choice:
-        if self.quantized:
-            found = _quantized(spectrum, price)
-        else:
-            found = _in_float16(spectrum, spectrum.above(2 * price * spectrum.numbers))
-        return min(_left_out(spectrum), found, key=lambda choice: choice.cost(price))
-
-    def with_stacked(self, price: float) -> _Layer:
-        """The same with the stacked spectrum, of what matters at this price."""
-        alone = len({spectrum.width for spectrum in self.apart}) == len(self.apart)
-        if alone or not self.quantized:
-            return self
-        least = min(spectrum.numbers for spectrum in self.apart) / NUMBERS_A_BYTE
-        return replace(self, together=stacked(self.apart, price * least / len(self.apart)))
+def _in_whole_bytes(*lengths: int) -> bool:
+    return all(length % NUMBERS_A_BYTE == 0 for length in lengths)
 
 
 def _in_parallel(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
@@ -248,36 +245,42 @@ def _in_parallel(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> li
         torch.set_num_threads(threads)
 
 
+def _loses(allowed: float, choices: Sequence[_Choice]) -> bool:
+    return sum(choice.error for choice in choices) <= allowed
+
+
 def _fits(room: int, choices: Sequence[_Choice]) -> bool:
     return sum(choice.bytes for choice in choices) <= room
 
 
-def _best(layers: Sequence[_Layer], fits: Callable[[list[_Choice]], bool], cheap: bool = False) -> list[_Choice]:
-    """The choices of least squared error that fit; with `cheap`, those of fewest bytes that fit."""
-    price = _limiting_price(layers, fits, cheap)
-    layers = _in_parallel(lambda layer: layer.with_stacked(price), layers)
-    return _choices(layers, _limiting_price(layers, fits, cheap))
+def _best(
+    spectra: Sequence[Spectrum], quantized: bool, fits: Callable[[list[_Choice]], bool], cheap: bool = False
+) -> list[_Choice]:
+    """The choices of least squared error that fit; with `cheap`, those of fewest bytes that fit.
 
-
-def _limiting_price(layers: Sequence[_Layer], fits: Callable[[list[_Choice]], bool], cheap: bool) -> float:
-    """The least price of a byte at which the choices fit, or with `cheap` the highest."""
-    spectra = [spectrum for layer in layers for spectrum in layer.apart]
+    They are those of the least price of a byte at which they fit, or with `cheap` of the highest.
+    """
     dearest = 2 * NUMBERS_A_BYTE * max((s.tail(0) / s.numbers for s in spectra), default=1.0) or 1.0
     good, bad = (dearest * 1e-16, dearest) if cheap else (dearest, dearest * 1e-16)
     for _ in range(_BISECTIONS):
         middle = (good * bad) ** 0.5
-        good, bad = (middle, bad) if fits(_choices(layers, middle)) else (good, middle)
-    return good
+        fit = fits([_at_price(spectrum, middle, quantized) for spectrum in spectra])
+        good, bad = (middle, bad) if fit else (good, middle)
+    return [_at_price(spectrum, good, quantized) for spectrum in spectra]
 
 
-def _choices(layers: Sequence[_Layer], price: float) -> list[_Choice]:
-    return [choice for layer in layers for choice in layer.at_price(price)]
+def _spectra(entries: Mapping[str, Entry], text_half: Tensor | None, shared: bool) -> list[Spectrum]:
+    """One of each entry; where they may share Vh, one of to_k and to_v together."""
+    groups = _groups(entries) if shared else [{key: entry} for key, entry in entries.items()]
 
+    def spectra_of(group: Mapping[str, Entry]) -> list[Spectrum]:
+        halves = {key: _half_of(key, entry, text_half) for key, entry in group.items()}
+        alike = len({entry.shape[1] for entry in group.values()}) == 1
+        if alike and _in_whole_bytes(*(size for entry in group.values() for size in entry.shape)):
+            return [spectrum_of(group, next(iter(halves.values())))]
+        return [spectrum_of({key: entry}, halves[key]) for key, entry in group.items()]
 
-def _decomposed(group: Mapping[str, Entry], text_half: Tensor | None, quantized: bool) -> _Layer:
-    apart = [spectrum_of(key, entry, _half_of(key, entry, text_half)) for key, entry in group.items()]
-    whole_bytes = all(size % NUMBERS_A_BYTE == 0 for entry in group.values() for size in entry.shape)
-    return _Layer(apart, quantized and whole_bytes)
+    return [spectrum for found in _in_parallel(spectra_of, groups) for spectrum in found]
 
 
 def _entries(choices: Sequence[_Choice]) -> dict[str, Entry]:

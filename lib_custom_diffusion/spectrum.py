@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,21 +104,33 @@ def square_root(moment: Tensor) -> Tensor:
     return torch.linalg.cholesky(moment.double() + ridge * torch.eye(len(moment), dtype=torch.float64)).float()
 
 
-def spectrum_of(key: str, entry: Entry, half: Tensor | None) -> Spectrum:
-    """Of a dense entry by its SVD; of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank."""
-    if isinstance(entry, Factors):
-        basis, r = torch.linalg.qr(entry.us.float().cpu())
-        inner = r @ entry.vh.float().cpu()
-    else:
-        basis, inner = None, entry.detach().float().cpu()
+def spectrum_of(entries: Mapping[str, Entry], half: Tensor | None) -> Spectrum:
+    """Of entries on top of each other that read the same.
+
+    Of dense ones by one SVD, of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank.
+    """
+    if len(entries) > 1 and any(isinstance(entry, Factors) for entry in entries.values()):
+        return _stacked([spectrum_of({key: entry}, half) for key, entry in entries.items()])
+    basis, inner = _basis(list(entries.values()))
     turn, s, right = torch.linalg.svd(inner if half is None else inner @ half, full_matrices=False)
     u = turn if basis is None else basis @ turn
-    return Spectrum({key: len(u)}, u, s, s[:, None] * right, inner, turn, half)
+    outs = {key: entry.shape[0] for key, entry in entries.items()}
+    return Spectrum(outs, u, s, s[:, None] * right, inner, turn, half)
 
 
-def stacked(spectra: Sequence[Spectrum], square: float) -> Spectrum:
-    """Of entries on top of each other that read the same, without directions whose squared effect is below `square`."""
-    ranks = [spectrum.above(square) for spectrum in spectra]
+def _basis(entries: Sequence[Entry]) -> tuple[Tensor | None, Tensor]:
+    """Orthonormal columns, and what they are to be multiplied by; None where that is the matrix itself."""
+    if isinstance(entries[0], Factors):
+        basis, r = torch.linalg.qr(entries[0].us.float().cpu())
+        return basis, r @ entries[0].vh.float().cpu()
+    matrix = torch.cat([entry.detach().float().cpu() for entry in entries if isinstance(entry, Tensor)])
+    tall = len(matrix) > 2 * matrix.shape[1]  # then the SVD is faster on the triangle of a QR
+    return torch.linalg.qr(matrix) if tall else (None, matrix)
+
+
+def _stacked(spectra: Sequence[Spectrum]) -> Spectrum:
+    """Of all together, without directions that are negligible in each."""
+    ranks = [spectrum.above(0.0) for spectrum in spectra]
     effects = torch.cat([spectrum.effect[:rank] for spectrum, rank in zip(spectra, ranks)])
     turn, s, right = torch.linalg.svd(effects, full_matrices=False)  # their u are orthonormal already
     return Spectrum(

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from lib_custom_diffusion.compression import (
     Limit,
-    _choices,
-    _decomposed,
+    _at_price,
     _entries,
-    _groups,
-    _Layer,
     _quantized,
+    _spectra,
     compress,
     functional_error,
 )  # fmt: skip
@@ -23,7 +21,7 @@ from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.factors import QuantizedFactors
 from lib_custom_diffusion.quantization import NOISE
-from lib_custom_diffusion.spectrum import Spectrum, spectrum_of, square_root, stacked
+from lib_custom_diffusion.spectrum import Spectrum, spectrum_of, square_root
 
 WIDTH, OUT = 48, 64
 IntArray = npt.NDArray[np.int64]
@@ -88,7 +86,7 @@ def test_a_byte_limit_is_kept_and_used(tmp_path: Path, max_bytes: int) -> None:
     small.save(tmp_path / "a.delta.safetensors")
     size = (tmp_path / "a.delta.safetensors").stat().st_size
     assert size <= max_bytes
-    assert size > 0.95 * max_bytes or functional_error(random_delta(), small, uneven_moment()) < 1e-4
+    assert size > 0.9 * max_bytes or functional_error(random_delta(), small, uneven_moment()) < 1e-4
 
 
 def test_bytes_go_to_the_layers_that_do_most() -> None:
@@ -176,8 +174,7 @@ def cost_by_hand(spectrum: Spectrum, us_bits: IntArray, vh_bits: IntArray, price
 def test_no_other_bits_are_a_better_bargain(entries: int, price: float) -> None:
     half = square_root(uneven_moment())
     sizes = (OUT, 24)[:entries]
-    spectra = [spectrum_of(str(size), decaying(size), half) for size in sizes]
-    spectrum = spectra[0] if entries == 1 else stacked(spectra, 0.0)
+    spectrum = spectrum_of({str(size): decaying(size) for size in sizes}, half)
     choice = _quantized(spectrum, price)
     assert choice.bits is not None and choice.rank > 2
     us_bits, vh_bits = choice.bits
@@ -196,27 +193,27 @@ def test_no_other_bits_are_a_better_bargain(entries: int, price: float) -> None:
 
 @pytest.mark.parametrize("price", [1e-4, 1e-6, 1e-8])
 def test_no_other_rank_of_float16_factors_is_a_better_bargain(price: float) -> None:
-    spectrum = spectrum_of(key(0, "k"), decaying(OUT), None)
-    (found,) = _Layer([spectrum], quantized=False).at_price(price)
+    spectrum = spectrum_of({key(0, "k"): decaying(OUT)}, None)
+    found = _at_price(spectrum, price, quantized=False)
     costs = [spectrum.tail(r) + price * (2 * r * (OUT + WIDTH) + (300 if r else 0)) for r in range(WIDTH + 1)]
     assert abs(found.rank - int(np.argmin(costs))) <= (1 if found.rank else 0)
 
 
 def test_the_bytes_that_are_reckoned_are_those_of_the_file() -> None:
     delta = random_delta()
-    layers = [_decomposed(group, None, True) for group in _groups(delta.entries)]
-    choices = _choices(layers, 1e-6)
+    spectra = _spectra(delta.entries, None, shared=True)
+    choices = [_at_price(spectrum, 1e-6, quantized=True) for spectrum in spectra]
     small = Delta(_entries(choices), delta.embeddings)
     taken = len(small.to_bytes()) - len(Delta({}, delta.embeddings).to_bytes())
     assert sum(choice.bytes for choice in choices) == pytest.approx(taken, rel=0.03)
 
 
 def test_what_is_reckoned_is_what_comes_out() -> None:
-    """The energy limit trusts the reckoning of errors, so at few and at many bits it must hold."""
+    """At few bits and at many; where the reckoning of errors is too hopeful, what is measured counts."""
     delta, moment = random_delta(), uneven_moment()
     for energy in (0.9, 0.99, 0.9999, 0.999999):
         lost = functional_error(delta, compress(delta, Limit(energy=energy), moment), moment) ** 2
-        assert 0.3 * (1 - energy) < lost <= 1.05 * (1 - energy)
+        assert 0.3 * (1 - energy) < lost <= 1 - energy
 
 
 def test_rank_one_can_be_kept_as_exactly_as_float16_does() -> None:
@@ -246,14 +243,12 @@ def test_k_and_v_that_read_the_same_directions_share_them(tmp_path: Path) -> Non
     assert functional_error(delta, read) == pytest.approx(functional_error(delta, small), rel=1e-3)
 
 
-def test_k_and_v_that_read_different_directions_do_not() -> None:
-    torch.manual_seed(0)
-    directions, _ = torch.linalg.qr(torch.randn(WIDTH, 24))
-    delta = Delta({
-        key(0, "k"): torch.randn(OUT, 12) @ directions.T[:12], key(0, "v"): torch.randn(OUT, 12) @ directions.T[12:]
-    })  # fmt: skip
-    small = compress(delta, Limit(max_bytes=4_200))
-    assert small.entries[key(0, "v")].vh is not small.entries[key(0, "k")].vh
+def test_k_and_v_are_apart_in_float16_and_where_they_read_different_things() -> None:
+    delta = Delta({key(0, "k"): decaying(OUT), key(0, "v"): decaying(OUT)})
+    halves = compress(delta, Limit(max_bytes=14_000), quantized=False).entries
+    assert halves[key(0, "v")].vh is not halves[key(0, "k")].vh
+    odd = compress(Delta({key(0, "k"): torch.randn(OUT, 16), key(0, "v"): torch.randn(OUT, 24)}), Limit(energy=0.9))
+    assert [tuple(entry.shape) for entry in odd.entries.values()] == [(OUT, 16), (OUT, 24)]
 
 
 def test_a_direction_that_only_v_has_takes_no_bits_of_k(tmp_path: Path) -> None:

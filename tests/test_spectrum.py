@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lib_custom_diffusion.factors import Factors
-from lib_custom_diffusion.spectrum import Spectrum, spectrum_of, square_root, stacked
+from lib_custom_diffusion.spectrum import Spectrum, spectrum_of, square_root
 
 OUT, WIDTH = 40, 24
 
@@ -25,7 +25,7 @@ def matrix() -> Tensor:
 
 @pytest.fixture(params=["of text", "of all directions alike"])
 def spectrum(request: pytest.FixtureRequest) -> Spectrum:
-    return spectrum_of("k", matrix(), half() if request.param == "of text" else None)
+    return spectrum_of({"k": matrix()}, half() if request.param == "of text" else None)
 
 
 def effect(error: Tensor, root: Tensor | None) -> float:
@@ -76,35 +76,45 @@ def test_rounding_of_vh_does_what_is_reckoned(spectrum: Spectrum) -> None:
 def test_of_factors_it_is_that_of_the_matrix_they_make() -> None:
     torch.manual_seed(0)
     us, vh = torch.randn(OUT, 5), torch.randn(5, WIDTH)
-    of_factors, of_matrix = spectrum_of("k", Factors(us, vh), half()), spectrum_of("k", us @ vh, half())
+    of_factors, of_matrix = spectrum_of({"k": Factors(us, vh)}, half()), spectrum_of({"k": us @ vh}, half())
     assert len(of_factors.s) == 5
     assert torch.allclose(of_factors.s, of_matrix.s[:5], rtol=1e-3)
     assert torch.allclose(of_factors.u @ of_factors.vh(5), us @ vh, atol=1e-4)
 
 
-def test_stacked_is_the_spectrum_of_both_matrices_on_top_of_each_other() -> None:
-    one, other = matrix(), matrix().flip(0)[:16]
-    both = stacked([spectrum_of("k", one, half()), spectrum_of("v", other, half())], 0.0)
+@pytest.mark.parametrize("as_factors", [(), (0,), (0, 1)])
+def test_of_several_it_is_that_of_the_matrices_on_top_of_each_other(as_factors: tuple[int, ...]) -> None:
+    matrices = [matrix(), matrix().flip(0)[:16]]
+    entries = [Factors(m, torch.eye(WIDTH)) if n in as_factors else m for n, m in enumerate(matrices)]
+    both = spectrum_of(dict(zip("kv", entries)), half())
     assert both.outs == {"k": OUT, "v": 16}
-    expected = torch.linalg.svdvals(torch.cat([one, other]) @ half())
+    expected = torch.linalg.svdvals(torch.cat(matrices) @ half())
     assert torch.allclose(both.s[:12], expected[:12], rtol=1e-3)
-    assert torch.allclose(both.u @ both.vh(len(both.s)), torch.cat([one, other]), atol=0.05)
-    shares = both.parts.sum(axis=1)
-    assert shares[0] == pytest.approx(effect(one, half()), rel=1e-3)
-    assert shares[1] == pytest.approx(effect(other, half()), rel=1e-3)
+    assert effect(torch.cat(matrices) - both.u @ both.vh(len(both.s)), half()) < 1e-6 * both.tail(0)
+    assert both.tail(0) == pytest.approx(sum(effect(m, half()) for m in matrices), rel=1e-3)
+    assert both.parts.sum(axis=1) == pytest.approx([effect(m, half()) for m in matrices], rel=1e-3)
 
 
 def test_what_stacking_leaves_out_is_in_its_tails() -> None:
-    spectra = [spectrum_of("k", matrix(), half()), spectrum_of("v", 2 * matrix(), half())]
-    least = float(spectra[0].squares[4]) * 1.01
-    both = stacked(spectra, least)
-    kept = [spectrum.above(least) for spectrum in spectra]
-    assert kept[0] == 4 and kept[1] > 4
-    assert both.tail(0) == pytest.approx(effect(matrix(), half()) * 5, rel=1e-3)
-    assert both.tail(len(both.s)) == pytest.approx(spectra[0].tail(kept[0]) + spectra[1].tail(kept[1]), rel=1e-3)
+    """Of the second, nearly all is negligible beside the first direction of its own."""
+    torch.manual_seed(0)
+    weak = torch.outer(torch.randn(16), torch.randn(WIDTH)) + 1e-6 * torch.randn(16, WIDTH)
+    both = spectrum_of({"k": Factors(matrix(), torch.eye(WIDTH)), "v": weak}, None)
+    assert len(both.s) < WIDTH + 16 and both.lost > 0
+    assert both.tail(0) == pytest.approx(effect(matrix(), None) + effect(weak, None), rel=1e-6)
+    assert both.tail(len(both.s)) == both.lost
+
+
+def test_a_tall_matrix_has_the_same_spectrum_as_its_halves_on_top_of_each_other() -> None:
+    torch.manual_seed(0)
+    tall = torch.randn(3 * WIDTH, WIDTH)
+    found = spectrum_of({"k": tall}, half())
+    assert torch.allclose(found.s, torch.linalg.svdvals(tall @ half()), rtol=1e-4)
+    assert torch.allclose(found.u @ found.vh(WIDTH), tall, atol=1e-4)
+    assert torch.allclose(found.u.T @ found.u, torch.eye(WIDTH), atol=1e-5)
 
 
 def test_directions_without_effect_are_never_above(spectrum: Spectrum) -> None:
     assert 0 < spectrum.above(float(spectrum.squares[3])) <= 3
-    flat = spectrum_of("k", torch.zeros(OUT, WIDTH), None)
+    flat = spectrum_of({"k": torch.zeros(OUT, WIDTH)}, None)
     assert flat.above(0.0) == 0
