@@ -36,8 +36,8 @@ TOY_RECIPE = replace(
 )
 """What works for the toy model: it is small, and takes larger steps than Stable Diffusion.
 
-Nearly all of the loss at little noise is taken away (γ 0.1), because 200 steps are short and colour and shape are decided
-at much noise: without it the blue cat stays a blur (likeness 0.55 instead of 0.70).
+Nearly all of the loss at little noise is taken away (γ 0.1), because 200 steps are few, and colour and shape are
+decided at much noise: without it the blue cat's likeness is 0.55 instead of 0.70.
 """
 
 _TOKEN = re.compile(r"<[^<>\s:]+>")

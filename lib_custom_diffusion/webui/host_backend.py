@@ -171,7 +171,7 @@ def _standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[N
 
 
 @contextmanager
-def _checkpoint_as_loaded(model: nn.Module) -> Iterator[None]:
+def _checkpoint_as_loaded(model: Any) -> Iterator[None]:
     """Within the block the host's setting names the checkpoint that is loaded; drawing would load the named one.
 
     A person may choose another at any time; that changes the setting at once, and the model when the queue is free.
