@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
 from modules import devices, processing, sd_hijack, sd_hijack_checkpoint, sd_models, shared
