@@ -9,7 +9,6 @@ import gradio as gr
 import pytest
 from modules import shared
 from modules.textual_inversion import textual_inversion
-from page import Part, fields, parts
 from PIL import Image
 from safetensors.torch import load_file
 from test_extra_network import save
@@ -18,6 +17,7 @@ from lib_custom_diffusion.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.webui import drawing_backend, utils_tab
 from lib_custom_diffusion.webui.library import library
+from page import Part, fields, parts
 
 
 @pytest.fixture
