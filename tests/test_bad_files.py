@@ -11,6 +11,7 @@ import pickle
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def example() -> Delta:
         KEYS[0]: torch.randn(8, 8),
         KEYS[1]: Factors(torch.randn(8, 2), torch.randn(2, 8)),
         KEYS[2]: QuantizedFactors.of_levels(us, vh, torch.ones(1, 2), us_bits, vh_bits),
+        KEYS[3]: QuantizedFactors.of_levels(-us, vh, torch.ones(1, 2), us_bits, vh_bits),  # Vh is stored once
     }
     return Delta(entries, {"<new1>": torch.randn(2, 8)}, Provenance("sd1", "ab", {"<new1>": "cat"}, 5, {"seed": 1}))
 
 
-def factored(delta: Delta) -> Delta:
-    return Delta({KEYS[1]: delta.entries[KEYS[1]]}, delta.embeddings, delta.provenance)
+def only(delta: Delta, *keys: str) -> Delta:
+    return replace(delta, entries={key: delta.entries[key] for key in keys})
 
 
 def valid_files() -> dict[str, bytes]:
@@ -56,13 +58,14 @@ def valid_files() -> dict[str, bytes]:
     delta = example()
     files = {
         "delta": delta.to_bytes(),
+        "delta in bit planes": only(delta, KEYS[2], KEYS[3]).to_bytes(),
         "delta for the first extension": formats.write(delta, "delta")["delta.delta.safetensors"],
     }
     files |= {
         f"{kind} full": next(iter(formats.write(delta, kind, BASE).values())) for kind in ("adobe", "adobe-diffusers")
     }
     for kind in ("adobe", "adobe-diffusers", "lora", "embedding", "embedding-diffusers"):
-        files[kind] = next(iter(formats.write(factored(delta), kind).values()))
+        files[kind] = next(iter(formats.write(only(delta, KEYS[1]), kind).values()))
     files["diffusers"] = next(iter(formats.write(delta, "diffusers", BASE).values()))
     files["kv"] = save({key.removeprefix("model."): torch.ones(8, 8) for key in KEYS})
     files["embedding-sdxl"] = save({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)})
