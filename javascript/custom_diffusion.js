@@ -5,28 +5,55 @@ function refreshCustomDiffusionCards() {
     for (const tab of ['txt2img', 'img2img']) extraNetworksControlRefreshOnClick(null, tab, 'deltas');
 }
 
-function startCustomDiffusionJob(outcomeId, progressArea, gallery, showText, args) {
+function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one.
     gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
-    const id = randomId();
     requestProgress(id, progressArea, gallery, refreshCustomDiffusionCards, function(progress) {
         if (progress.textinfo && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
     });
-    const inputs = Array.from(args);
-    inputs[0] = id;
-    return inputs;
+}
+
+function watchCustomDiffusionTraining(id) {
+    const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => gradioApp().getElementById(id));
+    watchCustomDiffusionJob(id, 'cd_outcome', output, gallery, text);
+}
+
+function withCustomDiffusionTask(id, args) {
+    return [id, ...Array.from(args).slice(1)];
 }
 
 function startCustomDiffusionTraining() {
-    const app = gradioApp();
-    const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => app.getElementById(id));
-    return startCustomDiffusionJob('cd_outcome', output, gallery, text, arguments);
+    // As the API names its trainings: a page that is opened later knows by it what is running.
+    const id = randomId().replace('task(', 'task(train-custom-diffusion-');
+    watchCustomDiffusionTraining(id);
+    return withCustomDiffusionTask(id, arguments);
+}
+
+function startCustomDiffusionEstimate() {
+    const id = randomId();
+    watchCustomDiffusionTraining(id);
+    return withCustomDiffusionTask(id, arguments);
 }
 
 function startCustomDiffusionUtility() {
-    const app = gradioApp();
-    const [area, text] = ['cd_utils_gallery', 'cd_utils_progress'].map((id) => app.getElementById(id));
-    return startCustomDiffusionJob('cd_utils_outcome', area, area, text, arguments);
+    const id = randomId();
+    const [area, text] = ['cd_utils_gallery', 'cd_utils_progress'].map((id) => gradioApp().getElementById(id));
+    watchCustomDiffusionJob(id, 'cd_utils_outcome', area, area, text);
+    return withCustomDiffusionTask(id, arguments);
+}
+
+// A page that is opened while a training runs shows it, and how it ends.
+let customDiffusionTrainingFound = '';
+
+onUiLoaded(async function() {
+    const answer = await fetch('./internal/custom-diffusion-training');
+    customDiffusionTrainingFound = answer.ok ? (await answer.json()).task : '';
+    if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();
+});
+
+function endOfCustomDiffusionTraining() {
+    watchCustomDiffusionTraining(customDiffusionTrainingFound);
+    return [customDiffusionTrainingFound];
 }
 
 function customDiffusionToTxt2img(prompt) {

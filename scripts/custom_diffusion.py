@@ -2,7 +2,7 @@
 
 from modules import extra_networks, script_callbacks, ui_extra_networks
 
-from lib_custom_diffusion.webui import api, train_tab, utils_tab
+from lib_custom_diffusion.webui import api, reopened_page, train_tab, utils_tab
 from lib_custom_diffusion.webui.cards import DeltaCards
 from lib_custom_diffusion.webui.extra_network import DeltaNetwork
 from lib_custom_diffusion.webui.library import library
@@ -24,4 +24,5 @@ script_callbacks.on_infotext_pasted(network.restore_names)
 script_callbacks.on_ui_train_tabs(train_tab.build)
 script_callbacks.on_ui_tabs(utils_tab.build)
 script_callbacks.on_app_started(api.register)
+script_callbacks.on_app_started(reopened_page.register)
 script_callbacks.on_script_unloaded(network.acting.clear)

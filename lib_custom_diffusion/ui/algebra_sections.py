@@ -56,8 +56,8 @@ def _compress(host: Host) -> list[Action]:
     )  # fmt: skip
     with gr.Row():
         weighed = gr.Checkbox(
-            label="Weigh errors by prompts", value=True, info="By the model that is loaded; loses less",
-            elem_id="cd_compress_weighed",
+            label="Weigh errors by prompts", value=True, elem_id="cd_compress_weighed",
+            info="Loses least of what prompts use; by the model that is loaded",
         )  # fmt: skip
         float16 = gr.Checkbox(
             label="Readable by the first extension", value=False, info="All numbers in float16; larger",
@@ -148,7 +148,7 @@ def _convert(host: Host) -> list[Action]:
     with gr.Row():
         names = gr.Dropdown(
             label="Files to convert", choices=_convertible(host), multiselect=True, elem_id="cd_convert_names",
-            info="One with layers, and others with its words if they are apart",
+            info="The one with the layers, and those with its words if they are apart",
         )  # fmt: skip
         refresh_button(names, lambda: _convertible(host), "cd_convert_refresh")
     uploads = gr.File(label="Or upload them", file_count="multiple", height=120, elem_id="cd_convert_uploads")

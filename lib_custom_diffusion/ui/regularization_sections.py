@@ -69,7 +69,11 @@ def _draw(host: Host) -> list[Action]:
             label="Pictures at a time", value=4, precision=0, info="Less memory: fewer", elem_id="cd_reg_batch"
         )
         seed = gr.Number(
-            label="Seed of the first picture", value=1, precision=0, info="The next has the next", elem_id="cd_reg_seed"
+            label="Seed of the first picture",
+            value=1,
+            precision=0,
+            info="Each further one has the next",
+            elem_id="cd_reg_seed",
         )
     with gr.Row():
         draw = gr.Button("Draw regularization pictures", variant="primary", elem_id="cd_reg_draw")

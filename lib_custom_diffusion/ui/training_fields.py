@@ -91,12 +91,12 @@ def _concept(face: Face, number: int) -> Fields:
     with face.row():
         fields["pictures"] = gr.Textbox(
             label=f"Pictures of concept {number}",
-            info="A folder with 4 to 20 pictures of it: other places, other angles, the same thing",
+            info="A folder with 4 to 20 pictures of it, in different places and from different angles",
             elem_id=f"cd_pictures_{number}",
         )
         fields["regularization"] = gr.Textbox(
             label=f"Regularization pictures of concept {number}",
-            info="A folder with some 200 pictures of other such things, so that these stay as they are; may be empty",
+            info="A folder with some 200 pictures of other such things, so that they stay as they are; may be empty",
             elem_id=f"cd_regularization_{number}",
         )
     return fields
@@ -144,7 +144,7 @@ def _amounts(face: Face) -> Fields:
     with face.row():
         fields["steps"] = gr.Number(
             label="Training steps", value=_first(face)["steps"], precision=0, elem_id="cd_steps",
-            info="How often it learns; more is more alike, too many spoil other pictures",
+            info="More make the thing more alike; too many spoil other pictures",
         )  # fmt: skip
         fields["batch_size"] = gr.Number(
             label="Pictures a step", value=4, precision=0, elem_id="cd_batch_size",
@@ -167,12 +167,12 @@ def _rates(face: Face) -> Fields:
     with face.row():
         fields["learning_rate"] = gr.Textbox(
             label="Learning rate of the delta", value=_first(face)["learning_rate"], elem_id="cd_learning_rate",
-            info="How fast the model's part changes; 1e-5:100, 5e-6 changes the rate after step 100",
+            info="How fast the model changes. 1e-5:100, 5e-6 means: the first until step 100, then the second",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
             label="Learning rate of the word", value=_first(face)["embedding_learning_rate"],
             elem_id="cd_embedding_learning_rate",
-            info="How fast the meaning of the new word changes; written as the other rate",
+            info="How fast the meaning of the new word changes. Written as the other rate",
         )  # fmt: skip
     return fields
 
@@ -203,6 +203,7 @@ def _intervals(face: Face) -> Fields:
             label="Draw a preview every N steps", value=50, precision=0, elem_id="cd_preview_every",
             info="A picture of what is learned so far; 0: none",
         )  # fmt: skip
+    with face.row():
         fields["preview_prompt"] = gr.Textbox(
             label="Prompt of the previews", info="Empty: the caption of concept 1", elem_id="cd_preview_prompt"
         )
@@ -220,6 +221,7 @@ def _layers_and_captions(face: Face) -> Fields:
             label="Captions come from", choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0], elem_id="cd_captions",
             info="The caption above, a .txt file beside each picture, the files' names, or a template",
         )  # fmt: skip
+    with face.row():
         fields["template"] = face.template()
     return fields
 

@@ -103,12 +103,12 @@ class Section:
 def add_utilities(host: Host, sections: Sequence[Section]) -> None:
     """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
     with gr.Row(equal_height=False):
-        with gr.Column(), gr.Tabs(elem_id="cd_utils_tabs"):
+        with gr.Column(scale=3), gr.Tabs(elem_id="cd_utils_tabs"):
             actions = []
             for section in sections:
                 with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab"):
                     actions += section.add(host)
-        with gr.Column():
+        with gr.Column(scale=2):
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")

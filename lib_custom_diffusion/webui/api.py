@@ -16,7 +16,9 @@ from modules.call_queue import queue_lock
 from ..errors import UserError
 from ..ui.inspection import summarize
 from ..ui.training_form import TrainingForm
+from ..ui.training_page import error_html
 from .library import DeltaOnDisk, library
+from .reopened_page import failed, succeeded
 from .training_job import JOB, train
 
 
@@ -53,7 +55,9 @@ def train_custom_diffusion(form: TrainingForm) -> dict[str, Any]:
         progress.start_task(task)
         try:
             done = train(form)
+            progress.record_results(task, succeeded(done))
         except UserError as error:
+            progress.record_results(task, failed(error_html(error)))
             raise HTTPException(status_code=422, detail=str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise HTTPException(status_code=422, detail="the GPU's memory is too small; lower batch_size") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,8 +19,9 @@ from ..backend import Sampling
 from ..errors import UserError
 from ..ui.training_fields import Face, FormFields, form_fields
 from ..ui.training_form import PRESETS, ConceptForm, TrainingForm
-from ..ui.training_page import OUT_OF_MEMORY, error_html, outcome_html
+from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .new_embedding import MAX_VECTORS, create_embedding
+from .reopened_page import Shown, end_of, failed, succeeded
 from .training_job import LOG_DIRECTORY, estimate, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
@@ -34,8 +36,9 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             " of how it reads prompts, and keeps both in one file that you can share.</p>"
         )
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
-        _create_embedding_box()
+        create = _create_embedding_box()
         fields = form_fields(Face(FormRow, _word, _template, PRESETS))
+        create([concept["embedding"] for concept in fields.concepts])
         log_directory = gr.Textbox(
             label="Folder for logs, copies and previews",
             value=LOG_DIRECTORY,
@@ -57,8 +60,9 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         with gr.Row():
             prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
             send = gr.Button("Send to txt2img", visible=False, elem_id="cd_send")
+            reopened = gr.Button(visible=False, elem_id="cd_reopened")
 
-    def run(_task: str, from_txt2img: bool, log_directory: str, *values: Any) -> tuple[Any, Any, str]:
+    def run(_task: str, from_txt2img: bool, log_directory: str, *values: Any) -> Shown:
         entered, preview = values[: len(fields.inputs)], values[len(fields.inputs) :]
         txt2img = dict(zip(_PREVIEW_FIELDS, preview, strict=True)) if from_txt2img else None
         return _train(fields, entered, log_directory, txt2img)
@@ -69,9 +73,11 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         inputs=[task, from_txt2img, log_directory, *fields.inputs, *params.txt2img_preview_params],
         outputs=[prompt, send, outcome],
     )
+    # Pressed by the page, if a training runs while it is opened.
+    reopened.click(fn=end_of, _js="endOfCustomDiffusionTraining", inputs=[task], outputs=[prompt, send, outcome])
     ask.click(
         fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(fields, values),), extra_outputs=[]),
-        _js="startCustomDiffusionTraining",
+        _js="startCustomDiffusionEstimate",
         inputs=[task, *fields.inputs],
         outputs=[told],
     )
@@ -79,10 +85,8 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     send.click(fn=None, _js="customDiffusionToTxt2img", inputs=[prompt], outputs=[])
 
 
-def _train(
-    fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None
-) -> tuple[Any, Any, str]:
-    """Train, and say what to show: the prompt to try, the button that sends it, the outcome."""
+def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None) -> Shown:
+    """Train, and say what to show."""
     form, preview = _entered(fields, values), None
     try:
         if txt2img is not None:
@@ -93,10 +97,10 @@ def _train(
             )  # fmt: skip
         done = train(form, log_directory, preview)
     except UserError as error:
-        return gr.update(), gr.update(), error_html(error)
+        return failed(error_html(error))
     except torch.cuda.OutOfMemoryError:
-        return gr.update(), gr.update(), error_html(OUT_OF_MEMORY)
-    return gr.update(value=done.prompt, visible=True), gr.update(visible=True), outcome_html(done)
+        return failed(error_html(OUT_OF_MEMORY))
+    return succeeded(done)
 
 
 def _estimate(fields: FormFields, values: Sequence[Any]) -> str:
@@ -117,11 +121,16 @@ def _embedding_names() -> list[str]:
     return sorted(sd_hijack.model_hijack.embedding_db.word_embeddings)
 
 
+def _embedding_files() -> Iterator[Path]:
+    """Words that there are; while the host makes its page, it has not read them yet."""
+    return Path(shared.cmd_opts.embeddings_dir).rglob("*.[ps][ta]*")
+
+
 def _word(number: int) -> dict[str, Any]:
     """The embedding of a concept, with the host's button that reads them again."""
     embedding = gr.Dropdown(
         label=f"Word for concept {number}", choices=_embedding_names(),
-        info="An embedding; it is trained on from what it is", elem_id=f"cd_embedding_{number}",
+        info="The word to teach, an embedding; make a new one above", elem_id=f"cd_embedding_{number}",
     )  # fmt: skip
     create_refresh_button(
         embedding,
@@ -139,8 +148,9 @@ def _template() -> Any:
     )  # fmt: skip
 
 
-def _create_embedding_box() -> None:
-    with gr.Accordion("New word", open=False, elem_id="cd_new"):
+def _create_embedding_box() -> Callable[[list[gr.Dropdown]], None]:
+    """Where a new word is made; open where there is none yet. To be called with the fields that words are chosen in."""
+    with gr.Accordion("New word", open=not any(_embedding_files()), elem_id="cd_new"):
         with FormRow():
             name = gr.Textbox(
                 label="Name of the new word",
@@ -167,11 +177,17 @@ def _create_embedding_box() -> None:
         create = gr.Button("Create the word", elem_id="cd_new_create")
         told = gr.HTML(elem_id="cd_new_told")
 
-    def make(name: str, text: str, vectors: float, overwrite: bool) -> str:
+    def make(name: str, text: str, vectors: float, overwrite: bool, *chosen: str) -> list[Any]:
         try:
             created = create_embedding(name, text, int(vectors), overwrite)
         except UserError as error:
-            return error_html(error)
-        return f"<p>Created the word <b>{html.escape(created)}</b>. Press 🔄 below to see it in the list.</p>"
+            return [error_html(error), *(gr.update() for _ in chosen)]
+        told = f"<p>Created the word <b>{html.escape(created)}</b>; it is in the list below.</p>"
+        words, first = _embedding_names(), chosen[0] or created
+        return [told, gr.update(choices=words, value=first), *(gr.update(choices=words) for _ in chosen[1:])]
 
-    create.click(fn=wrap_queued_call(make), inputs=[name, text, vectors, overwrite], outputs=[told])
+    def bind(choices: list[gr.Dropdown]) -> None:
+        inputs = [name, text, vectors, overwrite, *choices]
+        create.click(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, *choices])
+
+    return bind

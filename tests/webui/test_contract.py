@@ -96,3 +96,13 @@ def test_the_attention_that_we_train_with_is_one_of_the_hosts() -> None:
     source = Path(WEBUI, "modules/sd_hijack_optimizations.py").read_text(encoding="utf-8")
     name, _, label = _ATTENTION.partition(" - ")
     assert f'name = "{name}"' in source and f'label = "{label}"' in source
+
+
+@needs_webui
+def test_what_we_read_of_the_queue_is_the_hosts() -> None:
+    from modules import progress
+
+    source = Path(WEBUI, "modules/progress.py").read_text(encoding="utf-8")
+    read = [name for name, value in vars(progress).items() if not name.startswith("_") and not callable(value)]
+    assert len(read) == 3 and [name for name in read if f"\n{name} = " not in source] == []
+    assert "recorded_results.append((id_task, res))" in source

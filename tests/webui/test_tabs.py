@@ -98,9 +98,13 @@ def test_as_many_concepts_are_shown_as_are_asked_for(made):
 
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
     [event] = made["cd_new_create"].events
-    assert "Created the word <b>dog</b>" in event.fn("<dog>", "cat", 1, False)
+    told, first, *others = event.fn("<dog>", "cat", 1, False, "", "", "", "")
+    assert "Created the word <b>dog</b>" in told
     assert (tmp_path / "embeddings" / "dog.pt").is_file()
-    assert "there is an embedding dog already" in event.fn("dog", "cat", 1, False)
+    assert first["value"] == "dog" and all("dog" in field["choices"] for field in (first, *others))
+    assert event.fn("cow", "cat", 1, False, "dog", "", "", "")[1]["value"] == "dog"
+    told, *fields = event.fn("dog", "cat", 1, False, "", "", "", "")
+    assert "there is an embedding dog already" in told and not any("value" in field for field in fields)
 
 
 def test_concepts_have_a_field_for_each_part(made):

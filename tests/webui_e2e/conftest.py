@@ -219,12 +219,20 @@ class Page:
         self.page.locator(f"#{part}").first.click()
 
     def unfold(self, part: str) -> None:
-        self.page.locator(f"#{part} .label-wrap").first.click()
+        if not self.page.locator(f"#{part} .label-wrap.open").count():
+            self.page.locator(f"#{part} .label-wrap").first.click()
+
+    def wait_until_loaded(self) -> None:
+        self.page.locator("#txt2img_prompt textarea").wait_for()
+        self.page.locator("#txt2img_checkpoints_cards .card").first.wait_for(state="attached", timeout=30_000)
+
+    def open_training(self) -> None:
+        self.tab("Train")
+        self.tab("Train Custom Diffusion", "#train_tabs")
 
     def fill_form(self, word: str, pictures: Path, name: str, steps: int) -> None:
         """Fill in the training form, previews every 20 steps."""
-        self.tab("Train")
-        self.tab("Train Custom Diffusion", "#train_tabs")
+        self.open_training()
         self.press("cd_refresh_embedding_1")
         self.page.wait_for_timeout(1500)
         self.choose("cd_embedding_1", word)
@@ -286,15 +294,14 @@ def browser() -> Iterator[Any]:
 def page(webui: WebUI, browser: Any) -> Iterator[Page]:
     from playwright.sync_api import TimeoutError
 
-    opened = browser.new_page(viewport={"width": 1400, "height": 1100})
-    opened.set_default_timeout(120_000)
+    opened = Page(browser.new_page(viewport={"width": 1400, "height": 1100}))
+    opened.page.set_default_timeout(120_000)
     for _ in range(5):
-        opened.goto(webui.url)
-        opened.wait_for_selector("#txt2img_prompt textarea")
+        opened.page.goto(webui.url)
         try:
-            opened.locator("#txt2img_checkpoints_cards .card").first.wait_for(state="attached", timeout=30_000)
+            opened.wait_until_loaded()
             break
         except TimeoutError:  # on a busy machine the page may miss the 5 seconds that its server gives it
             continue
-    yield Page(opened)
-    opened.close()
+    yield opened
+    opened.page.close()

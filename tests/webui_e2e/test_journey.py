@@ -16,13 +16,13 @@ from conftest import PROMPT, Page, WebUI
 
 
 def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path, untouched: str) -> None:
-    page.tab("Train")
-    page.tab("Train Custom Diffusion", "#train_tabs")
+    page.open_training()
     page.unfold("cd_new")
     page.fill("cd_new_name", "mywedge")
     page.fill("cd_new_text", "house")
     page.press("cd_new_create")
     page.wait_for("cd_new_told", "Created the word mywedge", 60)
+    page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'mywedge'")
     page.fill_form("mywedge", pictures, "wedge", 40)
     page.look("train-form")
     webui.post("/sdapi/v1/options", training_write_csv_every=10)

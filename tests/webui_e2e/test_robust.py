@@ -134,6 +134,43 @@ def test_a_training_goes_on_when_the_browser_is_closed(webui: WebUI, page: Page,
     assert closed["steps"] == 12
 
 
+def test_a_page_opened_meanwhile_shows_the_training_interrupts_it_and_is_told_the_end(
+    webui: WebUI, page: Page, pictures: Path
+) -> None:
+    page.fill_form("thing", pictures, "reopened", 5000)
+    page.fill("cd_preview_every", 0)
+    page.press("cd_start")
+    page.wait_for("ti_progress", "of 5000", 300)
+    page.page.reload()
+    page.wait_until_loaded()
+    page.open_training()
+    page.page.locator(".progressDiv .progress").wait_for()
+    page.wait_for("ti_progress", "of 5000", 300)
+    page.page.locator("#ti_progress .cd-loss .smooth").wait_for()
+    page.look("train-reopened")
+    page.press("cd_stop")
+    told = page.wait_for("cd_outcome", "Interrupted and saved", 300)
+    assert str(webui.delta("reopened")) in told
+    assert page.value("cd_try_prompt") == "photo of a thing house <delta:reopened:1>"
+    page.page.locator(".progressDiv").wait_for(state="detached")
+    page.page.reload()
+    page.wait_until_loaded()
+    assert not page.page.locator(".progressDiv").count()
+
+
+def test_a_training_of_the_api_is_shown_on_the_page_too(webui: WebUI, page: Page, pictures: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(webui.train, "by api", pictures, steps=5000)
+        wait_for(lambda: steps_done(webui) >= 1 and job(webui) == "train-custom-diffusion", "the first step")
+        page.page.reload()
+        page.wait_until_loaded()
+        page.open_training()
+        page.wait_for("ti_progress", "of 5000", 300)
+        page.press("cd_stop")
+        page.wait_for("cd_outcome", "Interrupted and saved", 300)
+        assert training.result(SECONDS)["interrupted"]
+
+
 @pytest.mark.parametrize(
     ("name", "file"), [("../../out", "out"), ("/tmp/out", "tmpout"), ("..\\out: 2", "out 2"), ("....//x", "x")]
 )

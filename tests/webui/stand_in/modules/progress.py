@@ -1,3 +1,8 @@
+current_task = None
+pending_tasks = {}
+recorded_results = []
+
+
 def create_task_id(task_type):
     return f"task({task_type})"
 
@@ -12,3 +17,7 @@ def start_task(id_task):
 
 def finish_task(id_task):
     pass
+
+
+def record_results(id_task, res):
+    recorded_results.append((id_task, res))
