@@ -63,6 +63,26 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
     assert [path.name for path in (log / "images").iterdir()] == ["new1-2.png"]
 
 
+def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
+    [opened] = [
+        handler.fn
+        for event, handler in zip(page.blocks.dependencies, page.blocks.fns, strict=True)
+        if event["trigger"] == "load"
+    ]
+    nothing = [(gr.update(),) * 6]
+    assert inspect.isgeneratorfunction(opened) and list(opened()) == nothing
+    started = page.parts["cd_start"].press(**entered(pictures, cd_steps=100000))
+    while "of 100000" not in next(started)[1]:
+        pass
+    here = opened()
+    while "of 100000" not in next(here)[1]:
+        pass
+    page.parts["cd_stop"].press()
+    there, here_too = list(started)[-1], list(here)[-1]
+    assert "Interrupted and saved" in here_too[3] and here_too[3:] == there[3:]
+    assert list(opened()) == nothing
+
+
 def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:
     pressed = threading.Event()
     shown = []

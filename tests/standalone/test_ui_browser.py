@@ -236,6 +236,26 @@ def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_pa
     assert "<delta:tile:1>" in page.page.input_value("#cd_gen_prompt textarea")
 
 
+def test_a_page_opened_meanwhile_shows_the_training_and_interrupts_it(page: Page, deltas: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    page.tab("Train")
+    for part, value in {
+        "cd_word_1": "<long1>", "cd_class_1": "house", "cd_pictures_1": tmp_path, "cd_name": "long", "cd_steps": 5000,
+        "cd_batch_size": 1, "cd_resolution": 64, "cd_preview_every": 0,
+    }.items():  # fmt: skip
+        page.fill(part, value)
+    page.press("cd_start")
+    page.wait_for("cd_progress", "of 5000")
+    page.page.reload()
+    page.page.wait_for_selector("#cd_gen_prompt textarea")
+    page.tab("Train")
+    page.wait_for("cd_progress", "of 5000")
+    page.press("cd_stop")
+    page.wait_for("cd_outcome", "Interrupted and saved")
+    assert (deltas / "long.delta.safetensors").is_file()
+    assert "<delta:long:1>" in page.page.input_value("#cd_try_prompt textarea")
+
+
 def test_the_app_answers_its_own_page_alone(address: str) -> None:
     own = urlsplit(address).netloc
     with urllib.request.urlopen(address) as answer:

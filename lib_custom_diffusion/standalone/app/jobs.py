@@ -55,6 +55,11 @@ class Job(Generic[T]):
         self._progress = done, total, what
         self.check()
 
+    @property
+    def finished(self) -> bool:
+        """Whether it is over, however it ended."""
+        return self._finished.is_set()
+
     def check(self) -> None:
         """Raise Interrupted if that was asked for."""
         if self.interrupted.is_set():

@@ -22,7 +22,9 @@ from .jobs import Job, Jobs
 from .models import Models
 from .train_tab import build_train_tab
 
-_ROOT = Path(__file__).resolve().parents[3]
+_PACKAGE = Path(__file__).resolve().parents[2]
+_SHARED_STYLE = (_PACKAGE / "ui" / "style.css", _PACKAGE.parent / "style.css")
+"""Where it is in an installed package, and where the WebUI wants it in the repository."""
 _STYLE = Path(__file__).with_name("page.css")
 _TRAINING = Path("training")
 """Where logs and checkpoints of trainings go, from the working directory."""
@@ -115,6 +117,6 @@ def _open_delta(button: gr.Button, delta: gr.Textbox, deltas_dir: Path) -> None:
 
 
 def _css() -> str:
-    """What the extension serves to the WebUI, where it is at hand, and what the WebUI has of its own."""
-    shared = _ROOT / "style.css"
-    return "\n".join(path.read_text(encoding="utf-8") for path in (shared, _STYLE) if path.is_file())
+    """What the extension serves to the WebUI, and what the WebUI has of its own."""
+    shared = next(path for path in _SHARED_STYLE if path.is_file())
+    return "\n".join(path.read_text(encoding="utf-8") for path in (shared, _STYLE))

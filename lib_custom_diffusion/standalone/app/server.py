@@ -31,6 +31,7 @@ _POLICY = (
 """What browsers may load for the page: what it serves itself."""
 _REMOTE = re.compile(r"<(?:link|script)\b[^>]*\"https://[^>]*>(?:\s*</script>)?")
 _WAITING = 8  # handlers at once: jobs take turns by their lock, and those that wait must not hold up the rest
+_SECONDS_TO_END = 3
 
 
 def ui(options: argparse.Namespace) -> int:
@@ -50,7 +51,9 @@ def ui(options: argparse.Namespace) -> int:
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         print(f"Custom Diffusion is at http://{named}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        # Gradio keeps waiting for a page that was closed while a job ran.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END)
+        uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 

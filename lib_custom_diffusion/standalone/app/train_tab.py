@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from gradio.context import Context
 from PIL import Image
 
 from ...deltas_folder import new_file
@@ -85,6 +86,14 @@ class _Screen:
         return self.job.interrupted.is_set()
 
 
+@dataclass(frozen=True)
+class _Training:
+    """A training that a page has asked for. screens: what shows it, once it is its turn."""
+
+    job: Job[Outcome]
+    screens: list[_Screen]
+
+
 def build_train_tab(
     jobs: Jobs, models: Models, model: str, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None]
 ) -> None:
@@ -115,14 +124,24 @@ def build_train_tab(
             use = gr.Button("Send to Generate", visible=False, elem_id="cd_send")
     inputs, shown = [vectors, *fields.inputs], [told, progress, picture, outcome, prompt, use]
 
+    asked: list[_Training] = []  # the last one
+
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
     def run(*values: Any) -> Iterator[tuple[Any, ...]]:
-        yield from _training(jobs, place, fields, values)
+        asked[:] = [_start(jobs, place, fields, values)]
+        yield from _watched(asked[0])
+
+    def go_on() -> Iterator[tuple[Any, ...]]:
+        yield tuple(gr.update() for _ in shown)  # of a generator that yields nothing gradio makes an error
+        if asked and not asked[0].job.finished:
+            yield from _watched(asked[0])
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
         yield from _estimating(jobs, place, fields, values)
 
     start.click(fn=run, inputs=inputs, outputs=shown, show_progress=False)
+    # A page that is opened while a training runs shows it too.
+    Context.root_block.load(fn=go_on, inputs=[], outputs=shown, show_progress=False)
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
@@ -150,32 +169,38 @@ def _template() -> gr.Dropdown:
     )  # fmt: skip
 
 
-def _training(
-    jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]
-) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
-    """Train, and yield what to show: estimate, progress, preview, outcome, prompt, and the button that sends it."""
-    same, hidden = gr.update(), gr.update(visible=False)
-    yield "", "", hidden, "", hidden, hidden
+def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> _Training:
+    """Train what was entered, as soon as it is its turn."""
     screens: list[_Screen] = []
 
     def work(job: Job[Outcome]) -> Outcome:
         screens.append(_Screen(job))
         return train(place, *_entered(fields, values), screens[0])
 
-    job, picture = jobs.start(work), None
-    for waiting in job.watch():
-        screen = screens[0] if screens else None
+    return _Training(jobs.start(work), screens)
+
+
+def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
+    """What to show of a training until it is over.
+
+    Each time: estimate, progress, preview, outcome, prompt to try, and the button that sends it.
+    """
+    same, hidden = gr.update(), gr.update(visible=False)
+    yield "", "", hidden, "", hidden, hidden
+    picture = None
+    for waiting in training.job.watch():
+        screen = training.screens[0] if training.screens else None
         drawn = screen.picture if screen else None
         new = gr.update(value=drawn, visible=True) if drawn is not None and drawn is not picture else same
         picture = drawn
         yield same, (screen and screen.text) or waiting, new, same, same, same
     try:
-        done = job.result()
+        done = training.job.result()
     except UserError as error:
         yield same, "", same, error_html(error), same, same
         return
     prompt = gr.update(value=done.prompt, visible=True)
-    yield same, screens[0].text, same, outcome_html(done), prompt, gr.update(visible=True)
+    yield same, training.screens[0].text, same, outcome_html(done), prompt, gr.update(visible=True)
 
 
 def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
