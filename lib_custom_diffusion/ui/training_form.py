@@ -37,6 +37,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """The published recipes: their rate times the batch of 8 that it was used with."""
+TOY_PRESETS: dict[str, dict[str, Any]] = {
+    "toy model: thing": {
+        "learning_rate": "3e-4", "embedding_learning_rate": "5e-3", "steps": 200, "select": "crossattn_kv",
+        "snr_gamma": 0.1, "prompt": "photo of a [name]",
+    },
+}  # fmt: skip
+"""The toy model is small, and takes larger steps than Stable Diffusion."""
 
 
 @dataclass

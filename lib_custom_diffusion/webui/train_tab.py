@@ -18,7 +18,7 @@ from modules.ui_components import FormRow
 from ..backend import Sampling
 from ..errors import UserError
 from ..ui.training_fields import Face, FormFields, form_fields
-from ..ui.training_form import PRESETS, ConceptForm, TrainingForm
+from ..ui.training_form import PRESETS, TOY_PRESETS, ConceptForm, TrainingForm
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .new_embedding import MAX_VECTORS, create_embedding
 from .reopened_page import Shown, end_of, failed, succeeded
@@ -37,7 +37,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         )
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         create = _create_embedding_box()
-        fields = form_fields(Face(FormRow, _word, _template, PRESETS))
+        fields = form_fields(Face(FormRow, _word, _template, {**PRESETS, **TOY_PRESETS}))
         create([concept["embedding"] for concept in fields.concepts])
         log_directory = gr.Textbox(
             label="Folder for logs, copies and previews",

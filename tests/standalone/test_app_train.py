@@ -14,7 +14,8 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
 from lib_custom_diffusion.standalone.app.train_tab import TypedConcept, build_train_tab
-from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
+from lib_custom_diffusion.standalone.train import TOY_RECIPE
+from lib_custom_diffusion.ui.training_form import TOY_PRESETS, ConceptForm, TrainingForm
 from page import Part, fields, parts
 
 
@@ -61,6 +62,13 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
         "checkpoint-3", "config.json", "images", "loss.csv", "new1.delta.safetensors", "new1.pt"
     }  # fmt: skip
     assert [path.name for path in (log / "images").iterdir()] == ["new1-2.png"]
+
+
+def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
+    preset = TOY_PRESETS["toy model: thing"]
+    assert preset["select"] == TOY_RECIPE.freeze_model and preset["steps"] == TOY_RECIPE.max_train_steps
+    for name in ("learning_rate", "embedding_learning_rate", "snr_gamma"):
+        assert preset[name] == getattr(TOY_RECIPE, name)
 
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:

@@ -20,22 +20,13 @@ from ...training import PRECISIONS
 from ...ui.regularization_sections import bundled_templates
 from ...ui.timings import keep_timing
 from ...ui.training_fields import Face, FormFields, form_fields
-from ...ui.training_form import PRESETS, ConceptForm, TrainingForm
+from ...ui.training_form import PRESETS, TOY_PRESETS, ConceptForm, TrainingForm
 from ...ui.training_job import Plan, TrainingJob, estimate, training_folder
 from ...ui.training_page import Outcome, error_html, outcome_html
 from ..diffusers_backend import DiffusersBackend
-from ..train import TOY_RECIPE
 from .jobs import Job, Jobs
 from .models import Models
 
-_TOY_PRESETS = {
-    "toy model: thing": {
-        "learning_rate": TOY_RECIPE.learning_rate, "embedding_learning_rate": TOY_RECIPE.embedding_learning_rate,
-        "steps": TOY_RECIPE.max_train_steps, "select": TOY_RECIPE.freeze_model, "snr_gamma": TOY_RECIPE.snr_gamma,
-        "prompt": PRESETS["thing or pet"]["prompt"],
-    }
-}  # fmt: skip
-"""It is small, and takes larger steps than Stable Diffusion."""
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 
@@ -105,7 +96,7 @@ def build_train_tab(
     place = _Place(models, model, deltas_dir, logs)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
-            presets = {**(_TOY_PRESETS if model == "toy" else {}), **PRESETS}
+            presets = {**(TOY_PRESETS if model == "toy" else {}), **PRESETS}
             fields = form_fields(Face(gr.Row, _word, _template, presets))
             vectors = gr.Slider(
                 label="Vectors of each new word", minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
