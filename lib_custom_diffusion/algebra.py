@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, zeros
+import torch
+from torch import Tensor
 
 from . import formats
 from .attention import projections
@@ -21,7 +22,7 @@ from .delta import Delta, Factors
 from .errors import UserError
 from .factors import QuantizedFactors
 from .formats import Base, Imported
-from .merging import change_on, merge, target_features
+from .merging import change_on, context_features, merge, target_features
 from .text_features import BUNDLED_CAPTIONS, Moments, read_captions, second_moments, spoken_features
 
 LoadModel = Callable[[], Backend]
@@ -29,6 +30,7 @@ Tell = Callable[[str], None]
 """Is told what is being done, in a few words, before it is done."""
 
 MERGE_CAPTIONS = 200  # as many as Adobe's code takes
+MERGED_BYTES = 2_000_000  # a merged file that would be larger is compressed
 LORA_RANK = 64
 
 
@@ -188,10 +190,12 @@ def merge_files(
     target_prompts: Sequence[Sequence[str]] = (),
     captions: Path | None = None,
     tell: Tell = _silent,
+    only_targets: bool = False,
 ) -> Merged:
-    """Join concepts that were learned alone, one a file, by the paper's constrained least squares (see `merging`).
+    """Join concepts that were learned alone, one a file, by constrained least squares (see `merging`).
 
-    target_prompts: what each concept is asked for by; empty for the paper's. captions: on which little may change.
+    target_prompts: what each concept is asked for by; empty for the paper's. captions: on which little may change, and
+    which lend their surroundings to the concepts; with only_targets they do not, as in the paper.
     Raises UserError for files that do not fit the model, prompts for another number of files, and as `merge` does.
     """
     tell("Reading the files")
@@ -204,16 +208,23 @@ def merge_files(
     backend = load_model()
     _check_words(deltas, backend)
     tell("Text features of the captions")
-    targets = target_features(backend, deltas, bundle_words(deltas), target_prompts)
+    words = bundle_words(deltas)
+    targets = target_features(backend, deltas, words, target_prompts)
     regularization = spoken_features(backend, chosen, {})
+    contexts = [] if only_targets else context_features(backend, deltas, words, listed, target_prompts)
     tell("Solving")
-    merged = merge(deltas, targets, regularization)
-    merged.delta.save(output)
+    merged = merge(deltas, targets, regularization, contexts)
+    joined = merged.delta
+    if len(joined.to_bytes()) > MERGED_BYTES:
+        tell("Finding the ranks")
+        seen = torch.cat([regularization, *contexts])
+        joined = compress(joined, Limit(max_bytes=MERGED_BYTES), seen.T @ seen / len(seen))
+    joined.save(output)
     return Merged(
-        *_about(output, merged.delta), merged.renamed, read.dropped,
+        *_about(output, joined), merged.renamed, read.dropped,
         target_rows=merged.target_rows,
         residual=merged.residual,
-        stored_residual=stored_residual(deltas, targets, Delta.load(output)),
+        stored_residual=stored_residual(deltas, merged.targets, Delta.load(output)),
         captions=len(chosen),
         change=change_on(merged.delta, regularization),
         change_of_sum=change_on(blend(deltas, [1.0] * len(deltas)).delta, regularization),
@@ -273,7 +284,7 @@ def stored_residual(deltas: Sequence[Delta], targets: Sequence[Tensor], stored: 
 
 
 def _applied(delta: Delta, key: str, rows: Tensor) -> Tensor:
-    return rows @ dense(delta.entries[key]).T if key in delta.entries else zeros(())
+    return rows @ dense(delta.entries[key]).T if key in delta.entries else torch.zeros(())
 
 
 @dataclass(frozen=True)

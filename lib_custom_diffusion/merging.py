@@ -7,10 +7,21 @@ over features of regularization captions, the delta that has Δ C_iᵀ = Δ_i C_
     Δ = [Δ_1 C_1ᵀ … Δ_N C_Nᵀ] (D Cᵀ)⁻¹ D    with  D = C A⁻¹.
 
 Base weights do not occur in it; A and C are the same for all layers; and its rank is the number of target rows.
+
+A few target rows say little of how a concept is drawn. A UNet reads all 77 positions of a prompt, start token and
+padding too; and where two concepts share their class word, rows that hardly differ are asked for different things, so
+that the delta is wild on everything else. Given contexts, prompts with each concept in them (P_i of p_i rows, all
+positions), merging therefore minimizes
+
+    ‖Δ C_regᵀ‖² / n  +  Σ_i ‖(Δ − Δ_i) P_iᵀ‖² / p_i    with  Δ C_iᵀ = Δ_i C_iᵀ  for target rows that differ enough.
+
+With G = C_regᵀ C_reg / n + Σ_i P_iᵀ P_i / p_i that is Δ = Δ₀ + (V − Δ₀ Cᵀ)(D Cᵀ)⁻¹ D, where Δ₀ is
+(Σ_i Δ_i P_iᵀ P_i / p_i) G⁻¹, V = [Δ_i C_iᵀ] and D = C G⁻¹. Without contexts Δ₀ is zero, and it is the paper's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +32,7 @@ from .backend import Backend
 from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
 from .delta import Delta, Entry, Factors
 from .errors import UserError
-from .text_features import concept_words, count_tokens, spoken_features
+from .text_features import all_features, concept_words, count_tokens, spoken_features
 
 TARGET_PROMPTS = ("photo of a {}", "{}")
 """What Adobe's code asks of each concept; {} is its modifier token and class word."""
@@ -29,22 +40,29 @@ TARGET_PROMPTS = ("photo of a {}", "{}")
 _RIDGE = 1e-6  # of A, relative to its mean eigenvalue: few captions leave directions without any feature
 _DEPENDENT = 1e-3  # a target row this near to the span of those before it is left out
 _CONFLICT = 0.05  # unless it asks for something this different
+_ALIKE = 0.5  # the same with contexts: rows nearer than this are left to these
+
+CONTEXT_PROMPTS = ("a {}", "photo of a {}", "{}", "a small {}", "close up of a {}")
+_CONTEXTS = 60
+_SURROUNDINGS = re.compile(r" (?:on|in|at|with|beside|under|near|by|behind|over|and) .*$")
 
 
 @dataclass(frozen=True)
 class Merged:
     """What `merge` found.
 
-    delta:       the result, all its entries factors.
+    delta:       the result; all its entries are factors if there were no contexts.
     renamed:     modifier tokens that had to give way.
     residual:    ‖Δ Cᵀ − [Δ_i C_iᵀ]‖ / ‖[Δ_i C_iᵀ]‖ over all layers and the target rows kept, in float64.
     target_rows: how many are kept, of how many.
+    targets:     those that are kept, (rows, d), of each concept.
     """
 
     delta: Delta
     renamed: list[Renamed]
     residual: float
     target_rows: tuple[int, int]
+    targets: list[Tensor]
 
 
 def target_features(
@@ -67,6 +85,30 @@ def target_features(
     return targets
 
 
+def context_features(
+    backend: Backend,
+    deltas: Sequence[Delta],
+    words: Words,
+    captions: Sequence[str],
+    prompts: Sequence[Sequence[str]] = (),
+) -> list[Tensor]:
+    """Features (p_i, d) of prompts with each concept in surroundings from the captions ("… on a table"), all positions.
+
+    prompts as in `target_features`; they are among the contexts, and all there are for a delta without modifier token.
+    """
+    surroundings = [found.group() for found in map(_SURROUNDINGS.search, captions) if found]
+    forms = [(prompt, "") for prompt in TARGET_PROMPTS]
+    chosen = ["", *surroundings[:: max(1, len(surroundings) // _CONTEXTS)]]
+    forms += [(CONTEXT_PROMPTS[index % len(CONTEXT_PROMPTS)], around) for index, around in enumerate(chosen)]
+    contexts = []
+    for index, delta in enumerate(deltas):
+        spoken = concept_words(words.of(index, delta))
+        own = [form.format(word) + around for word in spoken for form, around in forms]
+        own += prompts[index] if index < len(prompts) else []
+        contexts.append(all_features(backend, own, words.vectors))
+    return contexts
+
+
 def _words_before(backend: Backend, prompt: str, vectors: Mapping[str, Tensor]) -> int:
     """Vocabulary tokens of the prompt before its first modifier token; 0 if it has none."""
     parts = prompt.split()
@@ -74,18 +116,28 @@ def _words_before(backend: Backend, prompt: str, vectors: Mapping[str, Tensor]) 
     return count_tokens(backend, " ".join(parts[:first]), vectors)
 
 
-def merge(deltas: Sequence[Delta], targets: Sequence[Tensor], regularization: Tensor) -> Merged:
+def merge(
+    deltas: Sequence[Delta], targets: Sequence[Tensor], regularization: Tensor, contexts: Sequence[Tensor] = ()
+) -> Merged:
     """Merge deltas of to_k and to_v, given each one's target features (s_i, d) and those of captions (rows, d).
 
-    Raises UserError for deltas of different models, for trained to_q or to_out (they act on pictures, not on text), or
-    when two concepts ask different things of the same words.
+    contexts: features (p_i, d) of prompts in which each concept is to look as by its own delta; none for the paper's
+    merge. Raises UserError for deltas of different models, for trained to_q or to_out (they act on pictures, not on
+    text), or when two concepts ask different things of the same words.
     """
     origin = common_provenance(deltas)
     wanted = {key: _wanted(deltas, targets, key) for key in all_keys(deltas)}
     rows = torch.cat([target.double() for target in targets])
-    whitened, solved = _against(regularization.double(), rows)
-    kept = _independent_rows(whitened)
+    seconds = [context.double().T @ context.double() / len(context) for context in contexts]
+    gram = _gram(regularization.double(), seconds)
+    whitened, solved = _against(gram, rows)
+    kept = _independent_rows(whitened, _DEPENDENT)
     _check_conflicts(whitened, kept, wanted, [len(target) for target in targets])
+    if contexts:
+        kept = _independent_rows(whitened, _ALIKE)
+        mixing = [torch.linalg.solve(gram, second).T.float() for second in seconds]
+        means = {key: _mean(deltas, mixing, key) for key in wanted}
+        wanted = {key: values - means[key].double() @ rows.T for key, values in wanted.items()}
     root = torch.linalg.cholesky(whitened[kept] @ whitened[kept].T)
     vh = torch.linalg.solve_triangular(root, solved[kept], upper=False)
     length = vh.norm(dim=1)
@@ -98,12 +150,31 @@ def merge(deltas: Sequence[Delta], targets: Sequence[Tensor], regularization: Te
     origin.tokens = words.class_words
     origin.settings = {"merge": {"tokens": [list(delta.embeddings) for delta in deltas], "target_rows": len(kept)}}
     entries: dict[str, Entry] = {key: Factors(matrix.float(), vh.float()) for key, matrix in us.items()}
+    if contexts:
+        entries = {key: torch.addmm(means[key], us[key].float(), vh.float()) for key in entries}
     return Merged(
         Delta(entries, words.vectors, origin),
         words.renamed,
         _residual(us, vh @ rows[kept].T, {key: values[:, kept] for key, values in wanted.items()}),
         (len(kept), len(rows)),
+        _kept_of_each(targets, kept),
     )
+
+
+def _kept_of_each(targets: Sequence[Tensor], kept: Sequence[int]) -> list[Tensor]:
+    chosen = torch.zeros(sum(map(len, targets)), dtype=torch.bool)
+    chosen[list(kept)] = True
+    return [target[mask] for target, mask in zip(targets, chosen.split([len(target) for target in targets]))]
+
+
+def _mean(deltas: Sequence[Delta], mixing: Sequence[Tensor], key: str) -> Tensor:
+    """Δ₀ of one layer, (out, d), float32."""
+    terms = [
+        entry.us.float() @ (entry.vh.float() @ mixture) if isinstance(entry, Factors) else entry.float() @ mixture
+        for delta, mixture in zip(deltas, mixing)
+        if (entry := delta.entries.get(key)) is not None
+    ]
+    return torch.stack(terms).sum(dim=0)
 
 
 def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Tensor:
@@ -125,23 +196,30 @@ def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Ten
     return torch.cat(columns, dim=1)
 
 
-def _against(regularization: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """E with E Eᵀ = C A⁻¹ Cᵀ, and D = C A⁻¹, for target rows C (s, d) and features C_reg (n, d); both (s, d)."""
+def _gram(regularization: Tensor, seconds: Sequence[Tensor]) -> Tensor:
+    """A, ridged, or G of the features' second moments if there are contexts; (d, d)."""
     gram = regularization.T @ regularization
+    if seconds:
+        gram = gram / len(regularization) + torch.stack(list(seconds)).sum(dim=0)
     gram.diagonal().add_(_RIDGE * gram.trace() / len(gram))
+    return gram
+
+
+def _against(gram: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """E with E Eᵀ = C A⁻¹ Cᵀ, and D = C A⁻¹, for target rows C (s, d) and A (d, d); both (s, d)."""
     factor = torch.linalg.cholesky(gram)
     half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
     return half.T, torch.linalg.solve_triangular(factor.T, half, upper=True).T
 
 
-def _independent_rows(rows: Tensor) -> list[int]:
-    """Indices of the rows that are not in the span of those kept before them, to within _DEPENDENT of their length."""
+def _independent_rows(rows: Tensor, distance: float) -> list[int]:
+    """Indices of the rows that are not in the span of those kept before them, to within `distance` of their length."""
     kept: list[int] = []
     basis = rows.new_zeros(0, rows.shape[1])
     for index, row in enumerate(rows):
         rest = row - basis.T @ (basis @ row)
         rest = rest - basis.T @ (basis @ rest)  # twice, for rounding
-        if rest.norm() > _DEPENDENT * row.norm():
+        if rest.norm() > distance * row.norm():
             kept.append(index)
             basis = torch.cat([basis, (rest / rest.norm())[None]])
     return kept

@@ -115,6 +115,12 @@ def spoken_features(
     return torch.cat(rows)
 
 
+@torch.no_grad()
+def all_features(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+    """Features (rows, width), float64 on the CPU, of all positions of the captions: start token and padding as well."""
+    return torch.cat([batch.flatten(0, 1).double().cpu() for batch in _features(backend, captions, vectors)])
+
+
 def count_tokens(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> int:
     """How many positions of the text encoder the caption takes, without start and end token."""
     count = 0

@@ -75,6 +75,11 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
         type=Path,
         help="text file, one caption a line, on which little may change; bundled ones if not given",
     )
+    add(
+        "--only_targets",
+        action="store_true",
+        help="as in the paper: nothing is asked of prompts in which a concept has other surroundings",
+    )
     add("--output", type=Path, required=True, help="the new delta file")
 
 

@@ -13,7 +13,9 @@ def merge(options: argparse.Namespace) -> int:
     load_model = loader_of(options.model)
     assert load_model is not None
     prompts = [parse_prompts(text) for text in options.target_prompts]
-    done = merge_files(options.files, options.output, load_model, prompts, options.captions)
+    done = merge_files(
+        options.files, options.output, load_model, prompts, options.captions, only_targets=options.only_targets
+    )
     print(dropped_text(done.dropped), end="")
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     print(
