@@ -1,10 +1,13 @@
 """Two concepts learned alone on the toy, then merged, blended, and drawn alone and together, as the judge sees it.
 
-python tests/benchmarks/merging.py [--concepts raccoon blue-cat] [--deltas FILE FILE] [--seeds 8] [--output DIR]
+    python tests/benchmarks/merging.py [--concepts raccoon flamingo] [--deltas FILE FILE] [--seeds 16] [--output DIR]
 
-The table has, for each way of joining them: each concept's likeness on its own prompts, also as a share of what it had
-alone; and for pictures of both, the lesser of the two likenesses, meant over pictures. "padding N" merges with the
-first N padding positions after the end token as further targets, which the paper does not.
+The table has, for each way of joining them:
+- each concept's likeness on its own prompts, also as a share of what it had by its own delta;
+- off: how far predicted noise is from that by the concept's own delta, relative to how far it is without any
+  (noisy pictures of the concept, its own prompts; 0 is its own delta, 1 is none);
+- for pictures of both, the left half's likeness to what is named first and the right half's to what is named second:
+  the mean of the two, and the lesser, both meant over pictures, with the standard error.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,23 +26,35 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lib_custom_diffusion.backend import Sampling
+from lib_custom_diffusion.backend import Conditioning, Sampling
 from lib_custom_diffusion.blending import Words, blend, bundle_words
-from lib_custom_diffusion.concepts import find_pictures
+from lib_custom_diffusion.concepts import Concept, PictureSettings, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.merging import merge, target_features
-from lib_custom_diffusion.standalone.demo import teach
+from lib_custom_diffusion.merging import context_features, merge, target_features
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import Row, contact_sheet
-from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
-from lib_custom_diffusion.standalone.toy.judge import Judge
-from lib_custom_diffusion.standalone.train import TOY_RECIPE
-from lib_custom_diffusion.text_features import concept_words, count_tokens, read_captions, spoken_features
+from lib_custom_diffusion.standalone.toy import concepts as toy_concepts
+from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone, to_input
+from lib_custom_diffusion.standalone.train import TOY_RECIPE, draw_regularization, run_training
+from lib_custom_diffusion.text_features import read_captions, spoken_features
 
-SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
-PADDING = (0, 4, 16, 64)
+SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=16)
+CLASS_IMAGES = 32
+PROMPTS = ("a {} on a yellow background", "photo of a {} on a pink background")
+JOINT_PROMPT = "a {} and a {} on a green background"
+TIMESTEPS = (900, 700, 500, 300)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A concept, and the delta that it was learned into, alone."""
+
+    name: str
+    folder: Path
+    class_word: str
+    delta: Delta
 
 
 @dataclass(frozen=True)
@@ -48,116 +63,162 @@ class Trial:
 
     backend: DiffusersBackend
     judge: Judge
-    concepts: list[BundledConcept]
-    deltas: list[Delta]
+    taught: Sequence[Taught]
     seeds: int
+
+    @cached_property
+    def deltas(self) -> list[Delta]:
+        return [each.delta for each in self.taught]
 
     @cached_property
     def words(self) -> Words:
         return bundle_words(self.deltas)
 
     @cached_property
-    def vectors(self) -> dict[str, Tensor]:
-        return {token: vectors.float() for token, vectors in self.words.vectors.items()}
+    def called(self) -> list[str]:
+        """What each concept is called in a prompt: "<new2> animal"."""
+        tokens = [next(iter(self.words.of(index, delta))) for index, delta in enumerate(self.deltas)]
+        return [f"{token} {each.class_word}" for token, each in zip(tokens, self.taught)]
 
     @cached_property
-    def tokens(self) -> list[str]:
-        return [next(iter(self.words.of(index, delta))) for index, delta in enumerate(self.deltas)]
+    def references(self) -> list[Tensor]:
+        return [self.judge.embed_pictures(pictures_in(each.folder)) for each in self.taught]
+
+    def likeness(self, pictures: Sequence[Image.Image], concept: int) -> Tensor:
+        """Of each picture, (n,)."""
+        return (self.judge.embed_pictures(pictures) @ self.references[concept].T).mean(dim=1)
 
     def draw(self, prompts: Sequence[str], delta: Delta) -> list[Image.Image]:
         pairs = [(prompt, 1000 + seed) for prompt in prompts for seed in range(self.seeds)]
         with Injection(self.backend.unet, [(delta, 1.0)]), torch.no_grad():
-            return self.backend.generate([p for p, _ in pairs], [s for _, s in pairs], SAMPLING, self.vectors)
+            return self.backend.generate([p for p, _ in pairs], [s for _, s in pairs], SAMPLING, self.words.vectors)
 
     def alone(self, joint: Delta | None) -> tuple[list[float], list[list[Image.Image]]]:
         """Likeness on each concept's own prompts, by the joint delta or else its own, and the pictures."""
-        values, drawn = [], []
-        for concept, own, token in zip(self.concepts, self.deltas, self.tokens):
-            prompts = [prompt.replace(concept.modifier_token, token) for prompt in concept.prompts]
-            pictures = self.draw(prompts, joint or own)
-            values.append(self.judge.likeness(pictures, references(concept)))
-            drawn.append(pictures[:: self.seeds] + pictures[1 :: self.seeds])
-        return values, drawn
+        drawn = [
+            self.draw([prompt.format(called) for prompt in PROMPTS], joint or own)
+            for called, own in zip(self.called, self.deltas)
+        ]
+        return [float(self.likeness(pictures, index).mean()) for index, pictures in enumerate(drawn)], drawn
 
-    def together(self, joint: Delta) -> tuple[float, list[Image.Image]]:
-        """The lesser likeness, meant over pictures of both, and the pictures."""
-        called = [f"a {t} {c.instance_prompt.split()[-1]}" for t, c in zip(self.tokens, self.concepts)]
-        orders = (called, called[::-1])
-        pictures = self.draw([f"{a} and {b} on a {c} background" for a, b in orders for c in ("green", "white")], joint)
-        embedded = self.judge.embed_pictures(pictures)
-        each = [(embedded @ self.judge.embed_pictures(references(c)).T).mean(dim=1) for c in self.concepts]
-        return float(torch.stack(each).amin(dim=0).mean()), pictures
+    def together(self, joint: Delta) -> tuple[Tensor, list[Image.Image]]:
+        """Likeness of the half of each concept in pictures of both, (2, n), in both orders, and the pictures."""
+        found, drawn = [], []
+        for left, right in ((0, 1), (1, 0)):
+            pictures = self.draw([JOINT_PROMPT.format(self.called[left], self.called[right])], joint)
+            halves = [[half_alone(picture, side) for picture in pictures] for side in (0, 1)]
+            found.append(torch.stack([self.likeness(halves[0], left), self.likeness(halves[1], right)]))
+            drawn += pictures
+        return torch.cat(found, dim=1), drawn
 
-    def merged(self, padding: int) -> Delta:
-        targets = target_features(self.backend, self.deltas, self.words)
-        if padding:
-            targets = [torch.cat([t, self._padding(index, padding)]) for index, t in enumerate(targets)]
-        found = merge(self.deltas, targets, spoken_features(self.backend, read_captions()[::3], {}))
-        print(f"padding {padding}: residual {found.residual:.1e}, rows {found.target_rows}", flush=True)
-        return found.delta
+    def off(self, joint: Delta) -> list[float]:
+        """Distance of predicted noise from that by each concept's own delta, relative to that without any."""
+        distances = []
+        for index, own in enumerate(self.deltas):
+            wanted, none, got = (self._noise(index, delta) for delta in (own, Delta({}), joint))
+            distances.append(float((got - wanted).norm() / (none - wanted).norm()))
+        return distances
 
     @torch.no_grad()
-    def _padding(self, index: int, count: int) -> Tensor:
-        """Features of the first padding positions of a concept's own prompt."""
-        rows = []
-        for spoken in concept_words(self.words.of(index, self.deltas[index])):
-            prompt = f"photo of a {spoken}"
-            first = 2 + count_tokens(self.backend, prompt, self.vectors)
-            features = self.backend.encode_captions([prompt], self.vectors).crossattn
-            rows.append(features[0, first : first + count].double())
-        return torch.cat(rows)
+    def _noise(self, concept: int, delta: Delta) -> Tensor:
+        pixels = torch.nn.functional.interpolate(to_input(pictures_in(self.taught[concept].folder)), scale_factor=2)
+        latents = self.backend.encode_pictures(pixels).mean
+        prompts = [PROMPTS[index % len(PROMPTS)].format(self.called[concept]) for index in range(len(latents))]
+        conditioning = Conditioning(self.backend.encode_captions(prompts, self.words.vectors).crossattn)
+        generator, predicted = torch.Generator().manual_seed(0), []
+        with Injection(self.backend.unet, [(delta, 1.0)]):
+            for timestep in TIMESTEPS:
+                signal = self.backend.alphas_cumprod[timestep]
+                noise = torch.randn(latents.shape, generator=generator)
+                noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+                timesteps = torch.full((len(latents),), timestep)
+                predicted.append(self.backend.predict(noisy, timesteps, conditioning))
+        return torch.stack(predicted)
+
+    def merged(self, contexts: bool = True) -> Delta:
+        targets = target_features(self.backend, self.deltas, self.words)
+        regularization = spoken_features(self.backend, read_captions()[::2], {})
+        asked = context_features(self.backend, self.deltas, self.words, read_captions()) if contexts else []
+        found = merge(self.deltas, targets, regularization, asked)
+        print(f"contexts {contexts}: residual {found.residual:.1e}, target rows {found.target_rows}", flush=True)
+        return found.delta
 
 
 def main() -> None:
     options = parse()
     backend, judge = load_model("toy"), Judge.load()
-    concepts = [bundled_concepts()[name] for name in options.concepts]
-    deltas = [Delta.load(path) for path in options.deltas] or [taught(backend, judge, concept) for concept in concepts]
-    trial = Trial(backend, judge, concepts, deltas, options.seeds)
-    ways = {"plain sum": blend(deltas, [1.0, 1.0]).delta, "half of each": blend(deltas, [0.5, 0.5]).delta}
-    ways |= {f"merged, padding {padding}": trial.merged(padding) for padding in PADDING}
+    deltas = [Delta.load(path) for path in options.deltas] or [None, None]
+    taught = [teach(backend, name, delta) for name, delta in zip(options.concepts, deltas)]
+    trial = Trial(backend, judge, taught, options.seeds)
+    ways: dict[str, Callable[[], Delta]] = {
+        "merged": trial.merged,
+        "plain sum": lambda: blend(trial.deltas, [1.0, 1.0]).delta,
+        "half of each": lambda: blend(trial.deltas, [0.5, 0.5]).delta,
+        "the paper's merge": lambda: trial.merged(contexts=False),
+    }
+    names = [each.name for each in taught]
     first, drawn = trial.alone(None)
-    shares_of, joint = {}, {}
-    rows = [Row(f"{concept.name} alone", pictures[:8]) for concept, pictures in zip(concepts, drawn)]
-    print(f"| way | {' | '.join(f'{concept.name} | of alone' for concept in concepts)} | both |")
-    print(f"|{' --- |' * (2 * len(concepts) + 2)}\n| each alone | {' | '.join(f'{v:.3f} | 100%' for v in first)} | |")
-    for name, delta in ways.items():
-        values, drawn = trial.alone(delta)
-        both, pictures = trial.together(delta)
-        shares_of[name], joint[name] = [value / best for value, best in zip(values, first)], both
-        shares = " | ".join(f"{value:.3f} | {share:.0%}" for value, share in zip(values, shares_of[name]))
-        print(f"| {name} | {shares} | {both:.3f} |", flush=True)
-        rows += [Row(f"{name}: {concept.name}", own[:8]) for concept, own in zip(concepts, drawn)]
-        rows.append(Row(f"{name}: both", pictures[:: trial.seeds] + pictures[1 :: trial.seeds]))
-    contact_sheet(rows).save(options.output / "merging.png")
-    merged = "merged, padding 0"
-    kept = min(shares_of[merged])
-    print(f"merged: each keeps at least {kept:.0%} of its likeness, {'met' if kept >= 0.9 else 'MISSED'} (90%)")
-    best = max(joint[name] for name in joint if not name.startswith("merged"))
-    print(
-        f"both in one picture: {joint[merged]:.3f} merged, {best:.3f} blended,"
-        f" {'met' if joint[merged] > best else 'MISSED'} (more than blended)"
-    )
+    rows = [Row(f"{name} alone", pictures[:8]) for name, pictures in zip(names, drawn)]
+    print(f"| way | {' | '.join(f'{name} | of alone | off' for name in names)} | both: mean | lesser |")
+    print(f"|{' --- |' * (3 * len(names) + 3)}")
+    print(f"| each alone | {' | '.join(f'{value:.3f} | 100% | 0' for value in first)} | | |", flush=True)
+    shares_of: dict[str, list[float]] = {}
+    both_of: dict[str, float] = {}
+    for way in options.ways or ways:
+        joint = ways[way]()
+        values, drawn = trial.alone(joint)
+        halves, pictures = trial.together(joint)
+        shares_of[way] = [value / best for value, best in zip(values, first)]
+        both_of[way] = float(halves.mean())
+        figures = [f"{v:.3f} | {s:.0%} | {o:.2f}" for v, s, o in zip(values, shares_of[way], trial.off(joint))]
+        joined = [
+            f"{each.mean():.3f} ± {each.std() / len(each) ** 0.5:.3f}" for each in (halves.mean(0), halves.amin(0))
+        ]
+        print(f"| {way} | {' | '.join([*figures, *joined])} |", flush=True)
+        rows += [Row(f"{way}: {name}", own[:8]) for name, own in zip(names, drawn)]
+        rows.append(Row(f"{way}: both", [*pictures[:4], *pictures[options.seeds : options.seeds + 4]]))
+        contact_sheet(rows).save(options.output / "merging.png")
+    if options.ways:
+        return
+    kept, blended = min(shares_of["merged"]), max(both_of["plain sum"], both_of["half of each"])
+    print(f"merged: each keeps at least {kept:.0%} of its likeness, {verdict(kept >= 0.9)} (90%)")
+    better = verdict(both_of["merged"] > blended)
+    print(f"both in one picture: {both_of['merged']:.3f} merged, {blended:.3f} blended, {better} (more than blended)")
 
 
-def taught(backend: DiffusersBackend, judge: Judge, concept: BundledConcept) -> Delta:
-    with tempfile.TemporaryDirectory() as folder:
-        if teach(backend, judge, concept, TOY_RECIPE, Path(folder)) is None:
-            sys.exit("interrupted")
-        return Delta.load(Path(folder) / f"{concept.name}.delta.safetensors")
+def verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
 
 
-def references(concept: BundledConcept) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in find_pictures(concept.folder)]
+def teach(backend: DiffusersBackend, name: str, delta: Delta | None) -> Taught:
+    """A bundled concept, or one of tests/data, taught by the toy's recipe with prior preservation if it was not yet."""
+    bundled = toy_concepts.bundled_concepts().get(name)
+    folder = bundled.folder if bundled else Path(__file__).parents[1] / "data" / name
+    prompt = bundled.instance_prompt if bundled else "photo of a <new1> animal"
+    class_prompt = bundled.class_prompt if bundled else "photo of an animal"
+    if delta is None:
+        with tempfile.TemporaryDirectory() as made:
+            class_images, output = Path(made) / "class", Path(made) / "output"
+            sampling = replace(SAMPLING, steps=15)
+            draw_regularization(backend, class_prompt, class_images, CLASS_IMAGES, sampling, TOY_RECIPE.seed)
+            concept = Concept(prompt, folder, class_prompt, class_images)
+            config = replace(TOY_RECIPE, initializer_tokens=("ktn",))
+            delta = run_training(backend, [concept], PictureSettings(), config, output, name).delta
+    return Taught(name, folder, prompt.split()[-1], delta)
+
+
+def pictures_in(folder: Path) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in find_pictures(folder)]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", nargs=2, default=["raccoon", "blue-cat"], help="which two")
+    parser.add_argument("--concepts", nargs=2, default=["raccoon", "flamingo"], help="bundled, or of tests/data")
     parser.add_argument(
         "--deltas", type=Path, nargs=2, default=[], help="their deltas, if they have been trained already"
     )
-    parser.add_argument("--seeds", type=int, default=8, help="pictures of each prompt")
+    parser.add_argument("--seeds", type=int, default=16, help="pictures of each prompt")
+    parser.add_argument("--ways", nargs="+", default=[], help="only these ways of joining them")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder for merging.png")
     return parser.parse_args()
 
