@@ -8,7 +8,11 @@ function refreshCustomDiffusionCards() {
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one.
     gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
-    requestProgress(id, progressArea, gallery, refreshCustomDiffusionCards, function(progress) {
+    const atEnd = function() {
+        refreshCustomDiffusionCards();
+        if (progressArea.id == 'cd_utils_gallery') showText.innerHTML = ''; // the curve of a training stays
+    };
+    requestProgress(id, progressArea, gallery, atEnd, function(progress) {
         if (progress.textinfo && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
     });
 }
@@ -45,7 +49,8 @@ function startCustomDiffusionUtility() {
 // A page that is opened while a training runs shows it, and how it ends.
 let customDiffusionTrainingFound = '';
 
-onUiLoaded(async function() {
+// The page's options are there after its parts, and without them the host shows no bar.
+onOptionsAvailable(async function() {
     const answer = await fetch('./internal/custom-diffusion-training');
     customDiffusionTrainingFound = answer.ok ? (await answer.json()).task : '';
     if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();
