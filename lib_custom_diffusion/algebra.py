@@ -217,8 +217,8 @@ def merge_files(
     joined = merged.delta
     if len(joined.to_bytes()) > MERGED_BYTES:
         tell("Finding the ranks")
-        seen = torch.cat([regularization, *contexts])
-        joined = compress(joined, Limit(max_bytes=MERGED_BYTES), seen.T @ seen / len(seen))
+        seen = regularization.T @ regularization / len(regularization) + sum(contexts)
+        joined = compress(joined, Limit(max_bytes=MERGED_BYTES), seen)
     joined.save(output)
     return Merged(
         *_about(output, joined), merged.renamed, read.dropped,

@@ -17,6 +17,7 @@ positions), merging therefore minimizes
 
 With G = C_regᵀ C_reg / n + Σ_i P_iᵀ P_i / p_i that is Δ = Δ₀ + (V − Δ₀ Cᵀ)(D Cᵀ)⁻¹ D, where Δ₀ is
 (Σ_i Δ_i P_iᵀ P_i / p_i) G⁻¹, V = [Δ_i C_iᵀ] and D = C G⁻¹. Without contexts Δ₀ is zero, and it is the paper's.
+Of each P_iᵀ P_i the principal directions are kept, so that Δ₀ has a low rank too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .backend import Backend
 from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
 from .delta import Delta, Entry, Factors
 from .errors import UserError
-from .text_features import all_features, concept_words, count_tokens, spoken_features
+from .text_features import concept_words, count_tokens, second_moment, spoken_features
 
 TARGET_PROMPTS = ("photo of a {}", "{}")
 """What Adobe's code asks of each concept; {} is its modifier token and class word."""
@@ -44,6 +45,7 @@ _ALIKE = 0.5  # the same with contexts: rows nearer than this are left to these
 
 CONTEXT_PROMPTS = ("a {}", "photo of a {}", "{}", "a small {}", "close up of a {}")
 _CONTEXTS = 60
+_CONTEXT_RANK = 128  # principal directions kept of each concept's contexts
 _SURROUNDINGS = re.compile(r" (?:on|in|at|with|beside|under|near|by|behind|over|and) .*$")
 
 
@@ -51,7 +53,7 @@ _SURROUNDINGS = re.compile(r" (?:on|in|at|with|beside|under|near|by|behind|over|
 class Merged:
     """What `merge` found.
 
-    delta:       the result; all its entries are factors if there were no contexts.
+    delta:       the result, in factors unless these would be larger than the matrices.
     renamed:     modifier tokens that had to give way.
     residual:    ‖Δ Cᵀ − [Δ_i C_iᵀ]‖ / ‖[Δ_i C_iᵀ]‖ over all layers and the target rows kept, in float64.
     target_rows: how many are kept, of how many.
@@ -92,7 +94,7 @@ def context_features(
     captions: Sequence[str],
     prompts: Sequence[Sequence[str]] = (),
 ) -> list[Tensor]:
-    """Features (p_i, d) of prompts with each concept in surroundings from the captions ("… on a table"), all positions.
+    """Second moments (d, d) of features of prompts of each concept, in surroundings from the captions ("… on a table").
 
     prompts as in `target_features`; they are among the contexts, and all there are for a delta without modifier token.
     """
@@ -105,7 +107,7 @@ def context_features(
         spoken = concept_words(words.of(index, delta))
         own = [form.format(word) + around for word in spoken for form, around in forms]
         own += prompts[index] if index < len(prompts) else []
-        contexts.append(all_features(backend, own, words.vectors))
+        contexts.append(second_moment(backend, own, words.vectors))
     return contexts
 
 
@@ -121,23 +123,23 @@ def merge(
 ) -> Merged:
     """Merge deltas of to_k and to_v, given each one's target features (s_i, d) and those of captions (rows, d).
 
-    contexts: features (p_i, d) of prompts in which each concept is to look as by its own delta; none for the paper's
-    merge. Raises UserError for deltas of different models, for trained to_q or to_out (they act on pictures, not on
-    text), or when two concepts ask different things of the same words.
+    contexts: P_iᵀ P_i / p_i (d, d) of prompts in which each concept is to look as by its own delta; none for the
+    paper's merge. Raises UserError for deltas of different models, for trained to_q or to_out (they act on pictures,
+    not on text), or when two concepts ask different things of the same words.
     """
     origin = common_provenance(deltas)
     wanted = {key: _wanted(deltas, targets, key) for key in all_keys(deltas)}
     rows = torch.cat([target.double() for target in targets])
-    seconds = [context.double().T @ context.double() / len(context) for context in contexts]
-    gram = _gram(regularization.double(), seconds)
-    whitened, solved = _against(gram, rows)
+    gram = _gram(regularization.double(), contexts)
+    factor = torch.linalg.cholesky(gram)
+    whitened, solved = _against(factor, rows)
     kept = _independent_rows(whitened, _DEPENDENT)
     _check_conflicts(whitened, kept, wanted, [len(target) for target in targets])
+    mean = None
     if contexts:
         kept = _independent_rows(whitened, _ALIKE)
-        mixing = [torch.linalg.solve(gram, second).T.float() for second in seconds]
-        means = {key: _mean(deltas, mixing, key) for key in wanted}
-        wanted = {key: values - means[key].double() @ rows.T for key, values in wanted.items()}
+        mean = _Mean.of(deltas, contexts, factor, list(wanted))
+        wanted = {key: values - mean.us[key].double() @ (mean.vh @ rows.T) for key, values in wanted.items()}
     root = torch.linalg.cholesky(whitened[kept] @ whitened[kept].T)
     vh = torch.linalg.solve_triangular(root, solved[kept], upper=False)
     length = vh.norm(dim=1)
@@ -150,8 +152,8 @@ def merge(
     origin.tokens = words.class_words
     origin.settings = {"merge": {"tokens": [list(delta.embeddings) for delta in deltas], "target_rows": len(kept)}}
     entries: dict[str, Entry] = {key: Factors(matrix.float(), vh.float()) for key, matrix in us.items()}
-    if contexts:
-        entries = {key: torch.addmm(means[key], us[key].float(), vh.float()) for key in entries}
+    if mean is not None:
+        entries = mean.plus(us, vh)
     return Merged(
         Delta(entries, words.vectors, origin),
         words.renamed,
@@ -167,14 +169,44 @@ def _kept_of_each(targets: Sequence[Tensor], kept: Sequence[int]) -> list[Tensor
     return [target[mask] for target, mask in zip(targets, chosen.split([len(target) for target in targets]))]
 
 
-def _mean(deltas: Sequence[Delta], mixing: Sequence[Tensor], key: str) -> Tensor:
-    """Δ₀ of one layer, (out, d), float32."""
-    terms = [
-        entry.us.float() @ (entry.vh.float() @ mixture) if isinstance(entry, Factors) else entry.float() @ mixture
-        for delta, mixture in zip(deltas, mixing)
-        if (entry := delta.entries.get(key)) is not None
-    ]
-    return torch.stack(terms).sum(dim=0)
+@dataclass(frozen=True)
+class _Mean:
+    """Δ₀ of all layers: us[key] (out, rank), float32, times vh (rank, d), float64, which all of them share."""
+
+    us: dict[str, Tensor]
+    vh: Tensor
+
+    @classmethod
+    def of(cls, deltas: Sequence[Delta], contexts: Sequence[Tensor], factor: Tensor, keys: Sequence[str]) -> _Mean:
+        """Of contexts' second moments and the lower Cholesky factor of G."""
+        directions = [_principal(context) for context in contexts]
+        vh = [torch.cholesky_solve(context @ q, factor).T for context, q in zip(contexts, directions)]
+        us = {}
+        for key in keys:
+            out_features = next(delta.entries[key].shape[0] for delta in deltas if key in delta.entries)
+            parts = [_times(delta.entries.get(key), q.float(), out_features) for delta, q in zip(deltas, directions)]
+            us[key] = torch.cat(parts, dim=1)
+        return cls(us, torch.cat(vh))
+
+    def plus(self, us: Mapping[str, Tensor], vh: Tensor) -> dict[str, Entry]:
+        """The sum with us[key] @ vh, layer by layer."""
+        both = torch.cat([self.vh, vh]).float()
+        wide = {key: torch.cat([self.us[key], matrix.float()], dim=1) for key, matrix in us.items()}
+        if len(both) >= both.shape[1]:
+            return {key: matrix @ both for key, matrix in wide.items()}
+        return {key: Factors(matrix, both) for key, matrix in wide.items()}
+
+
+def _principal(moment: Tensor) -> Tensor:
+    """The principal directions of a second moment (d, d) in columns, orthonormal: `_CONTEXT_RANK` of them at most."""
+    return torch.linalg.eigh(moment.float()).eigenvectors[:, -_CONTEXT_RANK:].double()
+
+
+def _times(entry: Entry | None, matrix: Tensor, out_features: int) -> Tensor:
+    """entry @ matrix, float32; zero for a layer that is not there."""
+    if entry is None:
+        return torch.zeros(out_features, matrix.shape[1])
+    return entry.us.float() @ (entry.vh.float() @ matrix) if isinstance(entry, Factors) else entry.float() @ matrix
 
 
 def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Tensor:
@@ -205,9 +237,8 @@ def _gram(regularization: Tensor, seconds: Sequence[Tensor]) -> Tensor:
     return gram
 
 
-def _against(gram: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """E with E Eᵀ = C A⁻¹ Cᵀ, and D = C A⁻¹, for target rows C (s, d) and A (d, d); both (s, d)."""
-    factor = torch.linalg.cholesky(gram)
+def _against(factor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """E with E Eᵀ = C A⁻¹ Cᵀ, and D = C A⁻¹, for target rows C (s, d) and A's lower Cholesky factor; both (s, d)."""
     half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
     return half.T, torch.linalg.solve_triangular(factor.T, half, upper=True).T
 

@@ -69,8 +69,8 @@ def second_moments(
     """
     own = [prompt.format(words) for words in concept_words(tokens) for prompt in OWN_PROMPTS]
     groups = [list(captions), own] if own else [list(captions)]
-    held_out = [_second_moment(backend, group[::_HELD_OUT], vectors) for group in groups]
-    fitted = [_second_moment(backend, _without_every_fifth(group), vectors) for group in groups]
+    held_out = [second_moment(backend, group[::_HELD_OUT], vectors) for group in groups]
+    fitted = [second_moment(backend, _without_every_fifth(group), vectors) for group in groups]
     return Moments(sum(fitted) / len(groups), sum(held_out) / len(groups))  # type: ignore[arg-type]
 
 
@@ -79,7 +79,8 @@ def _without_every_fifth(captions: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def _second_moment(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+def second_moment(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+    """Mean of xxᵀ (width, width), float64 on the CPU, over features of all positions, start token and padding too."""
     total, rows = None, 0
     for features in _features(backend, captions, vectors):
         flat = features.reshape(-1, features.shape[-1]).double().cpu()
@@ -113,12 +114,6 @@ def spoken_features(
             end = min(2 + count_tokens(backend, caption, vectors), features.shape[1])
             rows.append(features[index, first:end].double().cpu())
     return torch.cat(rows)
-
-
-@torch.no_grad()
-def all_features(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
-    """Features (rows, width), float64 on the CPU, of all positions of the captions: start token and padding as well."""
-    return torch.cat([batch.flatten(0, 1).double().cpu() for batch in _features(backend, captions, vectors)])
 
 
 def count_tokens(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> int:
