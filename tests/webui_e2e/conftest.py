@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -213,7 +214,9 @@ class Page:
 
     def choose(self, part: str, option: str) -> None:
         self.page.locator(f"#{part} input").first.click()
-        self.page.locator(f"#{part} ul.options li", has_text=option).first.click()
+        whole = re.compile(rf"(^|\s){re.escape(option)}\s*$")  # "cup", and not "cup-small"
+        self.page.locator(f"#{part} ul.options li", has_text=whole).first.click()
+        self.page.locator(f"#{part} input").first.press("Tab")  # a list of several stays open, over what is below
 
     def press(self, part: str) -> None:
         self.page.locator(f"#{part}").first.click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import TOY, Page, WebUI
-from lib_custom_diffusion.delta import Delta, Factors, Provenance
+from lib_custom_diffusion.delta import Delta, Provenance
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,8 @@ def test_deltas_are_blended_and_merged(webui: WebUI, utilities: Page) -> None:
     assert "by a plain sum" in told
     merged = Delta.load(webui.delta("merged"))
     assert set(merged.embeddings) == {"<cup1>", "<pot1>"}
-    assert all(isinstance(entry, Factors) for entry in merged.entries.values())
+    assert set(merged.entries) == set(cup.entries)
+    assert float(re.search(r"Constraint residual\s+([^\s,]+)", told).group(1)) < 1e-3
 
 
 def test_a_delta_is_converted_to_a_lora_and_back_from_an_upload(webui: WebUI, deltas: Path, utilities: Page) -> None:
