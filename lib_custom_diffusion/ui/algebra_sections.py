@@ -115,7 +115,7 @@ def _blend(host: Host) -> list[Action]:
 def _merge(host: Host) -> list[Action]:
     gr.HTML(
         "<p>Joins concepts that were learned alone, so that each word does what it did before and little else changes"
-        " (the paper's constrained optimization). Uses the model that is loaded.</p>"
+        " (constrained least squares). Uses the model that is loaded.</p>"
     )
     names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(
