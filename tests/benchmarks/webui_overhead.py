@@ -3,8 +3,9 @@
     WEBUI_URL=http://127.0.0.1:7860 python tests/benchmarks/webui_overhead.py NAME [OTHER] [--steps 20] [--size 512]
 
 NAME and OTHER are deltas that the WebUI has. Pictures with and without are drawn in turn, so that whatever else slows
-the machine slows both; of the times the least and the median are told. The prompt is the same but for the tag, so the
-text encoder does the same work. With two names the delta changes from picture to picture, for the time of a switch.
+the machine slows both; told are the least and the median of the times, and the median of the ratios of neighbours. The
+prompt is the same but for the tag, so the text encoder does the same work. With two names the delta changes from
+picture to picture, for the time of a switch.
 
 On a busy machine the clock tells little: with --pid, the WebUI's process on this machine (Linux), its CPU time counts.
 """
@@ -50,8 +51,9 @@ def main() -> None:
     for name, taken in times.items():
         print(f"| {name} | {min(taken):.4f} | {statistics.median(taken):.4f} |")
     for name, taken in list(times.items())[1:]:
-        more = [statistic(taken) / statistic(times["without"]) - 1 for statistic in (min, statistics.median)]
-        print(f"{name}: {more[0]:+.2%} by the least, {more[1]:+.2%} by the median")
+        least = min(taken) / min(times["without"]) - 1
+        ratios = [one / other - 1 for one, other in zip(taken, times["without"], strict=True)]
+        print(f"{name}: {least:+.2%} by the least, {statistics.median(ratios):+.2%} by neighbours")
 
 
 def ask(prompt: str, steps: int, size: int) -> None:
