@@ -3,10 +3,11 @@
     python -m lib_custom_diffusion.standalone.toy.make [--work DIR]
 
 World, VAE, latents, UNet with text encoder, judge, export. On two CPU cores with bfloat16 instructions and nothing else
-to do this takes about two hours (VAE 17 minutes, its decoder 6, latents 4, UNet 85, judge 9); a GPU is used if there is
+to do this takes about two hours (VAE 17 minutes, its decoder 9, latents 4, UNet 85, judge 9); a GPU is used if there is
 one. Every part saves its state into DIR and goes on from there when the command is given again, so it may be stopped at
 any time. Seeded: one machine and one set of versions give one model. The weights that ship were made by these parts
-but not in one run: the UNet had 2,400 steps with AdamW alone on 12,000 pictures before 3,000 of those below.
+but not in one run: the UNet had 2,400 steps with AdamW alone on 12,000 pictures before 3,000 of those below, and the
+decoder 600 steps of another loss before those of `polish`.
 
 The drawings need the font Noto Color Emoji (SIL Open Font License 1.1), Debian's package fonts-noto-color-emoji.
 """
