@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -265,7 +266,7 @@ def test_the_cpu_build_is_taken_on_a_linux_without_gpu_whose_index_answers(
 
 
 def test_an_index_that_hangs_counts_as_unreachable(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install.urllib.request, "urlopen", lambda *_, **__: time.sleep(5))
+    monkeypatch.setattr(install.urllib.request, "urlopen", lambda *_, **__: time.sleep(5) or io.BytesIO())
     started = time.monotonic()
     assert install.answers("https://example.invalid", seconds=0.1) is False
     assert time.monotonic() - started < 3
