@@ -226,7 +226,7 @@ def merge_files(
         residual=merged.residual,
         stored_residual=stored_residual(deltas, merged.targets, Delta.load(output)),
         captions=len(chosen),
-        change=change_on(merged.delta, regularization),
+        change=change_on(joined, regularization),
         change_of_sum=change_on(blend(deltas, [1.0] * len(deltas)).delta, regularization),
     )  # fmt: skip
 

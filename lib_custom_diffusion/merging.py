@@ -135,10 +135,9 @@ def merge(
     whitened, solved = _against(factor, rows)
     kept = _independent_rows(whitened, _DEPENDENT)
     _check_conflicts(whitened, kept, wanted, [len(target) for target in targets])
-    mean = None
-    if contexts:
+    mean = _Mean.of(deltas, contexts, factor, list(wanted)) if contexts else None
+    if mean is not None:
         kept = _independent_rows(whitened, _ALIKE)
-        mean = _Mean.of(deltas, contexts, factor, list(wanted))
         wanted = {key: values - mean.us[key].double() @ (mean.vh @ rows.T) for key, values in wanted.items()}
     root = torch.linalg.cholesky(whitened[kept] @ whitened[kept].T)
     vh = torch.linalg.solve_triangular(root, solved[kept], upper=False)
@@ -183,8 +182,8 @@ class _Mean:
         vh = [torch.cholesky_solve(context @ q, factor).T for context, q in zip(contexts, directions)]
         us = {}
         for key in keys:
-            out_features = next(delta.entries[key].shape[0] for delta in deltas if key in delta.entries)
-            parts = [_times(delta.entries.get(key), q.float(), out_features) for delta, q in zip(deltas, directions)]
+            outs = _out_features(deltas, key)
+            parts = [_times(delta.entries.get(key), q.float(), outs) for delta, q in zip(deltas, directions)]
             us[key] = torch.cat(parts, dim=1)
         return cls(us, torch.cat(vh))
 
@@ -202,29 +201,30 @@ def _principal(moment: Tensor) -> Tensor:
     return torch.linalg.eigh(moment.float()).eigenvectors[:, -_CONTEXT_RANK:].double()
 
 
+def _out_features(deltas: Sequence[Delta], key: str) -> int:
+    return next(delta.entries[key].shape[0] for delta in deltas if key in delta.entries)
+
+
 def _times(entry: Entry | None, matrix: Tensor, out_features: int) -> Tensor:
-    """entry @ matrix, float32; zero for a layer that is not there."""
+    """entry @ matrix in the matrix's precision; zero for a layer that is not there."""
     if entry is None:
-        return torch.zeros(out_features, matrix.shape[1])
-    return entry.us.float() @ (entry.vh.float() @ matrix) if isinstance(entry, Factors) else entry.float() @ matrix
+        return matrix.new_zeros(out_features, matrix.shape[1])
+    if isinstance(entry, Factors):
+        return entry.us.to(matrix.dtype) @ (entry.vh.to(matrix.dtype) @ matrix)
+    return entry.to(matrix.dtype) @ matrix
 
 
 def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Tensor:
     """[Δ_1 C_1ᵀ … Δ_N C_Nᵀ] of one layer, (out, rows), float64; zero where a delta leaves the layer alone."""
     if ".attn2.to_k." not in key and ".attn2.to_v." not in key:
         raise UserError(f"only deltas of to_k and to_v can be merged, and one has {key}; blend them instead")
+    out_features = _out_features(deltas, key)
     columns = []
     for delta, target in zip(deltas, targets):
         entry = delta.entries.get(key)
-        if entry is None:
-            out_features = next(d.entries[key].shape[0] for d in deltas if key in d.entries)
-            columns.append(torch.zeros(out_features, len(target), dtype=torch.float64))
-        elif entry.shape[1] != target.shape[1]:
+        if entry is not None and entry.shape[1] != target.shape[1]:
             raise UserError(f"{key} reads {entry.shape[1]} text features, the model has {target.shape[1]}")
-        elif isinstance(entry, Factors):
-            columns.append(entry.us.double() @ (entry.vh.double() @ target.double().T))
-        else:
-            columns.append(entry.double() @ target.double().T)
+        columns.append(_times(entry, target.double().T, out_features))
     return torch.cat(columns, dim=1)
 
 

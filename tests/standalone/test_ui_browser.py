@@ -216,17 +216,21 @@ def test_regularization_pictures_are_drawn_from_a_template(page: Page, tmp_path:
     assert all("house" in path.with_suffix(".txt").read_text() for path in drawn)
 
 
-def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_path: Path) -> None:
-    for index, color in enumerate(("red", "blue")):
-        Image.new("RGB", (64, 64), color).save(tmp_path / f"{index}.png")
+def start_training(page: Page, name: str, pictures: Path, steps: int) -> None:
     page.tab("Train")
     page.page.locator("#cd_more .label-wrap").first.click()
     for part, value in {
-        "cd_word_1": "<tile1>", "cd_class_1": "house", "cd_pictures_1": tmp_path, "cd_name": "tile", "cd_steps": 2,
+        "cd_word_1": f"<{name}1>", "cd_class_1": "house", "cd_pictures_1": pictures, "cd_name": name, "cd_steps": steps,
         "cd_batch_size": 1, "cd_resolution": 64, "cd_preview_every": 0,
     }.items():  # fmt: skip
         page.fill(part, value)
     page.press("cd_start")
+
+
+def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_path: Path) -> None:
+    for index, color in enumerate(("red", "blue")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / f"{index}.png")
+    start_training(page, "tile", tmp_path, steps=2)
     page.wait_for("cd_outcome", "Finished after 2 steps")
     page.look("app-train")
     learned = Delta.load(deltas / "tile.delta.safetensors")
@@ -238,13 +242,7 @@ def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_pa
 
 def test_a_page_opened_meanwhile_shows_the_training_and_interrupts_it(page: Page, deltas: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    page.tab("Train")
-    for part, value in {
-        "cd_word_1": "<long1>", "cd_class_1": "house", "cd_pictures_1": tmp_path, "cd_name": "long", "cd_steps": 5000,
-        "cd_batch_size": 1, "cd_resolution": 64, "cd_preview_every": 0,
-    }.items():  # fmt: skip
-        page.fill(part, value)
-    page.press("cd_start")
+    start_training(page, "long", tmp_path, steps=5000)
     page.wait_for("cd_progress", "of 5000")
     page.page.reload()
     page.page.wait_for_selector("#cd_gen_prompt textarea")
