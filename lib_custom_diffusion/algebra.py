@@ -158,6 +158,14 @@ def compress_file(
     )  # fmt: skip
 
 
+def compressed_text(done: Compressed) -> str:
+    """What compression did, as a sentence."""
+    return (
+        f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
+        f" {done.error:.1%}."
+    )
+
+
 def blend_files(
     sources: Sequence[Path],
     weights: Sequence[float],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class DiffusersBackend:
         self.pipeline = pipeline
         self.name = name
         self.checkpoint_hash = checkpoint_hash
-        self._known_ids: dict[str, list[int]] = {}
+        # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
+        self._ids = lru_cache(maxsize=1000)(self._tokenized)
         self.unet: nn.Module = pipeline.unet
         self._weight: Tensor = pipeline.unet.conv_in.weight  # tells device and dtype; the UNet's own answer takes 2 ms
         self.architecture = architecture(pipeline.unet)
@@ -112,11 +114,8 @@ class DiffusersBackend:
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
-    def _ids(self, text: str) -> list[int]:
-        # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
-        if text not in self._known_ids:
-            self._known_ids[text] = self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
-        return self._known_ids[text]
+    def _tokenized(self, text: str) -> list[int]:
+        return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
 
     def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Any:
         """The text encoder's output for captions, new words included."""

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from .. import checkpoints, parallel, regularization
-from ..algebra import compress_file
+from ..algebra import compress_file, compressed_text
 from ..backend import Sampling
 from ..compression import Limit
 from ..concepts import Concept, PictureSettings, encode_concept, load_concepts_list
@@ -26,7 +26,6 @@ from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import file_name, split_tokens
 from ..training import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
-from ..ui.training_page import compressed_text
 from .compress import limit_of
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model

@@ -14,7 +14,7 @@ from typing import Protocol
 from PIL import Image
 
 from .. import checkpoints
-from ..algebra import compress_file
+from ..algebra import compress_file, compressed_text
 from ..backend import Backend
 from ..concepts import ConceptExamples, PictureSettings, encode_concept
 from ..delta import SUFFIX
@@ -25,7 +25,7 @@ from ..tokens import embedding_pt, file_name
 from ..training import Progress, Trainer, TrainingConfig, TrainingResult
 from .timings import Amounts, Circumstances, Timing, comparable_timing, keep_timing
 from .training_form import TrainingForm
-from .training_page import LossHistory, compressed_text, estimate_text, progress_html
+from .training_page import LossHistory, estimate_text, progress_html
 
 _SETTINGS = "config.json"
 _OF_PICTURES = ("concepts", "resolution", "shape", "augment", "flip", "use_alpha", "captions", "prompt", "template")

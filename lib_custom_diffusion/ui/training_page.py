@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ..algebra import Compressed
 from ..training import Progress
 from .loss_plot import loss_svg
 from .timings import Amounts, Timing
@@ -76,14 +75,6 @@ def outcome_html(done: Outcome) -> str:
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
         f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>"
-    )
-
-
-def compressed_text(done: Compressed) -> str:
-    """What compression did, as a sentence."""
-    return (
-        f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
-        f" {done.error:.1%}."
     )
 
 
