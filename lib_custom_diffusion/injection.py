@@ -6,6 +6,7 @@ LoRA that rewrites them, weights moved between devices or kept in 8 bits) is und
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
@@ -16,6 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .attention import Projection, projections
 from .delta import Delta, Entry, Factors
+
+_PROMPTS_KEPT = 2  # a host may ask for the prompt and the negative prompt in turn
 
 
 class Injection:
@@ -34,7 +37,8 @@ class Injection:
         for key, layer in layers.items():
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
-                self._terms.append((layer.module, _FixedTerm(*_combined(terms))))
+                kind = _FixedTextTerm if layer.role in ("k", "v") else _FixedTerm
+                self._terms.append((layer.module, kind(*_combined(terms))))
         self.resume()
 
     def resume(self) -> None:
@@ -46,6 +50,8 @@ class Injection:
         """Leave the UNet as it was. A second call does nothing."""
         while self._handles:
             self._handles.pop().remove()
+        for _, term in self._terms:
+            term.forget()
 
     def __enter__(self) -> Injection:
         return self
@@ -91,8 +97,8 @@ class _LearnedTerm:
 class _FixedTerm:
     """Adds weight · Δx for a fixed Δ, which follows the output's device and precision: a host may move its layers.
 
-    Without gradients the product is added in the output's own memory, which no one else has seen yet: one kernel a
-    layer. Under autocast the output, not the input, has the precision that the layer computes in.
+    Without gradients it is added in the output's own memory, which no one else has seen yet: one kernel a layer. Under
+    autocast the output, not the input, has the precision that the layer computes in.
     """
 
     def __init__(self, entry: Entry, weight: float) -> None:
@@ -100,17 +106,48 @@ class _FixedTerm:
         self.weight = weight
 
     def __call__(self, output: Tensor, x: Tensor) -> Tensor:
-        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
-            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
+        *inner, outer = self._matrices_like(output)
         x = x.to(output.dtype)
-        *inner, outer = self.matrices
         for matrix in inner:
             x = F.linear(x, matrix)
         if torch.is_grad_enabled() or not output.is_contiguous():
             return output + self.weight * F.linear(x, outer)
-        rows = x.to(output.dtype).reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
         output.view(-1, output.shape[-1]).addmm_(rows, outer.t(), alpha=self.weight)
         return output
+
+    def _matrices_like(self, output: Tensor) -> tuple[Tensor, ...]:
+        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
+            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
+        return self.matrices
+
+    def forget(self) -> None:
+        """Let go of whatever was kept from one call for the next."""
+
+
+class _FixedTextTerm(_FixedTerm):
+    """The same for keys and values, which read the prompt: it stays from step to step, so on a CPU Δx is kept.
+
+    A host hands over a new tensor in each step, so what is in it is compared. On a GPU that would make the host wait
+    for the device, and the product is hidden there anyway.
+    """
+
+    def __init__(self, entry: Entry, weight: float) -> None:
+        super().__init__(entry, weight)
+        self._kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=_PROMPTS_KEPT)  # x, weight · Δx
+
+    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().__call__(output, x)
+        for known, change in self._kept:
+            if change.dtype == output.dtype and torch.equal(known, x):
+                return output.add_(change)
+        change = super().__call__(torch.zeros_like(output), x)
+        self._kept.append((x.clone(), change))
+        return output.add_(change)
+
+    def forget(self) -> None:
+        self._kept.clear()
 
 
 def _combined(terms: Sequence[tuple[Entry, float]]) -> tuple[Entry, float]:

@@ -135,3 +135,29 @@ def test_resuming_acts_as_before_and_removing_again_leaves_no_trace(unet: TinyUN
     assert torch.equal(output(unet), acting)
     injection.remove()
     assert torch.equal(output(unet), bare)
+
+
+def test_a_prompt_that_stays_is_multiplied_once(unet: TinyUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, products = projections(unet), []
+    delta = Delta({key: entry for key, entry in dense(unet, 1).entries.items() if key in read})
+    monkeypatch.setattr(
+        Tensor, "addmm_", lambda *args, real=Tensor.addmm_, **named: (products.append(1), real(*args, **named))[1]
+    )
+    with torch.no_grad(), Injection(unet, [(delta, 0.5)]) as injection:
+        first, again = output(unet), output(unet)
+        assert torch.equal(first, again) and len(products) == len(read)
+        injection.remove()
+        injection.resume()
+        assert torch.equal(output(unet), first) and len(products) == 2 * len(read)
+
+
+def test_prompts_in_turn_and_changed_in_place_are_each_read(unet: TinyUNet) -> None:
+    layer = next(iter(projections(unet).values()))
+    change = torch.randn(layer.shape)
+    prompts = [torch.randn(2, 5, layer.shape[1]) for _ in range(4)]
+    expected = [layer.module(prompt) + 0.5 * F.linear(prompt, change) for prompt in prompts]
+    with torch.no_grad(), Injection(unet, [(Delta({layer.key: change}), 0.5)]):
+        for index in (0, 1, 0, 1, 2, 3, 0):
+            assert torch.allclose(layer.module(prompts[index]), expected[index], atol=1e-6)
+        prompts[0].copy_(prompts[2])
+        assert torch.allclose(layer.module(prompts[0]), expected[2], atol=1e-6)
