@@ -54,7 +54,7 @@ def bundle_words(deltas: Sequence[Delta]) -> Words:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.float(), b.float())
+    return torch.equal(a.float(), b.float())
 
 
 def _free_name(token: str, taken: set[str]) -> str:

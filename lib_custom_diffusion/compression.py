@@ -197,9 +197,10 @@ def _quantized(spectrum: Spectrum, price: float) -> _Choice:
     us_bits = _bits(parts, us_price)
     us_error = (parts * NOISE[us_bits]).sum(axis=0)
     us_cost = us_error + (us_price * us_bits).sum(axis=0) + price * _COMPONENT_BYTES * len(outs)
+    noise = parts.sum(axis=1) @ NOISE[us_bits] / parts.sum()  # of each column of us, (worth,)
     rank = 0
     for _ in range(2):  # what vh's rounding costs depends on the rank
-        rounding = spectrum.rounding[:worth] * spectrum.outside(rank)
+        rounding = spectrum.rounding[:worth] * spectrum.outside(noise[:rank])
         vh_bits = np.maximum(_bits(rounding, vh_price), 1)
         vh_error = rounding * NOISE[vh_bits]
         saved = squares - us_cost - vh_error - vh_price * vh_bits

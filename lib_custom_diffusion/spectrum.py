@@ -86,16 +86,21 @@ class Spectrum:
         power = 1.0 if self.half is None else self.half.double().square().sum().item() / self.width
         return power * self.vh(self.above(0.0)).double().square().sum(dim=1).numpy()
 
-    def outside(self, rank: int) -> float:
-        """The share of such errors that `us` cannot make good, because it is outside what vh of the rank spans."""
-        return 1 - float(self._inside[rank])
+    def outside(self, noise: npt.NDArray[np.float64]) -> float:
+        """The share of such errors in a vh of some rank that `us` cannot make good.
+
+        That is all that lies outside what vh spans, and of the rest as much as the rounding of `us` itself spoils.
+        noise: (rank,) squared error of that rounding, relative to the squares of each column of `us`.
+        """
+        return 1 - float(self._inside[: len(noise)] @ (1 - noise))
 
     @cached_property
     def _inside(self) -> npt.NDArray[np.float64]:
+        """The share of such errors that lies in each direction, (n,)."""
         directions = self.effect[: self.above(0.0)] / self.s[: self.above(0.0), None]
         seen = directions if self.half is None else directions @ self.half.T
         total = self.width if self.half is None else self.half.double().square().sum().item()
-        return np.append(0.0, seen.double().square().sum(dim=1).cumsum(0).numpy() / total)
+        return seen.double().square().sum(dim=1).numpy() / total
 
 
 def square_root(moment: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lib_custom_diffusion.text_features import (
     OWN_PROMPTS,
     concept_words,
     read_captions,
+    second_moment,
     second_moments,
     spoken_features,
 )  # fmt: skip
@@ -303,6 +304,12 @@ def test_every_fifth_caption_is_held_out_and_the_others_are_fitted() -> None:
     fitted = [square for index, square in enumerate(squares) if index % 5]
     assert moments.held_out.item() == pytest.approx(sum(held_out) / 4)
     assert moments.fitted.item() == pytest.approx(sum(fitted) / 16)
+
+
+def test_captions_beyond_the_first_batch_count_alike() -> None:
+    captions = ["x" * (n + 1) for n in range(40)]
+    moment = second_moment(Spelled(), captions, {})  # type: ignore[arg-type]
+    assert moment.item() == pytest.approx(sum(float(len(caption)) ** 2 for caption in captions) / 40)
 
 
 def test_a_concepts_own_prompts_count_for_one_half() -> None:
