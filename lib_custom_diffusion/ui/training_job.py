@@ -121,6 +121,7 @@ class TrainingJob:
         settings = {"model": backend.name, "form": asdict(plan.form), "training": asdict(plan.config)}
         write_atomically(plan.folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
         self.losses, self.saved, self.page = LossHistory(), "", ""
+        self.last_preview: Image.Image | None = None
         self._clock = _StepClock()
 
     def _encode(self, number: int) -> ConceptExamples:
@@ -152,6 +153,7 @@ class TrainingJob:
         for picture in pictures:
             picture.save(folder / f"{self.plan.form.file_name}-{step}.{self.plan.picture_suffix}")
             self.screen.show_picture(picture)
+            self.last_preview = picture
 
     def _keep_copy(self, step: int) -> None:
         delta, folder = self.trainer.learned(), self.plan.folder / "embeddings"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from gradio.processing_utils import encode_pil_to_base64
+from PIL import Image
 
 from ..training import Progress
 from .loss_plot import loss_svg
@@ -26,6 +28,7 @@ class Outcome:
     """How a training ended, and what it left: the delta and the words where the face looks for them.
 
     note: what is to be said of the delta, "" for nothing. resumable: whether it can go on from here.
+    preview: the last one, where the page does not show it otherwise.
     """
 
     step: int
@@ -36,6 +39,7 @@ class Outcome:
     prompt: str
     note: str = ""
     resumable: bool = False
+    preview: Image.Image | None = None
 
 
 @dataclass
@@ -71,10 +75,11 @@ def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
     notes = [done.note, "Tick Go on from the last save to go on from here." if done.resumable else ""]
+    preview = f'<img alt="the last preview" src="{encode_pil_to_base64(done.preview)}">' if done.preview else ""
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
-        f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>"
+        f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>{preview}"
     )
 
 

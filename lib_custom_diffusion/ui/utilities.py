@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gradio as gr
+from gradio.context import Context
 
 from ..backend import Backend
 from ..deltas_folder import find_delta, named_deltas
@@ -143,9 +144,10 @@ def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.
 
 
 def refresh_button(choice: gr.Dropdown, names: Callable[[], list[str]], part: str) -> None:
-    """A small button that looks for the names anew."""
+    """A small button that looks for the names anew, as a page does that is opened."""
     button = gr.Button("🔄", elem_id=part, elem_classes=["tool"])
-    button.click(fn=lambda: gr.update(choices=names()), inputs=[], outputs=[choice], queue=False, show_progress=False)
+    for event in (button.click, Context.root_block.load):
+        event(fn=lambda: gr.update(choices=names()), inputs=[], outputs=[choice], queue=False, show_progress=False)
 
 
 def chosen(host: Host, names: Sequence[str] | None) -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
+from gradio.context import Context
 from modules import script_callbacks, sd_hijack, shared
 from modules.call_queue import wrap_gradio_gpu_call, wrap_queued_call
 from modules.textual_inversion import textual_inversion
@@ -38,7 +39,13 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         create = _create_embedding_box()
         fields = form_fields(Face(FormRow, _word, _template, {**PRESETS, **TOY_PRESETS}))
-        create([concept["embedding"] for concept in fields.concepts])
+        words = [concept["embedding"] for concept in fields.concepts]
+        create(words)
+        # The page is made once, when the host starts; words come and go while it runs.
+        Context.root_block.load(
+            fn=lambda: [gr.update(choices=_embedding_names()) for _ in words], inputs=[], outputs=words, queue=False,
+            show_progress=False,
+        )  # fmt: skip
         log_directory = gr.Textbox(
             label="Folder for logs, copies and previews",
             value=LOG_DIRECTORY,
@@ -118,12 +125,12 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingForm:
 
 
 def _embedding_names() -> list[str]:
-    return sorted(sd_hijack.model_hijack.embedding_db.word_embeddings)
-
-
-def _embedding_files() -> Iterator[Path]:
-    """Words that there are; while the host makes its page, it has not read them yet."""
-    return Path(shared.cmd_opts.embeddings_dir).rglob("*.[ps][ta]*")
+    """The words that there are; until the host has read them, those that its folder has files for."""
+    files = Path(shared.cmd_opts.embeddings_dir).rglob("*")
+    names = sd_hijack.model_hijack.embedding_db.word_embeddings or (
+        path.stem for path in files if path.suffix.lower() in (".pt", ".bin", ".safetensors")
+    )
+    return sorted(names)
 
 
 def _word(number: int) -> dict[str, Any]:
@@ -150,7 +157,7 @@ def _template() -> Any:
 
 def _create_embedding_box() -> Callable[[list[gr.Dropdown]], None]:
     """Where a new word is made; open where there is none yet. To be called with the fields that words are chosen in."""
-    with gr.Accordion("New word", open=not any(_embedding_files()), elem_id="cd_new"):
+    with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new"):
         with FormRow():
             name = gr.Textbox(
                 label="Name of the new word",

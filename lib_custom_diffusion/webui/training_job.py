@@ -54,7 +54,7 @@ def train(form: TrainingForm, log_directory: str = LOG_DIRECTORY, preview: Sampl
     timing = job.timing()
     if timing is not None:
         keep_timing(_timings(), timing)
-    return _deliver(plan, result, target, note)
+    return _deliver(plan, result, target, note, job.last_preview)
 
 
 def estimate(form: TrainingForm) -> str:
@@ -106,7 +106,7 @@ class HostScreen:
         return bool(shared.state.interrupted)
 
 
-def _deliver(plan: Plan, result: TrainingResult, target: Path, note: str) -> Outcome:
+def _deliver(plan: Plan, result: TrainingResult, target: Path, note: str, preview: Image.Image | None) -> Outcome:
     """Put the words where the host looks for them, and have it look."""
     files = []
     for token, vectors in result.delta.embeddings.items():
@@ -119,7 +119,7 @@ def _deliver(plan: Plan, result: TrainingResult, target: Path, note: str) -> Out
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     resumable = result.interrupted and shared.opts.save_optimizer_state
     return Outcome(
-        result.step, result.interrupted, target, files, plan.folder, plan.form.prompt_to_try, note, resumable
+        result.step, result.interrupted, target, files, plan.folder, plan.form.prompt_to_try, note, resumable, preview
     )
 
 

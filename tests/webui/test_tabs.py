@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from modules import sd_hijack
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
@@ -105,6 +106,17 @@ def test_a_new_word_is_created_from_the_page(made, tmp_path):
     assert event.fn("cow", "cat", 1, False, "dog", "", "", "")[1]["value"] == "dog"
     told, *fields = event.fn("dog", "cat", 1, False, "", "", "", "")
     assert "there is an embedding dog already" in told and not any("value" in field for field in fields)
+
+
+def test_a_page_knows_the_words_before_the_host_has_read_them_and_after(page, host, tmp_path, monkeypatch):
+    create_embedding("dog", "cat", 1, overwrite=False)
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    word = at_load["outputs"][0]
+    choices = page.fns[page.dependencies.index(at_load)].fn()[0]["choices"]
+    assert page.blocks[word].elem_id == "cd_embedding_1" and choices == ["dog"]
+    monkeypatch.setattr(sd_hijack.model_hijack.embedding_db, "word_embeddings", {})
+    (tmp_path / "embeddings" / "dog.txt").touch()
+    assert shown().concepts[0]["embedding"].choices == ["dog"]
 
 
 def test_concepts_have_a_field_for_each_part(made):

@@ -21,6 +21,7 @@ from lib_custom_diffusion.tokens import load_embedding
 from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.ui.training_job import TrainingJob
+from lib_custom_diffusion.ui.training_page import outcome_html
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from lib_custom_diffusion.webui.training_job import estimate, train
@@ -113,7 +114,9 @@ def test_previews_are_saved_and_shown(host, form, tmp_path):
     pictures = sorted((done.log_directory / "images").iterdir())
     assert [path.name for path in pictures] == ["mycat-3.png", "mycat-6.png"]
     assert Image.open(pictures[0]).size == (24, 16)
-    assert shared.state.current_image is not None
+    assert shared.state.current_image is not None and done.preview == shared.state.current_image
+    assert '<img alt="the last preview" src="data:image/png;base64,' in outcome_html(done)
+    assert "<img" not in outcome_html(replace(done, preview=None))
 
 
 def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(host, form, tmp_path):

@@ -236,8 +236,6 @@ class Page:
     def fill_form(self, word: str, pictures: Path, name: str, steps: int) -> None:
         """Fill in the training form, previews every 20 steps."""
         self.open_training()
-        self.press("cd_refresh_embedding_1")
-        self.page.wait_for_timeout(1500)
         self.choose("cd_embedding_1", word)
         self.fill("cd_class_1", "house")
         self.fill("cd_pictures_1", pictures)

@@ -31,6 +31,7 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     page.wait_for("ti_progress", "20 of 40", 300)
     page.look("train-running")
     page.wait_for("cd_outcome", "Finished after 40 steps")
+    page.page.locator("#cd_outcome img[alt='the last preview']").wait_for()
     page.look("train-finished")
     delta = webui.data / "models" / "deltas" / "wedge.delta.safetensors"
     with safe_open(str(delta), framework="pt") as file:
@@ -120,8 +121,6 @@ def test_a_delta_is_inspected_and_the_toy_installed(webui: WebUI, page: Page) ->
     page.wait_for("cd_utils_outcome", "Installed", 60)
     assert (webui.data / "models/Stable-diffusion/custom-diffusion-toy.safetensors").is_file()
     page.tab("Inspect", "#cd_utils_tabs")
-    page.press("cd_inspect_refresh")
-    page.page.wait_for_timeout(1500)
     page.choose("cd_inspect_name", "wedge")
     page.press("cd_inspect")
     page.wait_for("cd_inspect_report", "mywedge", 60)

@@ -18,6 +18,7 @@ from ...deltas_folder import named_deltas
 from ...errors import UserError
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
+from ...ui.utilities import refresh_button
 from ..generate import draw, find_deltas
 from .drawing import before_each_step
 from .jobs import Job, Jobs
@@ -42,7 +43,7 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -
                     label="Use a delta", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
                     info="Puts it and its words into the prompt",
                 )  # fmt: skip
-                again = gr.Button("🔄", elem_id="cd_delta_refresh", elem_classes=["tool"])
+                refresh_button(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
             with gr.Row():
                 steps = gr.Slider(label="Steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps")
                 scale = gr.Slider(label="CFG", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_gen_cfg")
@@ -80,10 +81,6 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -
         show_progress=False,
     )  # fmt: skip
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
-    again.click(
-        fn=lambda: gr.update(choices=list(named_deltas(deltas_dir))), inputs=[], outputs=[delta],
-        queue=False, show_progress=False,
-    )  # fmt: skip
     delta.input(
         fn=lambda prompt, name: _with_delta(prompt, name, deltas_dir), inputs=[prompt, delta], outputs=[prompt, told],
         queue=False, show_progress=False,
