@@ -106,20 +106,26 @@ class _FixedTerm:
         self.weight = weight
 
     def __call__(self, output: Tensor, x: Tensor) -> Tensor:
-        *inner, outer = self._matrices_like(output)
+        if torch.is_grad_enabled() or not output.is_contiguous():
+            return output + self.change(output, x)
+        outer, x = self._up_to_the_last(output, x)
+        output.view(-1, output.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), outer.t(), alpha=self.weight)
+        return output
+
+    def change(self, output: Tensor, x: Tensor) -> Tensor:
+        """weight · Δx, in the output's precision and on its device."""
+        outer, x = self._up_to_the_last(output, x)
+        return self.weight * F.linear(x, outer)
+
+    def _up_to_the_last(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last matrix, and x multiplied by those before it."""
+        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
+            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
+        *inner, outer = self.matrices
         x = x.to(output.dtype)
         for matrix in inner:
             x = F.linear(x, matrix)
-        if torch.is_grad_enabled() or not output.is_contiguous():
-            return output + self.weight * F.linear(x, outer)
-        rows = x.reshape(-1, x.shape[-1])
-        output.view(-1, output.shape[-1]).addmm_(rows, outer.t(), alpha=self.weight)
-        return output
-
-    def _matrices_like(self, output: Tensor) -> tuple[Tensor, ...]:
-        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
-            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
-        return self.matrices
+        return outer, x
 
     def forget(self) -> None:
         """Let go of whatever was kept from one call for the next."""
@@ -142,7 +148,7 @@ class _FixedTextTerm(_FixedTerm):
         for known, change in self._kept:
             if change.dtype == output.dtype and torch.equal(known, x):
                 return output.add_(change)
-        change = super().__call__(torch.zeros_like(output), x)
+        change = self.change(output, x)
         self._kept.append((x.clone(), change))
         return output.add_(change)
 

@@ -9,8 +9,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.standalone import toy
 from lib_custom_diffusion.standalone.toy import layout, vocabulary, world
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
@@ -99,6 +103,20 @@ def test_loads_within_two_seconds_of_cpu_time():
 
 def test_load_takes_another_dtype():
     assert {parameter.dtype for parameter in toy.load(torch.bfloat16).unet.parameters()} == {torch.bfloat16}
+
+
+def test_a_delta_adds_less_than_a_hundredth_to_the_operations_of_a_picture(pipeline):
+    layers = projections(pipeline.unet)
+    delta = Delta({key: torch.full(layer.shape, 1e-3) for key, layer in layers.items()})
+
+    def operations():
+        with FlopCounterMode(display=False) as counter:
+            draw(pipeline, ["a cat on a red background"])
+        return counter.get_total_flops()
+
+    without = operations()
+    with Injection(pipeline.unet, [(delta, 1.0)]):
+        assert without < operations() < 1.01 * without
 
 
 # -- the vocabulary ---------------------------------------------------------------------------------------------------
