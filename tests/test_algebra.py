@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib_custom_diffusion import algebra
 from lib_custom_diffusion.algebra import (
     blend_files,
     compress_file,
@@ -18,9 +19,12 @@ from lib_custom_diffusion.algebra import (
 )
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Backend
-from lib_custom_diffusion.compression import Limit, functional_error
+from lib_custom_diffusion.blending import bundle_words
+from lib_custom_diffusion.compression import Limit, compress, functional_error
 from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.merging import context_features
+from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS, read_captions
 from tiny import WIDTH, TinyBackend
 
 
@@ -74,6 +78,19 @@ def test_a_merge_tells_what_the_file_does_to_its_targets(cat: Path, tmp_path: Pa
     merged = merge_files([cat], tmp_path / "merged.delta.safetensors", TinyBackend)
     assert merged.residual < 1e-5 and merged.residual < merged.stored_residual < 1e-2
     assert merged.change < merged.change_of_sum
+
+
+def test_a_merged_file_that_would_be_large_is_compressed_by_what_prompts_read(
+    cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, path = Delta.load(cat), tmp_path / "merged.delta.safetensors"
+    size = merge_files([cat], path, TinyBackend).size
+    whole = Delta.load(path)
+    monkeypatch.setattr(algebra, "MERGED_BYTES", limit := size - 200)
+    assert merge_files([cat], path, TinyBackend).size <= limit
+    [moment] = context_features(TinyBackend(), [delta], bundle_words([delta]), read_captions(BUNDLED_CAPTIONS))
+    small, blind = Delta.load(path), compress(whole, Limit(max_bytes=limit))
+    assert functional_error(whole, small, moment) < 0.99 * functional_error(whole, blind, moment)
 
 
 def test_a_layer_above_a_loras_rank_is_cut_and_the_error_told(cat: Path) -> None:

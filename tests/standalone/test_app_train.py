@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,19 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
 
 
 def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
-    preset = TOY_PRESETS["toy model: thing"]
-    assert preset["select"] == TOY_RECIPE.freeze_model and preset["steps"] == TOY_RECIPE.max_train_steps
-    for name in ("learning_rate", "embedding_learning_rate", "snr_gamma"):
-        assert preset[name] == getattr(TOY_RECIPE, name)
+    form = TrainingForm([ConceptForm("<new1>", "folder")], **TOY_PRESETS["toy model: thing"])
+    own = form.core_config(TOY_RECIPE.initializer_tokens, TOY_RECIPE.vectors_per_token)
+    # The form has previews and saves of its own.
+    pages = {"checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images"}
+    differing = {name for name, value in asdict(own).items() if value != getattr(TOY_RECIPE, name)}
+    assert differing <= pages
 
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
-    [opened] = [
-        handler.fn
-        for event, handler in zip(page.blocks.dependencies, page.blocks.fns, strict=True)
-        if event["trigger"] == "load"
-    ]
+    events = list(zip(page.blocks.dependencies, page.blocks.fns, strict=True))
+    [(on_load, opened)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
+    shown = [part.component._id for part in page.parts["cd_start"].events[0].outputs]
+    assert on_load["outputs"] == shown
     nothing = [(gr.update(),) * 6]
     assert inspect.isgeneratorfunction(opened) and list(opened()) == nothing
     started = page.parts["cd_start"].press(**entered(pictures, cd_steps=100000))
@@ -89,6 +91,12 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     there, here_too = list(started)[-1], list(here)[-1]
     assert "Interrupted and saved" in here_too[3] and here_too[3:] == there[3:]
     assert list(opened()) == nothing
+    with page.models.lock:  # the next one waits
+        again = page.parts["cd_start"].press(**entered(pictures, cd_steps=3, cd_name="again"))
+        next(again)
+        here = opened()
+        next(here), next(here)
+    assert "Finished after 3 steps" in list(here)[-1][3] and "Finished after 3 steps" in list(again)[-1][3]
 
 
 def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:

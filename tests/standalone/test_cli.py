@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib_custom_diffusion.compression import Limit, compress, functional_error
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.cli import main
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "photo of a <new1> cat"
@@ -107,16 +109,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_pat
 
 
 def test_pictures_in_buckets_and_a_small_file(
-    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    predict, sizes = DiffusersBackend.predict, set()
+    monkeypatch.setattr(
+        DiffusersBackend, "predict", lambda self, x, *rest: sizes.add(x.shape[2:]) or predict(self, x, *rest)
+    )
     Image.new("RGB", (60, 120), "yellow").save(pictures / "upright.png")
     out = tmp_path / "out"
     assert train(model, pictures, out, "--resize_mode", "bucket", "--resolution", "64", "--rank", "1") == 0
     assert json.loads((out / "config.json").read_text())["pictures"]["resize_mode"] == "bucket"
+    assert {height > width for height, width in sizes} == {True, False}
     small, whole = (Delta.load(folder / "new1.delta.safetensors") for folder in (out, out / "checkpoint-4"))
     assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
     assert all(isinstance(entry, torch.Tensor) and entry.any() for entry in whole.entries.values())
     assert small.embeddings.keys() == whole.embeddings.keys()
+    blind = compress(whole, Limit(rank=1))  # not weighed by the model's text features
+    assert functional_error(blind, small) > 0.01
     said = capsys.readouterr().out
     assert "Compressed to 0.0" in said and "differs by" in said
 
@@ -124,9 +137,12 @@ def test_pictures_in_buckets_and_a_small_file(
 def test_a_size_that_is_none_is_refused_before_training(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(model, pictures, tmp_path / "out", "--max_size", "small") == 2
+    (tmp_path / "out").mkdir()
+    there = tmp_path / "out" / "new1.delta.safetensors"
+    there.write_bytes(b"precious")
+    assert train(model, pictures, tmp_path / "out", "--max_size", "small", "--overwrite") == 2
     assert "'small' is no size; write 5MB" in error(capsys)
-    assert not (tmp_path / "out").exists()
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"precious"]
 
 
 def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Path, tmp_path: Path) -> None:

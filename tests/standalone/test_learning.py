@@ -49,6 +49,13 @@ def test_likeness_rises(taught: DemoResult) -> None:
     assert taught.metrics["likeness_after"] > 1.3 * taught.metrics["likeness_before"]
 
 
+def test_the_word_and_the_layers_both_have_a_part_in_it(taught: DemoResult, backend: DiffusersBackend) -> None:
+    concept, delta = bundled_concepts()[taught.name], Delta.load(taught.files[0])
+    start = backend.token_vectors(concept.initializer_token)
+    assert (delta.embeddings[concept.modifier_token].float() - start).norm() > 0.5 * start.norm()
+    assert taught.metrics["drift"] > 0.001  # without a delta it is 0, and likeness rises by 1.4 all the same
+
+
 def test_pictures_still_show_what_the_prompt_says(taught: DemoResult) -> None:
     assert taught.metrics["text_alignment_after"] >= 0.8 * taught.metrics["text_alignment_before"]
 

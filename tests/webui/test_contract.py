@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -106,3 +107,21 @@ def test_what_we_read_of_the_queue_is_the_hosts() -> None:
     read = [name for name, value in vars(progress).items() if not name.startswith("_") and not callable(value)]
     assert len(read) == 3 and [name for name in read if f"\n{name} = " not in source] == []
     assert "recorded_results.append((id_task, res))" in source
+
+
+@needs_webui
+def test_a_training_is_found_in_the_hosts_own_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lib_custom_diffusion.webui import reopened_page
+
+    spec = importlib.util.spec_from_file_location("host_progress", Path(WEBUI, "modules/progress.py"))
+    queue = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(queue)
+    monkeypatch.setattr(reopened_page, "progress", queue)
+    task = queue.create_task_id(reopened_page.JOB)
+    queue.add_task_to_queue(task)
+    assert reopened_page.training_task() == task
+    queue.start_task(task)
+    assert reopened_page.training_task() == task
+    queue.record_results(task, ("told",))
+    queue.finish_task(task)
+    assert reopened_page.training_task() == "" and reopened_page.end_of(task) == ("told",)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import gradio as gr
 import pytest
-from modules import progress
+from modules import progress, shared
 
 from lib_custom_diffusion.ui.training_page import Outcome
 from lib_custom_diffusion.webui import reopened_page
@@ -37,10 +38,14 @@ def test_the_training_that_runs_or_waits_is_found(running, waiting, found):
 
 
 def test_its_end_is_waited_for_and_told():
-    progress.current_task = TASK
+    progress.record_results("task(of a picture)", ("", "", "a picture"))
+    progress.current_task, progress.pending_tasks = "task(of a picture)", {TASK: 0.0}
     told: list[reopened_page.Shown] = []
     asking = threading.Thread(target=lambda: told.append(reopened_page.end_of(TASK)))
     asking.start()
+    asking.join(0.5)
+    assert not told
+    progress.current_task, progress.pending_tasks = TASK, {}
     asking.join(0.5)
     assert not told
     done = Outcome(7, False, Path("cat.delta.safetensors"), [], Path("logs"), "photo of a cat")
@@ -52,14 +57,16 @@ def test_its_end_is_waited_for_and_told():
 
 
 def test_of_one_that_broke_off_this_is_told():
-    *_, outcome = reopened_page.end_of(TASK)
-    assert "broke off" in outcome and "error" in outcome
+    *same, outcome = reopened_page.end_of(TASK)
+    assert same == [gr.update()] * 2 and "broke off" in outcome and "error" in outcome
 
 
-def test_the_page_can_ask_whether_the_api_is_on_or_not():
+@pytest.mark.parametrize("api", [True, False])
+def test_the_page_can_ask_whether_the_api_is_on_or_not(api, monkeypatch):
     fastapi = pytest.importorskip("fastapi")
+    monkeypatch.setattr(shared.cmd_opts, "api", api)
     app = fastapi.FastAPI()
     reopened_page.register(None, app)
     [route] = [route for route in app.routes if route.path == "/internal/custom-diffusion-training"]
     progress.current_task = TASK
-    assert route.endpoint() == {"task": TASK}
+    assert route.methods == {"GET"} and route.endpoint() == {"task": TASK}
