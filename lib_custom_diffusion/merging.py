@@ -23,7 +23,7 @@ Of each P_iᵀ P_i the principal directions are kept, so that Δ₀ has a low ra
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,7 @@ def merge(
     """
     origin = common_provenance(deltas)
     wanted = {key: _wanted(deltas, targets, key) for key in all_keys(deltas)}
+    left = wanted
     rows = torch.cat([target.double() for target in targets])
     gram = _gram(regularization.double(), contexts)
     factor = torch.linalg.cholesky(gram)
@@ -138,15 +139,16 @@ def merge(
     mean = _Mean.of(deltas, contexts, factor, list(wanted)) if contexts else None
     if mean is not None:
         kept = _independent_rows(whitened, _ALIKE)
-        wanted = {key: values - mean.us[key].double() @ (mean.vh @ rows.T) for key, values in wanted.items()}
+        left = {key: values - mean.us[key].double() @ (mean.vh @ rows.T) for key, values in wanted.items()}
     root = torch.linalg.cholesky(whitened[kept] @ whitened[kept].T)
     vh = torch.linalg.solve_triangular(root, solved[kept], upper=False)
     length = vh.norm(dim=1)
     vh = vh / length[:, None]  # rows of unit length: nothing leaves the range of float16
     us = {
         key: torch.linalg.solve_triangular(root, values[:, kept].T, upper=False).T * length
-        for key, values in wanted.items()
+        for key, values in left.items()
     }
+    missed = [us[key] @ (vh @ rows[kept].T) - values[:, kept] for key, values in left.items()]
     words = bundle_words(deltas)
     origin.tokens = words.class_words
     origin.settings = {"merge": {"tokens": [list(delta.embeddings) for delta in deltas], "target_rows": len(kept)}}
@@ -156,7 +158,7 @@ def merge(
     return Merged(
         Delta(entries, words.vectors, origin),
         words.renamed,
-        _residual(us, vh @ rows[kept].T, {key: values[:, kept] for key, values in wanted.items()}),
+        _residual(missed, (values[:, kept] for values in wanted.values())),
         (len(kept), len(rows)),
         _kept_of_each(targets, kept),
     )
@@ -273,10 +275,9 @@ def _check_conflicts(rows: Tensor, kept: list[int], wanted: Mapping[str, Tensor]
             )
 
 
-def _residual(us: Mapping[str, Tensor], reached: Tensor, wanted: Mapping[str, Tensor]) -> float:
-    missed = sum((us[key] @ reached - values).square().sum().item() for key, values in wanted.items())
-    asked = sum(values.square().sum().item() for values in wanted.values())
-    return float(missed / asked) ** 0.5 if asked else 0.0
+def _residual(missed: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+    asked = sum(values.square().sum().item() for values in wanted)
+    return float(sum(values.square().sum().item() for values in missed) / asked) ** 0.5 if asked else 0.0
 
 
 def change_on(delta: Delta, features: Tensor) -> float:

@@ -136,10 +136,9 @@ def test_near_duplicate_targets_are_told_and_those_that_nearly_agree_miss_by_wha
 
 
 def test_the_residual_is_relative() -> None:
-    """Worked by hand: one layer, wanted (3 4), reached (3 4.5): 0.5 of 5."""
-    reached = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    us, wanted = {"k": torch.tensor([[3.0, 4.5]])}, {"k": torch.tensor([[3.0, 4.0]])}
-    assert _residual(us, reached, wanted) == pytest.approx(0.1)
+    """Worked by hand: two layers, wanted (3 4) and 0, reached (3 4.5) and 0: 0.5 of 5."""
+    missed, wanted = torch.tensor([[0.0, 0.5]]), torch.tensor([[3.0, 4.0]])
+    assert _residual([missed, torch.zeros(1, 2)], [wanted, torch.zeros(1, 2)]) == pytest.approx(0.1)
 
 
 def test_the_same_delta_twice_is_itself() -> None:
