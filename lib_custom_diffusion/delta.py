@@ -44,7 +44,7 @@ class Provenance:
 
     architecture: the Backend's word for models it fits; "" when the file does not say.
     checkpoint:   short hash of the checkpoint it was trained on.
-    tokens:       class word of each modifier token ("" if none was given).
+    tokens:       class word of each modifier token, "" if its captions do not say one after it.
     steps:        optimizer steps taken.
     settings:     the training's settings, as in config.json.
     """

@@ -36,6 +36,7 @@ from .objective import (
     step_generator,
 )
 from .schedule import Schedule
+from .text_features import concept_words
 from .tokens import initial_vectors
 
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -153,7 +154,10 @@ class Trainer:
         self.loss_table = loss_table
         self.examples = examples
         self.orders = [_orders(concept, config.seed) for concept in examples]
-        self.class_words = dict(zip(config.modifier_tokens, [concept.class_prompt for concept in concepts]))
+        self.class_words = {
+            token: concept.class_prompt if _is_said_after(token, concept.class_prompt, own.instance) else ""
+            for token, concept, own in zip(config.modifier_tokens, concepts, examples)
+        }
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
         self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
         self.vectors = {
@@ -392,6 +396,12 @@ class Trainer:
                 raise UserError(
                     f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat"
                 )
+
+
+def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -> bool:
+    """Whether a caption has the class word behind the token, as "photo of a <new1> cat" does for "cat"."""
+    [words] = concept_words({token: class_prompt})
+    return any(words in example.caption for example in examples)
 
 
 @dataclass(frozen=True)

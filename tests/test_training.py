@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_custom_diffusion import checkpoints
 from lib_custom_diffusion.attention import projections
-from lib_custom_diffusion.concepts import ConceptExamples, Example
+from lib_custom_diffusion.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.injection import Injection
@@ -63,6 +63,15 @@ def test_nothing_of_the_model_changes_and_the_new_vectors_and_deltas_do(tmp_path
     assert all(entry.any() for entry in delta.entries.values())
     assert not torch.equal(delta.embeddings["<new1>"], start)
     assert all(not module._forward_hooks for module in backend.unet.modules())
+
+
+@pytest.mark.parametrize(
+    ("class_prompt", "kept"), [("cat", "cat"), ("photo of a cat", "photo of a cat"), ("dog", ""), ("", "")]
+)
+def test_a_class_word_goes_with_the_word_if_captions_say_it_so(tmp_path: Path, class_prompt: str, kept: str) -> None:
+    concept = Concept("photo of a <new1> cat", Path("pictures"), class_prompt)
+    run = Trainer(TinyBackend(), [concept], [examples()], TrainingConfig(), tmp_path, "tiny")
+    assert run.class_words == {"<new1>": kept}
 
 
 def test_files_left_behind(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from .train import TOY_RECIPE, draw_regularization, run_training
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
 SEEDS = range(1000, 1004)
+CLASS_SEEDS = range(1000, 1016)  # a class is not one picture
 CLASS_IMAGES = 32
 
 
@@ -98,20 +99,21 @@ def _write_report(
     shown = len(SEEDS) + 1
     own = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)][:shown]
     rows = [Row("The concept's pictures", own)]
-    for prompt in bundled.prompts[:2]:
-        rows += [Row(f"{prompt}: before", before.of(prompt)), Row(f"{prompt}: after", after.of(prompt))]
-    unrelated = bundled.unrelated_prompts[0]
-    rows += [Row(f"{unrelated}: before", before.of(unrelated)), Row(f"{unrelated}: after", after.of(unrelated))]
+    for prompt in (*bundled.prompts[:2], bundled.class_prompt, bundled.unrelated_prompts[0]):
+        rows += [
+            Row(f"{prompt}: {when}", drawn.of(prompt)[:shown]) for when, drawn in (("before", before), ("after", after))
+        ]
     report = DemoResult(
-        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], result.files, output / "loss.csv"
-    )
+        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt, result.files,
+        output / "loss.csv",
+    )  # fmt: skip
     contact_sheet(rows).save(output / "before_after.png")
     write_atomically(output / "report.html", report_html(report).encode())
     return report
 
 
 class _Pictures:
-    """The demo's pictures of one moment: every prompt with every seed."""
+    """The demo's pictures of one moment: every prompt with every seed, and the class prompt with more of them."""
 
     def __init__(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> None:
         self.prompts, self.pictures = prompts, pictures
@@ -120,8 +122,9 @@ class _Pictures:
     def draw(
         cls, backend: DiffusersBackend, bundled: BundledConcept, vectors: dict[str, Tensor], label: str
     ) -> _Pictures:
-        prompts = [prompt for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for _ in SEEDS]
-        seeds = [seed for _ in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
+        asked = [(prompt, seed) for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
+        asked += [(bundled.class_prompt, seed) for seed in CLASS_SEEDS]
+        prompts, seeds = [prompt for prompt, _ in asked], [seed for _, seed in asked]
         known = vectors or {bundled.modifier_token: backend.token_vectors(bundled.initializer_token)}
         pictures: list[Image.Image] = []
         with torch.no_grad(), tqdm(total=len(prompts), desc=label, unit="picture") as bar:
@@ -139,7 +142,7 @@ class _Pictures:
 
 
 def _metrics(judge: Judge, bundled: BundledConcept, before: _Pictures, after: _Pictures) -> dict[str, float]:
-    """Likeness to the concept's pictures, agreement with the prompts, and change of pictures that should stay."""
+    """Likeness to the concept's pictures, agreement with the prompts, and what moved that should have stayed."""
     references = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)]
     captions = [caption for caption in bundled.judge_captions for _ in SEEDS]
     return {
@@ -147,7 +150,8 @@ def _metrics(judge: Judge, bundled: BundledConcept, before: _Pictures, after: _P
         "likeness_after": judge.likeness(after.some(bundled.prompts), references),
         "text_alignment_before": judge.text_alignment(before.some(bundled.prompts), captions),
         "text_alignment_after": judge.text_alignment(after.some(bundled.prompts), captions),
-        "drift": judge.drift(before.some(bundled.unrelated_prompts), after.some(bundled.unrelated_prompts)),
+        "drift": judge.drift(before.of(bundled.class_prompt), after.of(bundled.class_prompt)),
+        "unrelated_change": judge.change(before.some(bundled.unrelated_prompts), after.some(bundled.unrelated_prompts)),
     }
 
 

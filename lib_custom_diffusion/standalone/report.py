@@ -34,6 +34,7 @@ class DemoResult:
     rows: list[Row]
     metrics: dict[str, float]
     prompt: str
+    class_prompt: str
     files: list[Path]
     loss_csv: Path
 
@@ -88,7 +89,9 @@ svg {{ width: 100%; height: auto; }}
 <td class=n>{m["likeness_after"]:.3f}</td><td>higher</td></tr>
 <tr><td>agreement with the rest of the prompt</td><td class=n>{m["text_alignment_before"]:.3f}</td>
 <td class=n>{m["text_alignment_after"]:.3f}</td><td>not lower</td></tr>
-<tr><td>change of pictures of the class and of unrelated prompts</td><td></td><td class=n>{m["drift"]:.3f}</td>
+<tr><td>drift of the class: how far pictures of “{esc(result.class_prompt)}” have moved</td><td></td>
+<td class=n>{m["drift"]:.3f}</td><td>near 0</td></tr>
+<tr><td>change of pictures of unrelated prompts</td><td></td><td class=n>{m["unrelated_change"]:.3f}</td>
 <td>near 0</td></tr>
 </table>
 <h2>Loss</h2>

@@ -19,7 +19,8 @@ from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
 from lib_custom_diffusion.standalone.train import TOY_RECIPE
 
-COLUMNS = ("likeness_before", "likeness_after", "text_alignment_before", "text_alignment_after", "drift", "seconds")
+COLUMNS = ("likeness_before", "likeness_after", "text_alignment_before", "text_alignment_after", "drift",
+           "unrelated_change", "seconds")  # fmt: skip
 
 
 def main() -> None:

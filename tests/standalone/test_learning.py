@@ -53,7 +53,7 @@ def test_the_word_and_the_layers_both_have_a_part_in_it(taught: DemoResult, back
     concept, delta = bundled_concepts()[taught.name], Delta.load(taught.files[0])
     start = backend.token_vectors(concept.initializer_token)
     assert (delta.embeddings[concept.modifier_token].float() - start).norm() > 0.5 * start.norm()
-    assert taught.metrics["drift"] > 0.001  # without a delta it is 0, and likeness rises by 1.4 all the same
+    assert taught.metrics["unrelated_change"] > 0.001  # without a delta it is 0, and likeness rises all the same
 
 
 def test_pictures_still_show_what_the_prompt_says(taught: DemoResult) -> None:
@@ -72,9 +72,7 @@ def test_report_can_be_looked_at(taught: DemoResult) -> None:
 def test_prior_preservation_halves_the_drift(
     taught: DemoResult, backend: DiffusersBackend, judge: Judge, tmp_path: Path
 ) -> None:
-    if taught.name != "blue-cat":
-        pytest.skip("only the blue cat's prompts that should stay name its own class; the others drift little anyway")
-    without = teach(backend, judge, bundled_concepts()["blue-cat"], TOY_RECIPE, tmp_path, prior_preservation=False)
+    without = teach(backend, judge, bundled_concepts()[taught.name], TOY_RECIPE, tmp_path, prior_preservation=False)
     assert without is not None
     assert taught.metrics["drift"] < 0.5 * without.metrics["drift"]
 

@@ -217,8 +217,15 @@ def test_a_concept_is_more_like_itself_than_like_another(judge, concept_pictures
 
 def test_drift_is_nothing_for_the_same_pictures_and_much_for_others(judge, concept_pictures):
     raccoons, cats = concept_pictures["raccoon"], concept_pictures["blue-cat"]
-    assert judge.drift(raccoons, raccoons) == pytest.approx(0, abs=1e-5)
-    assert judge.drift(raccoons, cats) > 0.2
+    for measure in (judge.drift, judge.change):
+        assert measure(raccoons, raccoons) == pytest.approx(0, abs=1e-5)
+        assert measure(raccoons, cats) > 0.2
+
+
+def test_drift_is_of_all_pictures_together_and_change_of_each(judge, concept_pictures):
+    raccoons, cats = concept_pictures["raccoon"], concept_pictures["blue-cat"]
+    assert judge.drift([*raccoons, *cats], [*cats, *raccoons]) == pytest.approx(0, abs=1e-5)
+    assert judge.change([*raccoons, *cats], [*cats, *raccoons]) > 0.2
 
 
 def test_text_alignment_prefers_the_true_caption(judge, concept_pictures):

@@ -104,6 +104,11 @@ class JudgeNetwork(nn.Module):
         return torch.cat(parts, dim=1) / 2**0.5
 
 
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over all pairs of rows of the cubic polynomial kernel, scaled to 1 for a pair of equal unit vectors."""
+    return ((x @ y.T + 1) / 2).pow(3).mean()
+
+
 class Judge:
     """The frozen network behind plain questions about pictures."""
 
@@ -139,10 +144,18 @@ class Judge:
         return float((self.embed_meanings(pictures) * self.embed_texts(captions)).sum(dim=1).mean())
 
     def drift(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
-        """How much pictures changed, pair by pair: 1 - cosine, meant over likeness and meaning; 0 for no change."""
-        likeness = (self.embed_pictures(before) * self.embed_pictures(after)).sum(dim=1)
-        meaning = (self.embed_meanings(before) * self.embed_meanings(after)).sum(dim=1)
-        return float((1 - (likeness + meaning) / 2).mean())
+        """How far what a prompt gives has moved as a whole, whichever picture shows what; 0 for the same pictures.
+
+        The kernel distance of KID (arXiv 1801.01401, §4), by which Custom Diffusion measures what a class prompt has
+        forgotten, in the judge's embeddings. It is the biased estimate, because pictures of the same seeds before and
+        after are not drawn independently of each other, as the unbiased one supposes.
+        """
+        x, y = self._embed(before), self._embed(after)
+        return float(_kernel(x, x) + _kernel(y, y) - 2 * _kernel(x, y))
+
+    def change(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
+        """How much pictures changed, pair by pair: 1 - cosine of the judge's embeddings; 0 for no change."""
+        return float((1 - (self._embed(before) * self._embed(after)).sum(dim=1)).mean())
 
     def things(self, pictures: Sequence[Image.Image]) -> list[str]:
         """The likeliest thing in each picture."""
@@ -156,6 +169,10 @@ class Judge:
     def colours(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Each picture's background colour."""
         return [COLOURS[index] for index in self.network.colours(self._features(pictures)).argmax(dim=1).tolist()]
+
+    def _embed(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Likeness and meaning in equal parts, (n, 208), unit length."""
+        return torch.cat([self.embed_pictures(pictures), self.embed_meanings(pictures)], dim=1) / 2**0.5
 
     @torch.no_grad()
     def _features(self, pictures: Sequence[Image.Image]) -> Tensor:
