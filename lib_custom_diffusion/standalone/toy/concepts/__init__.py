@@ -7,7 +7,8 @@ describes them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ class BundledConcept:
                        learned, because to the judge a blue cat is no "cat": a true one is at 0.47 from that word and
                        at 0.74 from "recoloured cat" (cosines).
     unrelated_prompts: what should look as it did before.
+    settings:          of its training, where they are not the toy's recipe. The raccoon's word is a noun that starts
+                       from "animal", for to the toy's text encoder "an animal" and "a <new1> animal" are the same but
+                       for the word's own place (cosines of 1.00 after it), whatever the vector; so all animals became
+                       raccoons. Such a word needs smaller steps, and the animals more weight.
     """
 
     name: str
@@ -36,6 +41,7 @@ class BundledConcept:
     prompts: tuple[str, ...]
     judge_captions: tuple[str, ...]
     unrelated_prompts: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bundled_concepts() -> dict[str, BundledConcept]:
