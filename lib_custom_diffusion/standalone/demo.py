@@ -31,7 +31,7 @@ from .train import TOY_RECIPE, draw_regularization, run_training
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
 SEEDS = range(1000, 1004)
-CLASS_SEEDS = range(1000, 1048)  # a class is not one picture
+CLASS_SEEDS = range(1000, 1024)  # a class is not one picture
 CLASS_IMAGES = 32
 
 
@@ -76,8 +76,12 @@ def teach(
             backend, bundled.class_prompt, folder, CLASS_IMAGES, replace(SAMPLING, steps=15), config.seed
         )
         concept = replace(concept, class_data_dir=folder)
-    words = {"modifier_tokens": (bundled.modifier_token,), "initializer_tokens": (bundled.initializer_token,)}
-    config = replace(config, **words, **bundled.settings)
+    config = replace(
+        config,
+        modifier_tokens=(bundled.modifier_token,),
+        initializer_tokens=(bundled.initializer_token,),
+        **bundled.settings,
+    )
     pictures = PictureSettings(caption_source=bundled.caption_source)
     result = run_training(backend, [concept], pictures, config, output, bundled.name)
     if result.interrupted:
