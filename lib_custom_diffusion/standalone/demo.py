@@ -31,7 +31,8 @@ from .train import TOY_RECIPE, draw_regularization, run_training
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
 SEEDS = range(1000, 1004)
-CLASS_SEEDS = range(1000, 1024)  # a class is not one picture
+CLASS_SAMPLING = replace(SAMPLING, steps=15)
+CLASS_SEEDS = range(1000, 1048)  # a class is not one picture
 CLASS_IMAGES = 32
 
 
@@ -72,9 +73,7 @@ def teach(
     concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
     if prior_preservation:
         folder = output / "class_images"
-        draw_regularization(
-            backend, bundled.class_prompt, folder, CLASS_IMAGES, replace(SAMPLING, steps=15), config.seed
-        )
+        draw_regularization(backend, bundled.class_prompt, folder, CLASS_IMAGES, CLASS_SAMPLING, config.seed)
         concept = replace(concept, class_data_dir=folder)
     config = replace(
         config,
@@ -128,16 +127,16 @@ class _Pictures:
         cls, backend: DiffusersBackend, bundled: BundledConcept, vectors: dict[str, Tensor], label: str
     ) -> _Pictures:
         asked = [(prompt, seed) for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
-        asked += [(bundled.class_prompt, seed) for seed in CLASS_SEEDS]
-        prompts, seeds = [prompt for prompt, _ in asked], [seed for _, seed in asked]
+        of_class = [(bundled.class_prompt, seed) for seed in CLASS_SEEDS]
         known = vectors or {bundled.modifier_token: backend.token_vectors(bundled.initializer_token)}
         pictures: list[Image.Image] = []
-        with torch.no_grad(), tqdm(total=len(prompts), desc=label, unit="picture") as bar:
-            for start in range(0, len(prompts), SAMPLING.batch_size):
-                part = slice(start, start + SAMPLING.batch_size)
-                pictures += backend.generate(prompts[part], seeds[part], SAMPLING, known)
-                bar.update(len(pictures) - bar.n)
-        return cls(prompts, pictures)
+        with torch.no_grad(), tqdm(total=len(asked) + len(of_class), desc=label, unit="picture") as bar:
+            for pairs, sampling in ((asked, SAMPLING), (of_class, CLASS_SAMPLING)):
+                for start in range(0, len(pairs), sampling.batch_size):
+                    prompts, seeds = zip(*pairs[start : start + sampling.batch_size])
+                    pictures += backend.generate(list(prompts), list(seeds), sampling, known)
+                    bar.update(len(prompts))
+        return cls([prompt for prompt, _ in (*asked, *of_class)], pictures)
 
     def of(self, prompt: str) -> list[Image.Image]:
         return [picture for name, picture in zip(self.prompts, self.pictures) if name == prompt]
