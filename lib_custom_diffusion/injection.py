@@ -33,12 +33,15 @@ class Injection:
         for delta, _ in deltas:
             delta.check_fits(layers)
         self._terms: list[tuple[nn.Module, _FixedTerm]] = []
+        self._prompts = _LastPrompts()
         self._handles: list[RemovableHandle] = []
         for key, layer in layers.items():
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
-                kind = _FixedTextTerm if layer.role in ("k", "v") else _FixedTerm
-                self._terms.append((layer.module, kind(*_combined(terms))))
+                entry, weight = _combined(terms)
+                reads_text = layer.role in ("k", "v")
+                term = _FixedTextTerm(entry, weight, self._prompts) if reads_text else _FixedTerm(entry, weight)
+                self._terms.append((layer.module, term))
         self.resume()
 
     def resume(self) -> None:
@@ -50,8 +53,7 @@ class Injection:
         """Leave the UNet as it was. A second call does nothing."""
         while self._handles:
             self._handles.pop().remove()
-        for _, term in self._terms:
-            term.forget()
+        self._prompts.forget()
 
     def __enter__(self) -> Injection:
         return self
@@ -102,7 +104,8 @@ class _FixedTerm:
     """
 
     def __init__(self, entry: Entry, weight: float) -> None:
-        self.matrices: tuple[Tensor, ...] = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
+        self.given: tuple[Tensor, ...] = (entry.vh, entry.us) if isinstance(entry, Factors) else (entry,)
+        self.matrices: tuple[Tensor, ...] = self.given  # as the last output was
         self.weight = weight
 
     def __call__(self, output: Tensor, x: Tensor) -> Tensor:
@@ -120,40 +123,56 @@ class _FixedTerm:
     def _up_to_the_last(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last matrix, and x multiplied by those before it."""
         if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
-            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.matrices)
+            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.given)
         *inner, outer = self.matrices
         x = x.to(output.dtype)
         for matrix in inner:
             x = F.linear(x, matrix)
         return outer, x
 
-    def forget(self) -> None:
-        """Let go of whatever was kept from one call for the next."""
-
 
 class _FixedTextTerm(_FixedTerm):
     """The same for keys and values, which read the prompt: it stays from step to step, so on a CPU Δx is kept.
 
-    A host hands over a new tensor in each step, so what is in it is compared. On a GPU that would make the host wait
-    for the device, and the product is hidden there anyway.
+    On a GPU, comparing prompts would make the host wait for the device, and the product is hidden there anyway.
     """
 
-    def __init__(self, entry: Entry, weight: float) -> None:
+    def __init__(self, entry: Entry, weight: float, prompts: _LastPrompts) -> None:
         super().__init__(entry, weight)
-        self._kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=_PROMPTS_KEPT)  # x, weight · Δx
+        self.prompts = prompts
 
     def __call__(self, output: Tensor, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return super().__call__(output, x)
-        for known, change in self._kept:
-            if change.dtype == output.dtype and torch.equal(known, x):
-                return output.add_(change)
-        change = self.change(output, x)
-        self._kept.append((x.clone(), change))
-        return output.add_(change)
+        changes = self.prompts.changes(x)
+        if self not in changes or changes[self].dtype != output.dtype:
+            changes[self] = self.change(output, x)
+        return output.add_(changes[self])
+
+
+class _LastPrompts:
+    """What the layers made of the last few prompts, by what is in them: a host hands over a new tensor in each step."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[Tensor, dict[_FixedTextTerm, Tensor]]] = deque(maxlen=_PROMPTS_KEPT)
+        self._last: tuple[Tensor, int, dict[_FixedTextTerm, Tensor]] | None = None
+
+    def changes(self, x: Tensor) -> dict[_FixedTextTerm, Tensor]:
+        """weight · Δx of each layer that has read this x."""
+        version = 0 if x.is_inference() else x._version
+        if self._last is not None and x is self._last[0] and version == self._last[1]:
+            return self._last[2]  # the layers of one step are given the same tensor
+        changes = next((changes for known, changes in self._kept if torch.equal(known, x)), None)
+        if changes is None:
+            changes = {}
+            self._kept.append((x.clone(), changes))
+        self._last = None if x.is_inference() else (x, version, changes)  # of those it is not known if they changed
+        return changes
 
     def forget(self) -> None:
+        """Let go of all that was kept."""
         self._kept.clear()
+        self._last = None
 
 
 def _combined(terms: Sequence[tuple[Entry, float]]) -> tuple[Entry, float]:

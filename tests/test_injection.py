@@ -170,3 +170,19 @@ def test_prompts_in_turn_and_changed_in_place_are_each_read(unet: TinyUNet) -> N
             assert torch.allclose(layer.module(prompts[index]), expected[index], atol=1e-6)
         prompts[0].copy_(prompts[2])
         assert torch.allclose(layer.module(prompts[0]), expected[2], atol=1e-6)
+
+
+def test_one_prompt_is_read_in_another_precision_and_in_inference_mode(unet: TinyUNet) -> None:
+    layer = next(iter(projections(unet).values()))
+    change, prompt = torch.randn(layer.shape), torch.randn(2, 5, layer.shape[1])
+    expected = layer.module(prompt) + F.linear(prompt, change)
+    with torch.no_grad(), Injection(unet, [(Delta({layer.key: change}), 1.0)]):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer.module(prompt).dtype == torch.bfloat16
+            assert torch.allclose(layer.module(prompt).float(), expected, atol=0.1)
+        assert torch.allclose(layer.module(prompt), expected, atol=1e-6)
+        with torch.inference_mode():
+            other = torch.randn(prompt.shape)
+            layer.module(other)
+            other.copy_(prompt)
+            assert torch.allclose(layer.module(other), expected, atol=1e-6)
