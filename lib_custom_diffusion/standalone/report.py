@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from ..pictures import data_url
 
 CELL = 128  # pixels of one picture
 GAP = 8
@@ -105,9 +105,7 @@ svg {{ width: 100%; height: auto; }}
 
 
 def _image(picture: Image.Image) -> str:
-    content = io.BytesIO()
-    picture.convert("RGB").save(content, "png", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
+    return f'<img alt="" src="{data_url(picture)}">'
 
 
 def _loss_curve(path: Path, width: int = 800, height: int = 180) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from gradio.processing_utils import encode_pil_to_base64
 from PIL import Image
 
+from ..pictures import data_url
 from ..training import Progress
 from .loss_plot import loss_svg
 from .timings import Amounts, Timing
@@ -75,7 +75,7 @@ def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
     notes = [done.note, "Tick Go on from the last save to go on from here." if done.resumable else ""]
-    preview = f'<img alt="the last preview" src="{encode_pil_to_base64(done.preview)}">' if done.preview else ""
+    preview = f'<img alt="the last preview" src="{data_url(done.preview)}">' if done.preview else ""
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
