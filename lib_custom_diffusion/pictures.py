@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -32,13 +30,6 @@ _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 class UnusablePicture(Exception):
     """A picture that nothing can be learned from; the message says why, in one line."""
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as PNG inside of a page (RFC 2397)."""
-    content = io.BytesIO()
-    picture.convert("RGB").save(content, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,8 @@ def test_resuming_acts_as_before_and_removing_again_leaves_no_trace(unet: TinyUN
 def test_a_prompt_that_stays_is_multiplied_once(unet: TinyUNet) -> None:
     read = projections(unet)
     delta = Delta({key: entry for key, entry in dense(unet, 1).entries.items() if key in read})
-    products = sum(
-        2 * 2 * 5 * layer.module.weight.numel() for layer in read.values()
-    )  # of a prompt of 2 times 5 tokens
+    tokens = 2 * 5
+    products = sum(2 * tokens * layer.module.weight.numel() for layer in read.values())
 
     def operations() -> int:
         with FlopCounterMode(display=False) as counter:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pictures import data_url
+from ..ui.training_page import picture_html
 
 CELL = 128  # pixels of one picture
 GAP = 8
@@ -58,7 +58,8 @@ def report_html(result: DemoResult) -> str:
     """One self-contained page: pictures, figures, loss curve, and what to do next."""
     m, esc = result.metrics, html.escape
     rows = "\n".join(
-        f"<h3>{esc(row.heading)}</h3><div class=row>{''.join(map(_image, row.pictures))}</div>" for row in result.rows
+        f"<h3>{esc(row.heading)}</h3><div class=row>{''.join(map(picture_html, row.pictures))}</div>"
+        for row in result.rows
     )
     files = "".join(
         f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e6:.2f} MB)</li>" for path in result.files
@@ -102,10 +103,6 @@ svg {{ width: 100%; height: auto; }}
 &lt;delta:{esc(str(result.files[0]))}&gt;" --output pictures</code></p>
 </html>
 """
-
-
-def _image(picture: Image.Image) -> str:
-    return f'<img alt="" src="{data_url(picture)}">'
 
 
 def _loss_curve(path: Path, width: int = 800, height: int = 180) -> str:

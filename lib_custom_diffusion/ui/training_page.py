@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import html
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..pictures import data_url
 from ..training import Progress
 from .loss_plot import loss_svg
 from .timings import Amounts, Timing
@@ -75,12 +76,19 @@ def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
     notes = [done.note, "Tick Go on from the last save to go on from here." if done.resumable else ""]
-    preview = f'<img alt="the last preview" src="{data_url(done.preview)}">' if done.preview else ""
+    preview = picture_html(done.preview, "the last preview") if done.preview else ""
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
         f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>{preview}"
     )
+
+
+def picture_html(picture: Image.Image, alt: str = "") -> str:
+    """A picture that is in the page itself, as PNG."""
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "png", optimize=True)
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
 
 
 def estimate_text(timing: Timing, amounts: Amounts, just_measured: bool) -> str:

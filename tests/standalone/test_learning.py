@@ -76,7 +76,8 @@ def test_prior_preservation_keeps_the_class_where_it_was(
         pytest.skip("its drift is a tenth of that without, by benchmarks/learning.py; another minute of training")
     without = teach(backend, judge, bundled_concepts()[taught.name], TOY_RECIPE, tmp_path, prior_preservation=False)
     assert without is not None
-    assert taught.metrics["drift"] < 0.7 * without.metrics["drift"]  # less than half is in the README
+    most = {"raccoon": 0.7, "blue-cat": 0.5}[taught.name]  # in the README, of seed 42: 0.37 and 0.08
+    assert taught.metrics["drift"] < most * without.metrics["drift"]
 
 
 def draw(backend: DiffusersBackend, prompt: str, delta: Delta) -> list[Image.Image]:
