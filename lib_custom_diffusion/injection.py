@@ -7,7 +7,7 @@ LoRA that rewrites them, weights moved between devices or kept in 8 bits) is und
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -47,7 +47,7 @@ class Injection:
     def resume(self) -> None:
         """Act again after `remove`, without preparing anything anew. A second call does nothing."""
         if not self._handles:
-            self._handles = [_beside(module, term) for module, term in self._terms]
+            self._handles = [module.register_forward_hook(term) for module, term in self._terms]
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
@@ -75,7 +75,9 @@ class TrainableDelta:
             key: nn.Parameter(torch.zeros(layer.shape, dtype=torch.float32, device=device))
             for key, layer in layers.items()
         }
-        self._handles = [_beside(layer.module, _LearnedTerm(self.parameters[key])) for key, layer in layers.items()]
+        self._handles = [
+            layer.module.register_forward_hook(_LearnedTerm(self.parameters[key])) for key, layer in layers.items()
+        ]
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
@@ -83,21 +85,21 @@ class TrainableDelta:
             self._handles.pop().remove()
 
 
-def _beside(module: nn.Module, add: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
-    """Put add(output, input) in place of every output of `module` until the handle is removed."""
-    return module.register_forward_hook(lambda _module, inputs, output: add(output, inputs[0]))
-
-
 class _LearnedTerm:
+    """A forward hook that adds Δx to a layer's output."""
+
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
 
-    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
         return output + F.linear(x, self.parameter.to(x.dtype))
 
 
 class _FixedTerm:
-    """Adds weight · Δx for a fixed Δ, which follows the output's device and precision: a host may move its layers.
+    """A forward hook that adds weight · Δx for a fixed Δ.
+
+    Δ follows the output's device and precision: a host may move its layers.
 
     Without gradients it is added in the output's own memory, which no one else has seen yet: one kernel a layer. Under
     autocast the output, not the input, has the precision that the layer computes in.
@@ -108,7 +110,8 @@ class _FixedTerm:
         self.matrices: tuple[Tensor, ...] = self.given  # as the last output was
         self.weight = weight
 
-    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
         if torch.is_grad_enabled() or not output.is_contiguous():
             return output + self.change(output, x)
         outer, x = self._up_to_the_last(output, x)
@@ -141,13 +144,15 @@ class _FixedTextTerm(_FixedTerm):
         super().__init__(entry, weight)
         self.prompts = prompts
 
-    def __call__(self, output: Tensor, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return super().__call__(output, x)
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        if torch.is_grad_enabled() or not x.is_cpu:
+            return super().__call__(layer, inputs, output)
         changes = self.prompts.changes(x)
-        if self not in changes or changes[self].dtype != output.dtype:
-            changes[self] = self.change(output, x)
-        return output.add_(changes[self])
+        change = changes.get(self)
+        if change is None or change.dtype != output.dtype:
+            change = changes[self] = self.change(output, x)
+        return output.add_(change)
 
 
 class _LastPrompts:
@@ -155,24 +160,26 @@ class _LastPrompts:
 
     def __init__(self) -> None:
         self._kept: deque[tuple[Tensor, dict[_FixedTextTerm, Tensor]]] = deque(maxlen=_PROMPTS_KEPT)
-        self._last: tuple[Tensor, int, dict[_FixedTextTerm, Tensor]] | None = None
+        self._last: Tensor | None = None
+        self._last_version = 0
+        self._last_changes: dict[_FixedTextTerm, Tensor] = {}
 
     def changes(self, x: Tensor) -> dict[_FixedTextTerm, Tensor]:
         """weight · Δx of each layer that has read this x."""
-        version = 0 if x.is_inference() else x._version
-        if self._last is not None and x is self._last[0] and version == self._last[1]:
-            return self._last[2]  # the layers of one step are given the same tensor
+        if x is self._last and x._version == self._last_version:
+            return self._last_changes  # the layers of one step are given the same tensor
         changes = next((changes for known, changes in self._kept if torch.equal(known, x)), None)
         if changes is None:
             changes = {}
             self._kept.append((x.clone(), changes))
-        self._last = None if x.is_inference() else (x, version, changes)  # of those it is not known if they changed
+        if not x.is_inference():  # of those it is not known if they changed
+            self._last, self._last_version, self._last_changes = x, x._version, changes
         return changes
 
     def forget(self) -> None:
         """Let go of all that was kept."""
         self._kept.clear()
-        self._last = None
+        self._last, self._last_changes = None, {}
 
 
 def _combined(terms: Sequence[tuple[Entry, float]]) -> tuple[Entry, float]:

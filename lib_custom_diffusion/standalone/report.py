@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..ui.loss_plot import loss_svg
 from ..ui.training_page import picture_html
 
 CELL = 128  # pixels of one picture
@@ -75,7 +76,9 @@ h3 {{ font-size: 1rem; font-weight: 600; margin: 1.2rem 0 .4rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .3rem 1rem .3rem 0; text-align: left; }}
 td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
-svg {{ width: 100%; height: auto; }}
+.cd-loss {{ width: 100%; font-size: 9px; }} .cd-loss text {{ fill: #666; }}
+.cd-loss path, .cd-loss polyline {{ fill: none; stroke: #888; }}
+.cd-loss .raw {{ stroke: #bcd; }} .cd-loss .smooth {{ stroke: #247; stroke-width: 2; }}
 </style>
 <h1>Custom Diffusion: {esc(result.name)}</h1>
 <p>{esc(result.description)} It was learned in {m["steps"]:.0f} steps and {m["seconds"]:.0f} seconds, with at most
@@ -105,25 +108,8 @@ svg {{ width: 100%; height: auto; }}
 """
 
 
-def _loss_curve(path: Path, width: int = 800, height: int = 180) -> str:
-    """The loss of every step, faint, and its exponential mean, as inline SVG."""
+def _loss_curve(path: Path) -> str:
+    """The loss of every step, faint, and smoothed."""
     with path.open(newline="") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    top = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1.0
-    smooth, mean = [], losses[0]
-    for number, loss in enumerate(losses):
-        mean += (loss - mean) / min(number + 1, 20)
-        smooth.append(mean)
-
-    def line(values: Sequence[float], colour: str, thickness: int) -> str:
-        step = width / max(1, len(values) - 1)
-        points = " ".join(f"{i * step:.1f},{height * (1 - min(v / top, 1)):.1f}" for i, v in enumerate(values))
-        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{thickness}"/>'
-
-    return (
-        f'<svg viewBox="-40 -10 {width + 50} {height + 35}">{line(losses, "#bcd", 1)}{line(smooth, "#247", 2)}'
-        f'<path d="M0 0V{height}H{width}" fill="none" stroke="#888"/>'
-        f'<text x="-6" y="{height}" text-anchor="end" font-size="12">0</text>'
-        f'<text x="-6" y="10" text-anchor="end" font-size="12">{top:.2f}</text>'
-        f'<text x="{width}" y="{height + 18}" text-anchor="end" font-size="12">step {len(losses)}</text></svg>'
-    )
+        points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    return loss_svg(points, points[-1][0])

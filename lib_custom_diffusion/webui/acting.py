@@ -51,7 +51,7 @@ class ActingDeltas:
     def check(self, delta: Delta) -> None:
         """Raise UserError unless the delta and its tokens fit the host's model."""
         unet = host_unet()
-        if unet is None:
+        if unet is None or self._has_fitted(delta, unet):
             return
         delta.check_fits(projections(unet, "crossattn"))
         expected = sd_hijack.model_hijack.embedding_db.expected_shape
@@ -61,6 +61,13 @@ class ActingDeltas:
                     f"the delta does not fit this model: its word {token} is {vectors.shape[-1]} numbers wide, the"
                     f" model's words are {expected}"
                 )
+
+    def _has_fitted(self, delta: Delta, unet: nn.Module) -> bool:
+        """Whether it acts on this UNet, or did in the picture before: looking through all its layers takes time."""
+        known = list(self._wanted) if self._unet is unet else []
+        if self._rested is not None and self._rested[1] is unet:
+            known += self._rested[0]
+        return any(delta is one for one, _ in known)
 
     def set(self, wanted: Sequence[tuple[Delta, float]]) -> None:
         """Make exactly these act. Raises UserError, and leaves none acting, if one does not fit the model."""

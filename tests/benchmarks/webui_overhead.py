@@ -2,10 +2,11 @@
 
     WEBUI_URL=http://127.0.0.1:7860 python tests/benchmarks/webui_overhead.py NAME [OTHER] [--steps 20] [--size 512]
 
-NAME and OTHER are deltas that the WebUI has. Pictures with and without are drawn in turn, so that whatever else slows
-the machine slows both; told are the least and the median of the times, and the median of the ratios of neighbours. The
-prompt is the same but for the tag, so the text encoder does the same work. With two names the delta changes from
-picture to picture, for the time of a switch.
+NAME and OTHER are deltas that the WebUI has. Each round draws a picture in every way, in an order drawn anew, so that
+whatever else slows the machine slows all alike; told are the least and the median of the times, and the median of the
+ratios within a round. One way is "without" a second time: what it differs by is noise. The host keeps the last prompt
+that it encoded, so each picture has a number in its prompt and the text encoder works for all. With two names the delta
+changes from picture to picture, for the time of a switch.
 
 On a busy machine the clock tells little: with --pid, the WebUI's process on this machine (Linux), its CPU time counts.
 """
@@ -14,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import random
 import statistics
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 URL = os.environ.get("WEBUI_URL", "http://127.0.0.1:7860")
@@ -28,23 +30,23 @@ URL = os.environ.get("WEBUI_URL", "http://127.0.0.1:7860")
 def main() -> None:
     options = parse()
     clock = time.perf_counter if options.pid is None else lambda: cpu_seconds(options.pid)
-    tag = f"{options.prompt} <delta:{options.name}:1>"
+    numbers = itertools.count(1000)
 
-    def draw(prompt: str) -> float:
+    def draw(tag: str) -> float:
+        prompt = f"{options.prompt}, {next(numbers)}{tag}"
         started = clock()
         ask(prompt, options.steps, options.size)
         return clock() - started
 
-    ways: dict[str, Callable[[], float]] = {"without": lambda: draw(options.prompt), "with": lambda: draw(tag)}
+    tags = {"without": "", "without, again": "", "with": f" <delta:{options.name}:1>"}
     if options.other:
-        other = f"{options.prompt} <delta:{options.other}:1>"
-        ways["with the other"] = lambda: draw(other)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for way in ways.values():
-        way()  # the first is read from disk
+        tags["with the other"] = f" <delta:{options.other}:1>"
+    times: dict[str, list[float]] = {way: [] for way in tags}
+    for tag in tags.values():
+        draw(tag)  # the first is read from disk
     for _ in range(options.repeats):
-        for name, way in ways.items():
-            times[name].append(way())
+        for name in random.sample(list(tags), len(tags)):
+            times[name].append(draw(tags[name]))
     print(
         f"| {options.steps} steps, {options.size} px, {options.repeats} times | least, s | median, s |\n|{' --- |' * 3}"
     )
@@ -53,7 +55,7 @@ def main() -> None:
     for name, taken in list(times.items())[1:]:
         least = min(taken) / min(times["without"]) - 1
         ratios = [one / other - 1 for one, other in zip(taken, times["without"], strict=True)]
-        print(f"{name}: {least:+.2%} by the least, {statistics.median(ratios):+.2%} by neighbours")
+        print(f"{name}: {least:+.2%} by the least, {statistics.median(ratios):+.2%} by rounds")
 
 
 def ask(prompt: str, steps: int, size: int) -> None:

@@ -45,6 +45,13 @@ def save(folder: Path, name: str, model, token: str | None = None, scale: float 
     return made
 
 
+def of_another_shape() -> TinyHostModel:
+    """A model that the deltas of `save` do not fit."""
+    model = TinyHostModel(seed=5)
+    model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k = torch.nn.Linear(WIDTH, 9, bias=False)
+    return model
+
+
 def tags(*items: str) -> list[ExtraNetworkParams]:
     return [ExtraNetworkParams(items=item.split(":")) for item in items]
 
@@ -145,8 +152,7 @@ def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(networ
     save(tmp_path / "deltas", "cat", host)
     p = Picture()
     network.activate(p, tags("cat"))
-    other = TinyHostModel(seed=5)
-    other.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k = torch.nn.Linear(WIDTH, 9, bias=False)
+    other = of_another_shape()
     monkeypatch.setattr(sd_models.model_data, "sd_model", other)
     network.before_step(SimpleNamespace())
     network.before_step(SimpleNamespace())
@@ -210,6 +216,21 @@ def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tm
     save(tmp_path / "deltas", "cat", host, "<new1>", scale=0.5, seed=9)
     network.activate(p, tags("cat"))
     assert p.cached_c == [None, None] and p.cached_uc == [None, None]
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["between pictures", "within one"])
+def test_a_delta_that_fitted_the_model_before_is_left_out_of_one_that_it_does_not_fit(
+    network, host, tmp_path, monkeypatch, between
+):
+    save(tmp_path / "deltas", "cat", host)
+    network.activate(Picture(), tags("cat"))
+    if between:
+        network.deactivate(Picture())
+    monkeypatch.setattr(sd_models.model_data, "sd_model", of_another_shape())
+    p = Picture()
+    network.activate(p, tags("cat"))
+    [comment] = p.comments
+    assert "<delta:cat> was left out" in comment and "does not fit" in comment
 
 
 def test_the_next_picture_with_the_same_deltas_prepares_nothing_anew(network, host, tmp_path):
