@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from modules import devices, extra_networks, processing, sd_hijack, shared
 from torch import nn
 
@@ -21,6 +22,8 @@ def refuse_untrainable(model: nn.Module) -> None:
         raise UserError("training needs the whole model on the GPU; start the WebUI without --medvram and --lowvram")
     if getattr(devices, "fp8", False):
         raise UserError("training needs weights that have gradients; switch FP8 weight off in Settings, Optimizations")
+    if devices.dtype_unet == torch.float16 and devices.device.type in ("cpu", "mps"):  # torch 2.1 has no autocast there
+        raise UserError("without a GPU, or on a Mac, training needs a WebUI that was started with --no-half")
 
 
 def switch_networks_off() -> None:

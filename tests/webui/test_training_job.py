@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modules import paths, sd_hijack, shared
+from modules import devices, paths, sd_hijack, shared
 from PIL import Image
 from test_extra_network import predict
 
@@ -48,6 +48,21 @@ def same_as_before(host, before: torch.Tensor) -> bool:
         and sd_hijack.model_hijack.optimizations[-1:] in ([], [None])
         and shared.parallel_processing_allowed
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dtype_unet": torch.float16}, "started with --no-half"),
+        ({"dtype_unet": torch.float16, "device": torch.device("mps")}, "started with --no-half"),
+        ({"fp8": True}, "switch FP8 weight off"),
+    ],
+)
+def test_a_precision_that_cannot_be_trained_in_is_refused(host, form, monkeypatch, settings, said):
+    for name, value in settings.items():
+        monkeypatch.setattr(devices, name, value)
+    with pytest.raises(UserError, match=said):
+        train(form)
 
 
 def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
