@@ -65,11 +65,15 @@ def teach(
     config: TrainingConfig,
     output: Path,
     prior_preservation: bool = True,
+    before: DemoPictures | None = None,
 ) -> DemoResult | None:
-    """Teach one bundled concept into `output`, with pictures before and after; None if interrupted."""
+    """Teach one bundled concept into `output`, with pictures before and after; None if interrupted.
+
+    before: the pictures before, if they are drawn already.
+    """
     start = time.monotonic()
     claim_folder(output, bundled.name, resuming=False, overwrite=True)
-    before = _Pictures.draw(backend, bundled, {}, "drawing before")
+    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
     concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
     if prior_preservation:
         folder = output / "class_images"
@@ -86,7 +90,7 @@ def teach(
     if result.interrupted:
         return None
     with Injection(backend.unet, [(result.delta, 1.0)]):
-        after = _Pictures.draw(backend, bundled, result.delta.embeddings, "drawing after")
+        after = DemoPictures.draw(backend, bundled, result.delta.embeddings, "drawing after")
     metrics = _metrics(judge, bundled, before, after)
     metrics |= {"steps": result.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
     return _write_report(bundled, before, after, metrics, result, output)
@@ -94,8 +98,8 @@ def teach(
 
 def _write_report(
     bundled: BundledConcept,
-    before: _Pictures,
-    after: _Pictures,
+    before: DemoPictures,
+    after: DemoPictures,
     metrics: dict[str, float],
     result: TrainingResult,
     output: Path,
@@ -116,7 +120,7 @@ def _write_report(
     return report
 
 
-class _Pictures:
+class DemoPictures:
     """The demo's pictures of one moment: every prompt with every seed, and the class prompt with more of them."""
 
     def __init__(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> None:
@@ -125,7 +129,7 @@ class _Pictures:
     @classmethod
     def draw(
         cls, backend: DiffusersBackend, bundled: BundledConcept, vectors: dict[str, Tensor], label: str
-    ) -> _Pictures:
+    ) -> DemoPictures:
         asked = [(prompt, seed) for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
         of_class = [(bundled.class_prompt, seed) for seed in CLASS_SEEDS]
         known = vectors or {bundled.modifier_token: backend.token_vectors(bundled.initializer_token)}
@@ -145,7 +149,7 @@ class _Pictures:
         return [picture for prompt in prompts for picture in self.of(prompt)]
 
 
-def _metrics(judge: Judge, bundled: BundledConcept, before: _Pictures, after: _Pictures) -> dict[str, float]:
+def _metrics(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
     """Likeness to the concept's pictures, agreement with the prompts, and what moved that should have stayed."""
     references = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)]
     captions = [caption for caption in bundled.judge_captions for _ in SEEDS]

@@ -12,11 +12,11 @@ from PIL import Image
 from lib_custom_diffusion.concepts import Concept, PictureSettings, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.standalone.demo import SAMPLING, teach
+from lib_custom_diffusion.standalone.demo import SAMPLING, DemoPictures, teach
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import DemoResult
-from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
+from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone
 from lib_custom_diffusion.standalone.train import TOY_RECIPE, run_training
 
@@ -35,12 +35,25 @@ def judge() -> Judge:
     return Judge.load()
 
 
-@pytest.fixture(scope="module", params=list(bundled_concepts()))
+@pytest.fixture(scope="module", params=bundled_concepts().values(), ids=list(bundled_concepts()))
+def concept(request: pytest.FixtureRequest) -> BundledConcept:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def before(concept: BundledConcept, backend: DiffusersBackend) -> DemoPictures:
+    return DemoPictures.draw(backend, concept, {}, "drawing before")
+
+
+@pytest.fixture(scope="module")
 def taught(
-    request: pytest.FixtureRequest, backend: DiffusersBackend, judge: Judge, tmp_path_factory: pytest.TempPathFactory
+    concept: BundledConcept,
+    before: DemoPictures,
+    backend: DiffusersBackend,
+    judge: Judge,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> DemoResult:
-    concept = bundled_concepts()[request.param]
-    result = teach(backend, judge, concept, TOY_RECIPE, tmp_path_factory.mktemp("taught"))
+    result = teach(backend, judge, concept, TOY_RECIPE, tmp_path_factory.mktemp("taught"), before=before)
     assert result is not None
     return result
 
@@ -49,8 +62,10 @@ def test_likeness_rises(taught: DemoResult) -> None:
     assert taught.metrics["likeness_after"] > 1.3 * taught.metrics["likeness_before"]
 
 
-def test_the_word_and_the_layers_both_have_a_part_in_it(taught: DemoResult, backend: DiffusersBackend) -> None:
-    concept, delta = bundled_concepts()[taught.name], Delta.load(taught.files[0])
+def test_the_word_and_the_layers_both_have_a_part_in_it(
+    taught: DemoResult, concept: BundledConcept, backend: DiffusersBackend
+) -> None:
+    delta = Delta.load(taught.files[0])
     start = backend.token_vectors(concept.initializer_token)
     assert (delta.embeddings[concept.modifier_token].float() - start).norm() > 0.5 * start.norm()
     assert taught.metrics["unrelated_change"] > 0.001  # without a delta it is 0, and likeness rises all the same
@@ -71,13 +86,18 @@ def test_report_can_be_looked_at(taught: DemoResult) -> None:
 
 
 def test_prior_preservation_keeps_the_class_where_it_was(
-    taught: DemoResult, backend: DiffusersBackend, judge: Judge, tmp_path: Path
+    taught: DemoResult,
+    concept: BundledConcept,
+    before: DemoPictures,
+    backend: DiffusersBackend,
+    judge: Judge,
+    tmp_path: Path,
 ) -> None:
-    if taught.name == "sticker":
+    if concept.name == "sticker":
         pytest.skip("its drift is a tenth of that without, by benchmarks/learning.py; another minute of training")
-    without = teach(backend, judge, bundled_concepts()[taught.name], TOY_RECIPE, tmp_path, prior_preservation=False)
+    without = teach(backend, judge, concept, TOY_RECIPE, tmp_path, prior_preservation=False, before=before)
     assert without is not None
-    most = {"raccoon": 0.7, "blue-cat": 0.5}[taught.name]  # in the README, of seed 42: 0.37 and 0.08
+    most = {"raccoon": 0.7, "blue-cat": 0.5}[concept.name]  # in the README, of seed 42: 0.37 and 0.08
     assert taught.metrics["drift"] < most * without.metrics["drift"]
 
 
