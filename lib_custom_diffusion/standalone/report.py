@@ -63,7 +63,7 @@ def report_html(result: DemoResult) -> str:
         for row in result.rows
     )
     files = "".join(
-        f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e6:.2f} MB)</li>" for path in result.files
+        f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e3:,.0f} kB)</li>" for path in result.files
     )
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
