@@ -97,9 +97,7 @@ class _LearnedTerm:
 
 
 class _FixedTerm:
-    """A forward hook that adds weight · Δx for a fixed Δ.
-
-    Δ follows the output's device and precision: a host may move its layers.
+    """A forward hook that adds weight · Δx for a fixed Δ, which follows the output's device and precision.
 
     Without gradients it is added in the output's own memory, which no one else has seen yet: one kernel a layer. Under
     autocast the output, not the input, has the precision that the layer computes in.
