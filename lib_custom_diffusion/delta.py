@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import __version__
+from .algebra.factors import Factors, QuantizedFactors
+from .algebra.quantization import MAX_BITS, pack, unpack
 from .attention import Projection
 from .errors import UserError
-from .factors import Factors, QuantizedFactors
-from .quantization import MAX_BITS, pack, unpack
 from .storage import safetensors_bytes, write_atomically
 
 SUFFIX = ".delta.safetensors"

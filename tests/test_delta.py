@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lib_custom_diffusion.algebra.factors import QuantizedFactors
+from lib_custom_diffusion.algebra.quantization import quantize
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.factors import QuantizedFactors
-from lib_custom_diffusion.quantization import quantize
 from tiny import TinyUNet
 
 K, V = list(projections(TinyUNet()))[:2]

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lib_custom_diffusion import checkpoints
-from lib_custom_diffusion.concepts import Concept, ConceptExamples, Example
-from lib_custom_diffusion.training import Trainer, TrainingConfig
+from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
+from lib_custom_diffusion.training import checkpoints
+from lib_custom_diffusion.training.loop import Trainer, TrainingConfig
 from tiny import TinyBackend
 
 CONCEPT = Concept("photo of a <new1> cat", Path("pictures"), "cat")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algebra.blending import dense
 from ..attention import KEY_PREFIX
-from ..blending import dense
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from .base import Base, difference, needed, resnets_of

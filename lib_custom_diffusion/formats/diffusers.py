@@ -14,7 +14,7 @@ import re
 import torch
 from torch import Tensor
 
-from ..blending import dense
+from ..algebra.blending import dense
 from ..delta import Delta, Entry
 from ..errors import UserError
 from ..storage import safetensors_bytes

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..algebra.factors import QuantizedFactors
 from ..attention import KEY_PREFIX
 from ..delta import SUFFIX, Delta, Entry, Factors, from_tensors
-from ..factors import QuantizedFactors
 from .base import Base, difference, needed
 from .document import Document, matrix
 from .imported import Imported

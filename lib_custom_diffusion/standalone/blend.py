@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..algebra import blend_files, parse_weights, renamed_lines
+from ..algebra.files import blend_files, parse_weights, renamed_lines
 from .compress import dropped_text, limit_of, loader_of
 
 

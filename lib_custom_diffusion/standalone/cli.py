@@ -11,11 +11,11 @@ from pathlib import Path
 
 from .. import __version__
 from ..attention import SELECTIONS
-from ..concepts import CAPTION_SOURCES, RESIZE_MODES
+from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
-from ..schedule import SHAPES
 from ..tokens import DEFAULT_INITIALIZERS
-from ..training import PRECISIONS, TrainingConfig
+from ..training.loop import PRECISIONS, TrainingConfig
+from ..training.schedule import SHAPES
 from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge
 
 INTERRUPTED = 130

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..algebra import Compressed, LoadModel, compress_file
-from ..compression import Limit
+from ..algebra.compression import Limit
+from ..algebra.files import Compressed, LoadModel, compress_file
 from ..delta import SUFFIX
 from .algebra_cli import size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..algebra import convert_files
+from ..algebra.files import convert_files
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import write_atomically

@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backend import Sampling
-from ..checkpoints import claim_folder
-from ..concepts import Concept, PictureSettings, find_pictures
+from ..data.concepts import Concept, PictureSettings, find_pictures
 from ..errors import UserError
 from ..injection import Injection
 from ..storage import write_atomically
-from ..training import TrainingConfig, TrainingResult
+from ..training.checkpoints import claim_folder
+from ..training.loop import TrainingConfig, TrainingResult
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..algebra import merge_files, parse_prompts, renamed_lines
+from ..algebra.files import merge_files, parse_prompts, renamed_lines
 from .compress import dropped_text, loader_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import regularization
+from ..data import regularization
 from ..tokens import file_name
 from .generate import sampling_of
 from .models import load_model

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .. import checkpoints, parallel, regularization
-from ..algebra import compress_file, compressed_text
+from ..algebra.compression import Limit
+from ..algebra.files import compress_file, compressed_text
 from ..backend import Sampling
-from ..compression import Limit
-from ..concepts import Concept, PictureSettings, encode_concept, load_concepts_list
+from ..data import regularization
+from ..data.concepts import Concept, PictureSettings, encode_concept, load_concepts_list
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import file_name, split_tokens
-from ..training import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
+from ..training import checkpoints, parallel
+from ..training.loop import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
 from .compress import limit_of
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model

@@ -9,7 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..algebra import (
+from ..algebra.compression import Limit
+from ..algebra.files import (
     LORA_RANK,
     Result,
     blend_files,
@@ -20,7 +21,6 @@ from ..algebra import (
     parse_weights,
     renamed_lines,
 )
-from ..compression import Limit
 from ..delta import SUFFIX
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError

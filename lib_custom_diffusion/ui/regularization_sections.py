@@ -8,8 +8,8 @@ from pathlib import Path
 import gradio as gr
 
 from ..backend import Sampling
+from ..data.regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
 from ..errors import UserError
-from ..regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
 from .utilities import Action, Host, Outcome, Section, Show, folder_of
 
 SOURCES = ("a prompt", "the captions of a folder", "a template")

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from ..backend import Backend
-from ..captions import class_captions
-from ..concepts import Concept, PictureSettings
-from ..pictures import find_pictures
+from ..data.captions import class_captions
+from ..data.concepts import Concept, PictureSettings
+from ..data.pictures import find_pictures
 from ..storage import write_atomically
-from ..training import TrainingConfig
+from ..training.loop import TrainingConfig
 
 _KEPT = 50
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..attention import SELECTIONS
-from ..captions import CAPTION_SOURCES
+from ..data.captions import CAPTION_SOURCES
 from .training_form import CLIP_MODES, MAX_CONCEPTS, PICTURE_SHAPES
 
 Fields = dict[str, Any]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compression import Limit
-from ..concepts import Concept, PictureSettings
+from ..algebra.compression import Limit
+from ..data.concepts import Concept, PictureSettings
 from ..errors import UserError
 from ..tokens import file_name
-from ..training import TrainingConfig
+from ..training.loop import TrainingConfig
 
 MAX_CONCEPTS = 4
 CLIP_MODES = ("norm", "value", "disabled")

@@ -13,16 +13,16 @@ from typing import Protocol
 
 from PIL import Image
 
-from .. import checkpoints
-from ..algebra import compress_file, compressed_text
+from ..algebra.files import compress_file, compressed_text
 from ..backend import Backend
-from ..concepts import ConceptExamples, PictureSettings, encode_concept
+from ..data.concepts import ConceptExamples, PictureSettings, encode_concept
 from ..delta import SUFFIX
 from ..errors import UserError
-from ..losslog import LOSS_CSV, LossTable
 from ..storage import write_atomically
 from ..tokens import embedding_pt, file_name
-from ..training import Progress, Trainer, TrainingConfig, TrainingResult
+from ..training import checkpoints
+from ..training.loop import Progress, Trainer, TrainingConfig, TrainingResult
+from ..training.losslog import LOSS_CSV, LossTable
 from .timings import Amounts, Circumstances, Timing, comparable_timing, keep_timing
 from .training_form import TrainingForm
 from .training_page import LossHistory, estimate_text, progress_html

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..training import Progress
+from ..training.loop import Progress
 from .loss_plot import loss_svg
 from .timings import Amounts, Timing
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from modules import shared
 from modules.textual_inversion import textual_inversion
 
-from ..concepts import PictureSettings
+from ..data.concepts import PictureSettings
+from ..data.pictures import find_pictures
 from ..errors import UserError
-from ..losslog import LossTable
-from ..pictures import find_pictures
-from ..training import TrainingConfig
+from ..training.loop import TrainingConfig
+from ..training.losslog import LossTable
 from ..ui.training_form import TrainingForm
 
 

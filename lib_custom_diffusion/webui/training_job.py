@@ -15,7 +15,7 @@ from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import embedding_pt, file_name
-from ..training import TrainingResult
+from ..training.loop import TrainingResult
 from ..ui.timings import keep_timing
 from ..ui.training_form import TrainingForm
 from ..ui.training_job import Plan, TrainingJob, training_folder

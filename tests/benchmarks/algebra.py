@@ -25,11 +25,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lib_custom_diffusion.algebra import MERGED_BYTES
-from lib_custom_diffusion.compression import Limit, compress, functional_error
+from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
+from lib_custom_diffusion.algebra.files import MERGED_BYTES
+from lib_custom_diffusion.algebra.merging import change_on, merge
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.merging import change_on, merge
 from lib_custom_diffusion.text_features import Moments
 
 WIDTH = 768
@@ -193,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     if options.delta:
-        from lib_custom_diffusion.algebra import moments_of
+        from lib_custom_diffusion.algebra.files import moments_of
         from lib_custom_diffusion.standalone.models import load_model
 
         delta = Delta.load(options.delta)

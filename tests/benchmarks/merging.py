@@ -26,12 +26,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lib_custom_diffusion.algebra.blending import Words, blend, bundle_words
+from lib_custom_diffusion.algebra.merging import context_features, merge, target_features
 from lib_custom_diffusion.backend import Conditioning, Sampling
-from lib_custom_diffusion.blending import Words, blend, bundle_words
-from lib_custom_diffusion.concepts import Concept, PictureSettings, find_pictures
+from lib_custom_diffusion.data.concepts import Concept, PictureSettings, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.merging import context_features, merge, target_features
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import Row, contact_sheet

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion import formats
+from lib_custom_diffusion.algebra.factors import QuantizedFactors
+from lib_custom_diffusion.algebra.quantization import quantize
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.factors import QuantizedFactors
 from lib_custom_diffusion.formats.base import Base
-from lib_custom_diffusion.quantization import quantize
 
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 OTHER = KEY.replace("to_k", "to_v")

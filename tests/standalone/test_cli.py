@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib_custom_diffusion.compression import Limit, compress, functional_error
+from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_custom_diffusion.concepts import Concept, PictureSettings, find_pictures
+from lib_custom_diffusion.data.concepts import Concept, PictureSettings, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.standalone.demo import SAMPLING, DemoPictures, teach
@@ -21,7 +21,7 @@ from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone
 from lib_custom_diffusion.standalone.train import TOY_RECIPE, run_training
 
 pytestmark = pytest.mark.slow
-FLAMINGO = Path(__file__).parents[1] / "data" / "flamingo"
+FLAMINGO = Path(__file__).parents[1] / "flamingo"
 SEEDS = range(1000, 1008)
 
 

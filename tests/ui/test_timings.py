@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_custom_diffusion.concepts import Concept, PictureSettings
-from lib_custom_diffusion.training import TrainingConfig
+from lib_custom_diffusion.data.concepts import Concept, PictureSettings
+from lib_custom_diffusion.training.loop import TrainingConfig
 from lib_custom_diffusion.ui.timings import (
     Amounts,
     Circumstances,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_custom_diffusion.compression import Limit
+from lib_custom_diffusion.algebra.compression import Limit
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.ui.training_form import PICTURE_SHAPES, PRESETS, ConceptForm, TrainingForm
 

@@ -13,11 +13,11 @@ from modules import devices, paths, sd_hijack, shared
 from PIL import Image
 from test_extra_network import predict
 
-from lib_custom_diffusion import training
 from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.tokens import load_embedding
+from lib_custom_diffusion.training import loop as training
 from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.ui.training_job import TrainingJob

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_extra_network import save
 
-from lib_custom_diffusion.captions import captioned_pictures
+from lib_custom_diffusion.data.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.webui import drawing_backend, utils_tab
 from lib_custom_diffusion.webui.library import library

@@ -16,7 +16,7 @@ from PIL import Image
 from ...deltas_folder import new_file
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
-from ...training import PRECISIONS
+from ...training.loop import PRECISIONS
 from ...ui.regularization_sections import bundled_templates
 from ...ui.timings import keep_timing
 from ...ui.training_fields import Face, FormFields, form_fields

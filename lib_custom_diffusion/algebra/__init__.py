@@ -1,0 +1,1 @@
+"""Deltas made small, added up and merged."""

@@ -1,0 +1,357 @@
+"""Algebra on files, for people: compress, blend, merge and convert, and what each did to the numbers.
+
+The arithmetic is in `compression`, `blending`, `merging` and `formats`; here files come in, one file goes out, and a
+report says what that cost. A model is loaded only when it is needed, after the files have been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import formats
+from ..attention import projections
+from ..backend import Backend
+from ..delta import Delta, Factors
+from ..errors import UserError
+from ..formats import Base, Imported
+from ..text_features import BUNDLED_CAPTIONS, Moments, read_captions, second_moments, spoken_features
+from .blending import Renamed, blend, bundle_words, dense
+from .compression import Limit, compress, functional_error
+from .factors import QuantizedFactors
+from .merging import change_on, context_features, merge, target_features
+
+LoadModel = Callable[[], Backend]
+Tell = Callable[[str], None]
+"""Is told what is being done, in a few words, before it is done."""
+
+MERGE_CAPTIONS = 200  # as many as Adobe's code takes
+MERGED_BYTES = 2_000_000  # a merged file that would be larger is compressed
+LORA_RANK = 64
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """The weights in "0.7, 0.3", one for each of `count` files; 1 each of an empty text. Raises UserError otherwise."""
+    if not text.strip():
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f'the weights {text!r} should be numbers such as "0.7,0.3"') from None
+    if len(weights) != count or not all(abs(weight) < 1e6 for weight in weights):
+        raise UserError(f"the weights {text!r} should be {count} numbers, one for each file")
+    return weights
+
+
+def parse_prompts(text: str) -> list[str]:
+    """The prompts in "photo of a <new1> cat|<new1> cat"."""
+    return [prompt.strip() for prompt in text.split("|") if prompt.strip()]
+
+
+def renamed_lines(renamed: Sequence[Renamed]) -> list[str]:
+    """What to tell of words that had to be renamed."""
+    return [
+        f"{each.old} of file {each.index + 1} is now {each.new}: another file has a {each.old} too" for each in renamed
+    ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an operation wrote and read.
+
+    path, size: of the new file, in bytes. words: its modifier tokens.
+    renamed:    modifier tokens that had to give way to others of the same name.
+    dropped:    names of tensors that a delta has no place for, by file.
+    """
+
+    path: Path
+    size: int
+    words: list[str]
+    renamed: list[Renamed]
+    dropped: dict[Path, list[str]]
+
+
+@dataclass(frozen=True)
+class Compressed(Result):
+    """error: relative, functional on held-out captions if `weighed`, else of the matrices themselves."""
+
+    size_before: int
+    error: float
+    weighed: bool
+    layers: tuple[int, int]
+    """Kept, of how many."""
+    quantized_layers: int
+    ranks: tuple[int, int]
+    """The least and the greatest."""
+
+
+@dataclass(frozen=True)
+class Blended(Result):
+    """error: what compression cost, relative, as in `Compressed`; None if the sum is exact."""
+
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Merged(Result):
+    """residual: of the constraints, relative, in float64; stored_residual: as the file has it, rounded.
+
+    target_rows: kept, of how many. change: (Σ ‖Δ Cᵀ‖²)^½ on `captions` captions; change_of_sum: of the plain sum.
+    """
+
+    target_rows: tuple[int, int]
+    residual: float
+    stored_residual: float
+    captions: int
+    change: float
+    change_of_sum: float
+
+
+@dataclass(frozen=True)
+class Converted:
+    """files: the new format's, by name. dropped: as in `Result`. cut_layers were cut to a rank, at a relative error."""
+
+    files: dict[str, bytes]
+    dropped: dict[Path, list[str]]
+    cut_layers: int = 0
+    error: float = 0.0
+
+
+def compress_file(
+    source: Path,
+    output: Path,
+    limit: Limit,
+    load_model: LoadModel | None = None,
+    captions: Path | None = None,
+    quantized: bool = True,
+    tell: Tell = _silent,
+) -> Compressed:
+    """Make a delta small. With a model, errors count by its text features on `captions` (bundled ones if None).
+
+    Raises UserError for a file that is none, one that does not fit the model, and a limit that cannot be kept.
+    """
+    tell("Reading the file")
+    read = _Read.all([source])
+    [delta] = read.deltas
+    moments = moments_of(delta, load_model, captions, tell) if load_model is not None else None
+    tell("Finding the ranks")
+    small = compress(delta, limit, moments.fitted if moments else None, quantized=quantized)
+    small.save(output)
+    tell("Measuring the error")
+    ranks = [entry.us.shape[1] for entry in small.entries.values() if isinstance(entry, Factors)]
+    return Compressed(
+        *_about(output, small), [], read.dropped,
+        size_before=source.stat().st_size,
+        error=functional_error(delta, small, moments.held_out if moments else None),
+        weighed=moments is not None,
+        layers=(len(small.entries), len(delta.entries)),
+        quantized_layers=sum(isinstance(entry, QuantizedFactors) for entry in small.entries.values()),
+        ranks=(min(ranks, default=0), max(ranks, default=0)),
+    )  # fmt: skip
+
+
+def compressed_text(done: Compressed) -> str:
+    """What compression did, as a sentence."""
+    return (
+        f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
+        f" {done.error:.1%}."
+    )
+
+
+def blend_files(
+    sources: Sequence[Path],
+    weights: Sequence[float],
+    output: Path,
+    limit: Limit | None = None,
+    load_model: LoadModel | None = None,
+    tell: Tell = _silent,
+) -> Blended:
+    """Add deltas up, each times its weight; with a limit the sum is compressed, as `compress_file` does it.
+
+    Raises UserError for files of different models, and as `compress_file` does.
+    """
+    tell("Reading the files")
+    read = _Read.all(sources)
+    blended = blend(read.deltas, weights)
+    delta, error = blended.delta, None
+    if limit is not None:
+        moments = moments_of(delta, load_model, None, tell) if load_model is not None else None
+        tell("Finding the ranks")
+        small = compress(delta, limit, moments.fitted if moments else None)
+        delta, error = small, functional_error(delta, small, moments.held_out if moments else None)
+    delta.save(output)
+    return Blended(*_about(output, delta), blended.renamed, read.dropped, error)
+
+
+def merge_files(
+    sources: Sequence[Path],
+    output: Path,
+    load_model: LoadModel,
+    target_prompts: Sequence[Sequence[str]] = (),
+    captions: Path | None = None,
+    tell: Tell = _silent,
+    only_targets: bool = False,
+) -> Merged:
+    """Join concepts that were learned alone, one a file, by constrained least squares (see `merging`).
+
+    target_prompts: what each concept is asked for by; empty for the paper's. captions: on which little may change, and
+    which lend their surroundings to the concepts; with only_targets they do not, as in the paper.
+    Raises UserError for files that do not fit the model, prompts for another number of files, and as `merge` does.
+    """
+    tell("Reading the files")
+    read = _Read.all(sources)
+    deltas = read.deltas
+    if len(target_prompts) not in (0, len(deltas)):
+        raise UserError(f"target prompts are given {len(target_prompts)} times for {len(deltas)} files")
+    listed = read_captions(captions or BUNDLED_CAPTIONS)
+    chosen = listed[:: max(1, len(listed) // MERGE_CAPTIONS)][:MERGE_CAPTIONS]
+    backend = load_model()
+    _check_words(deltas, backend)
+    tell("Text features of the captions")
+    words = bundle_words(deltas)
+    targets = target_features(backend, deltas, words, target_prompts)
+    regularization = spoken_features(backend, chosen, {})
+    contexts = [] if only_targets else context_features(backend, deltas, words, listed, target_prompts)
+    tell("Solving")
+    merged = merge(deltas, targets, regularization, contexts)
+    joined = merged.delta
+    if len(joined.to_bytes()) > MERGED_BYTES:
+        tell("Finding the ranks")
+        seen = regularization.T @ regularization / len(regularization) + sum(contexts)
+        joined = compress(joined, Limit(max_bytes=MERGED_BYTES), seen)
+    joined.save(output)
+    return Merged(
+        *_about(output, joined), merged.renamed, read.dropped,
+        target_rows=merged.target_rows,
+        residual=merged.residual,
+        stored_residual=stored_residual(deltas, merged.targets, Delta.load(output)),
+        captions=len(chosen),
+        change=change_on(joined, regularization),
+        change_of_sum=change_on(blend(deltas, [1.0] * len(deltas)).delta, regularization),
+    )  # fmt: skip
+
+
+def convert_files(
+    sources: Sequence[Path],
+    kind: str,
+    load_model: LoadModel | None = None,
+    rank: int = LORA_RANK,
+    tell: Tell = _silent,
+) -> Converted:
+    """One file with layers, and any with words, as another program's files; nothing is written.
+
+    load_model: of the model they belong to, for formats with full weights. rank: the highest of a LoRA's layers.
+    Raises UserError for files that are none, more than one with layers, and as `formats.write` does.
+    """
+    backend = load_model() if load_model is not None else None
+    base = Base.of(backend.unet) if backend is not None else None
+    tell("Reading the files")
+    delta, found = _joined(sources, base)
+    dropped = {path: imported.dropped for path, imported in found.items() if imported.dropped}
+    delta.provenance.architecture = delta.provenance.architecture or (backend.architecture if backend else "")
+    cut, error = 0, 0.0
+    if kind == "lora":
+        tell("Finding the factors")
+        delta, cut, error = _low_rank(delta, rank)
+    return Converted(formats.write(delta, kind, base), dropped, cut, error)
+
+
+def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:
+    """Moments of a model's text features, over captions (bundled ones if None) and the delta's own prompts.
+
+    Raises UserError if the delta does not fit the model.
+    """
+    listed = read_captions(captions or BUNDLED_CAPTIONS)
+    backend = load_model()
+    delta.check_fits(projections(backend.unet, "crossattn"))
+    _check_words([delta], backend)
+    tell("Text features of the captions")
+    words = {token: delta.provenance.tokens.get(token, "") for token in delta.embeddings}
+    vectors = {token: value.float() for token, value in delta.embeddings.items()}
+    return second_moments(backend, listed, words, vectors)
+
+
+def stored_residual(deltas: Sequence[Delta], targets: Sequence[Tensor], stored: Delta) -> float:
+    """The constraint residual that is left after rounding for the file, relative."""
+    missed = asked = 0.0
+    for delta, target in zip(deltas, targets):
+        rows = target.float()
+        for key in stored.entries:
+            wanted = _applied(delta, key, rows)
+            missed += (_applied(stored, key, rows) - wanted).square().sum().item()
+            asked += wanted.square().sum().item()
+    return (missed / asked) ** 0.5 if asked else 0.0
+
+
+def _applied(delta: Delta, key: str, rows: Tensor) -> Tensor:
+    return rows @ dense(delta.entries[key]).T if key in delta.entries else torch.zeros(())
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The deltas of files of any format that needs no model, and what a delta has no place for."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    dropped: dict[Path, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def all(cls, paths: Sequence[Path]) -> _Read:
+        found = {path: formats.read(path) for path in paths}
+        return cls(
+            [found[path].delta for path in paths],
+            {path: imported.dropped for path, imported in found.items() if imported.dropped},
+        )
+
+
+def _about(path: Path, delta: Delta) -> tuple[Path, int, list[str]]:
+    return path, path.stat().st_size, list(delta.embeddings)
+
+
+def _check_words(deltas: Sequence[Delta], backend: Backend) -> None:
+    """Raise UserError if a modifier token is of another width than the model's words."""
+    width = backend.token_vectors("a").shape[1]
+    for delta in deltas:
+        for token, vectors in delta.embeddings.items():
+            if vectors.shape[1] != width:
+                sizes = f"{vectors.shape[1]} wide, the words of {backend.name} {width}"
+                raise UserError(f"{token} is {sizes}: made for another model")
+
+
+def _joined(paths: Sequence[Path], base: Base | None) -> tuple[Delta, dict[Path, Imported]]:
+    """One delta of the only file with layers and of all files with words, those named <…> beside it included."""
+    found = {path: formats.read(path, base) for path in paths}
+    with_layers = [path for path, imported in found.items() if imported.delta.entries]
+    if len(with_layers) > 1:
+        raise UserError(
+            f"{with_layers[0]} and {with_layers[1]} both hold layers; convert one by one, or use blend or merge"
+        )
+    for path in with_layers:
+        if not found[path].delta.embeddings and len(paths) == 1:
+            found |= {other: formats.read(other, base) for other in sorted(path.parent.glob("<*>.*"))}
+    delta = found[with_layers[0]].delta if with_layers else Delta({})
+    for path, imported in found.items():
+        for token, vectors in imported.delta.embeddings.items():
+            if delta.embeddings.setdefault(token, vectors) is not vectors:
+                raise UserError(f"{path} has a word {token}, and so has another file; rename one")
+    return delta, found
+
+
+def _low_rank(delta: Delta, rank: int) -> tuple[Delta, int, float]:
+    """The delta with no layer above the rank, how many layers were cut for it, and the relative error of these.
+
+    Layers that are factors within the rank stay as they are.
+    """
+    high = {k: e for k, e in delta.entries.items() if not isinstance(e, Factors) or e.us.shape[1] > rank}
+    if not high:
+        return delta, 0, 0.0
+    low = compress(Delta(high), Limit(rank=rank))
+    error = functional_error(Delta(high), low)
+    return Delta({**delta.entries, **low.entries}, delta.embeddings, delta.provenance), len(high), error

@@ -1,0 +1,1 @@
+"""What is learned from: pictures, their captions and views, and the concepts they make up."""

@@ -1,0 +1,208 @@
+"""Pictures of a folder: found, decoded, and drawn onto the canvas that the model sees."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+LATENT_CELL = 8
+"""Pixels along one side of a cell of the latents."""
+_ALWAYS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (*_ALWAYS, ".avif") if ".avif" in Image.registered_extensions() and features.check("avif") else _ALWAYS
+
+
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag, and its values for pictures that lie on their side."""
+
+
+class UnusablePicture(Exception):
+    """A picture that nothing can be learned from; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright: its colors (RGB), and its alpha (L) where that is to weigh the loss."""
+
+    colors: Image.Image
+    weight: Image.Image | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.colors.size
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture goes: its box `source` fills the canvas's box `target`, each left, top, right, bottom in pixels.
+
+    flip: whether the whole canvas is then mirrored.
+    """
+
+    source: tuple[float, float, float, float]
+    target: tuple[int, int, int, int]
+    flip: bool = False
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, and not a hidden one."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, in the order of their names; hidden files are left out.
+
+    Raises UserError when the folder is missing, cannot be read or has no pictures. Whether they decode shows later.
+    """
+    try:
+        found = [path for path in folder.iterdir() if is_picture(path)]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no folder {folder}") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read as a folder of pictures: {error.strerror}") from error
+    if not found:
+        raise UserError(f"{folder} has no pictures; put some there ({', '.join(SUFFIXES)})")
+    return sorted(found, key=lambda path: path.name)
+
+
+def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
+    """A picture as it is meant to be seen: rotated as its EXIF says, transparent parts on white.
+
+    With `alpha_is_weight` the alpha channel is the loss weight and nothing else: the colors under it stay as they are.
+    Raises UnusablePicture.
+    """
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened) or opened  # never None, which some versions' types allow
+            if upright.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
+                upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+            if "transparency" not in upright.info and not {"A", "a"} & set(upright.getbands()):
+                return Picture(upright.convert("RGB"))
+            colors = upright.convert("RGBA")
+    except FileNotFoundError as error:
+        raise UnusablePicture("there is no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnusablePicture("this is no picture that can be read") from error
+    except Exception as error:  # from damaged files Pillow raises nearly everything
+        raise UnusablePicture(f"it cannot be read: {str(error) or type(error).__name__}") from error
+    if not alpha_is_weight:
+        return Picture(Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors).convert("RGB"))
+    weight = colors.getchannel("A")
+    if weight.getbbox() is None:
+        raise UnusablePicture("it is wholly transparent")
+    return Picture(colors.convert("RGB"), weight)
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an upright picture, from its header; None if it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) in _LYING
+            return (opened.height, opened.width) if turned else opened.size
+    except Exception:  # from damaged files Pillow raises nearly everything
+        return None
+
+
+def load_pictures(paths: Iterable[Path], alpha_is_weight: bool = False) -> Iterator[tuple[int, Path, Picture]]:
+    """The pictures among `paths` that can be used, each with its place there.
+
+    Each of the others is named in the log in one line. Raises UserError at the end if none could be used.
+    """
+    usable, last = 0, None
+    for index, path in enumerate(paths):
+        try:
+            picture = load_picture(path, alpha_is_weight)
+        except UnusablePicture as error:
+            log_skipped(path, error)
+            last = f"{path}: {error}"
+            continue
+        usable += 1
+        yield index, path, picture
+    if not usable:
+        raise UserError(f"none of the pictures can be used; the last was {last}")
+
+
+def log_skipped(path: Path, reason: UnusablePicture) -> None:
+    """Name a picture that is left out."""
+    logger.warning("skipped %s: %s", path, str(reason).replace("\n", " "))
+
+
+def place(
+    window: tuple[float, float, float, float],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    flip: bool = False,
+) -> Placement:
+    """Put the window (left, top, right, bottom) of a picture into a part of the canvas, centered, its shape kept.
+
+    corner:     left and top of that part on the canvas.
+    size:       its width and height; what lies outside the canvas is cut off.
+    canvas:     width and height.
+    """
+    left, top, right, bottom = window
+    scale = min(size[0] / (right - left), size[1] / (bottom - top))
+    x = _axis(left, right, corner[0] + (size[0] - scale * (right - left)) / 2, scale, canvas[0])
+    y = _axis(top, bottom, corner[1] + (size[1] - scale * (bottom - top)) / 2, scale, canvas[1])
+    return Placement((x[0], y[0], x[1], y[1]), (x[2], y[2], x[3], y[3]), flip)
+
+
+def _axis(low: float, high: float, start: float, scale: float, length: int) -> tuple[float, float, int, int]:
+    """One axis of a placement: where the part of low..high that the canvas shows begins and ends, there and here."""
+    end = start + scale * (high - low)
+    first, last = max(start, 0.0), min(end, float(length))
+    near = min(round(first), length - 1)
+    return low + (first - start) / scale, high - (end - last) / scale, near, max(round(last), near + 1)
+
+
+def draw(picture: Picture, placement: Placement, canvas: tuple[int, int]) -> Tensor:
+    """The canvas (width, height) as pixels (3, height, width) in -1..1, with the picture on neutral gray, 0."""
+    left, top, right, bottom = placement.target
+    part = picture.colors.resize(
+        (right - left, bottom - top), Image.Resampling.LANCZOS, box=placement.source, reducing_gap=3.0
+    )
+    pixels = torch.zeros(3, canvas[1], canvas[0])
+    pixels[:, top:bottom, left:right] = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
+    return pixels.flip(-1) if placement.flip else pixels
+
+
+def weigh(picture: Picture, placement: Placement, canvas: tuple[int, int]) -> Tensor:
+    """Loss weight (1, height / 8, width / 8) of a canvas: 1 on the placed picture, or its alpha if that weighs, else 0.
+
+    Only cells wholly on the picture weigh, and of these not the ones next to a border with bare canvas, which the VAE
+    mixes with it (the paper's code leaves out one cell as well, on every side). Where nothing would remain, fewer are
+    left out.
+    """
+    left, top, right, bottom = placement.target
+    columns, rows = canvas[0] // LATENT_CELL, canvas[1] // LATENT_CELL
+    mask = torch.zeros(1, rows, columns)
+    mask[:, _inside(top, bottom, rows), _inside(left, right, columns)] = 1.0
+    if picture.weight is not None:
+        part = picture.weight.resize((right - left, bottom - top), Image.Resampling.BOX, box=placement.source)
+        alpha = torch.zeros(1, canvas[1], canvas[0])
+        alpha[0, top:bottom, left:right] = torch.from_numpy(np.array(part)).float() / 255
+        mask *= F.avg_pool2d(alpha, LATENT_CELL)
+    return mask.flip(-1) if placement.flip else mask
+
+
+def _inside(near: int, far: int, cells: int) -> slice:
+    """The cells of one axis that weigh, for a picture from pixel `near` to pixel `far`."""
+    first, last = math.ceil(near / LATENT_CELL), far // LATENT_CELL
+    if last <= first:
+        first = (near + far) // 2 // LATENT_CELL
+        return slice(first, first + 1)
+    inner_first, inner_last = first + (near > 0), last - (far < cells * LATENT_CELL)
+    return slice(inner_first, inner_last) if inner_first < inner_last else slice(first, last)

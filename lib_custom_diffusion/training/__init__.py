@@ -1,0 +1,1 @@
+"""Learning a delta and its words: the loop, and what it needs."""

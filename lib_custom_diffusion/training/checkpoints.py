@@ -1,0 +1,143 @@
+"""What a training leaves in its output folder, and how it goes on from there.
+
+    NAME.delta.safetensors  TOKEN.pt …         the result
+    checkpoint-STEP/                           the same as of STEP, and state.safetensors to resume from
+
+A checkpoint is written under another name and renamed when it is complete, so whatever is called checkpoint-STEP can
+be resumed from, at whatever instant the program was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..delta import SUFFIX, Delta
+from ..errors import UserError
+from ..storage import safetensors_bytes, write_atomically
+from ..tokens import embedding_pt, file_name
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_STATE = "state.safetensors"
+FREE_TO_CHANGE = {
+    "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt", "validation_steps",
+    "num_validation_images", "report_to",
+}  # fmt: skip
+"""Settings that a resumed run may have otherwise than the run it continues."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a training needs to go on as if it had not stopped.
+
+    step:     optimizer steps taken.
+    tensors:  the float32 parameters and the optimizer's state.
+    scaler:   the gradient scaler's numbers; empty without one.
+    settings: the training's settings, to refuse going on with others.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    scaler: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
+    """Write the delta and one WebUI embedding a token, each atomically; return their paths, the delta's first."""
+    files = {folder / f"{name}{SUFFIX}": delta.to_bytes(title=name)}
+    for token, vectors in delta.embeddings.items():
+        stem = file_name(token)
+        files[folder / f"{stem}.pt"] = embedding_pt(vectors, stem, delta.provenance.steps)
+    for path, content in files.items():
+        write_atomically(path, content)
+    return list(files)
+
+
+def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState, keep: int | None = None) -> Path:
+    """Write checkpoint-STEP with the delta, the embeddings and the state; then remove all but the newest `keep`."""
+    final = folder / f"checkpoint-{state.step}"
+    aside = folder / f".checkpoint-{state.step}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    metadata = {"step": state.step, "scaler": state.scaler, "settings": state.settings}
+    try:
+        save_result(aside, name, delta)
+        write_atomically(aside / _STATE, safetensors_bytes(state.tensors, {"training": json.dumps(metadata)}))
+    except UserError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+    for old in _checkpoints(folder)[:-keep] if keep else []:
+        shutil.rmtree(old)
+    return final
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
+    """The checkpoint to resume from: None if not asked, the newest for "latest", else the folder named.
+
+    With "latest" and no checkpoint yet the training starts at the beginning. Raises UserError if a named one is not
+    there.
+    """
+    if asked is None:
+        return None
+    if asked == "latest":
+        checkpoints = _checkpoints(folder)
+        return checkpoints[-1] if checkpoints else None
+    for candidate in (folder / asked, Path(asked)):
+        if (candidate / _STATE).is_file():
+            return candidate
+    raise UserError(f"there is no checkpoint {asked} in {folder}; use latest, or leave the option out to begin anew")
+
+
+def claim_folder(folder: Path, name: str, resuming: bool, overwrite: bool) -> None:
+    """Make sure that a training may write into `folder`; with `overwrite`, clear away the training that is there.
+
+    Raises UserError if the folder holds another training's files and neither `resuming` nor `overwrite` is set.
+    """
+    ours = [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
+    if ours and not (resuming or overwrite):
+        raise UserError(
+            f"{folder} holds a training already ({ours[-1].name}); continue it with --resume_from_checkpoint latest,"
+            " replace it with --overwrite, or choose another --output_dir"
+        )
+    for leftover in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(leftover)
+    if overwrite and not resuming:
+        for path in ours:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def load_state(checkpoint: Path, settings: Mapping[str, Any]) -> TrainingState:
+    """Read a checkpoint's state. Raises UserError if it is damaged or of a training with other settings."""
+    path = checkpoint / _STATE
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged; resume from an earlier checkpoint") from error
+    now = json.loads(json.dumps(dict(settings)))
+    changed = [
+        f"{key} was {then!r}, is {now.get(key)!r}"
+        for key, then in metadata["settings"].items()
+        if key not in FREE_TO_CHANGE and now.get(key) != then
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} is of a training with other settings ({'; '.join(changed)}); keep them to resume"
+        )
+    return TrainingState(metadata["step"], tensors, metadata["scaler"], metadata["settings"])

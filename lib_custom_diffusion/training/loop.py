@@ -1,0 +1,455 @@
+"""Custom Diffusion training: token vectors and cross-attention deltas, learned together (arXiv 2212.04488, §3.1).
+
+What a step does is in `Trainer._step`; what it needs (latents with their augmentations, conditionings of captions
+without a new word) was computed once before the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..attention import projections
+from ..backend import Backend, Conditioning, Sampling
+from ..data.concepts import Concept, ConceptExamples, Example
+from ..delta import Delta, Provenance
+from ..errors import UserError
+from ..injection import TrainableDelta
+from ..text_features import concept_words
+from ..tokens import initial_vectors
+from . import checkpoints, parallel
+from .checkpoints import TrainingState
+from .example_order import ExampleOrder
+from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
+from .objective import (
+    add_noise,
+    masked_errors,
+    min_snr_weights,
+    prediction_target,
+    prior_preservation_loss,
+    step_generator,
+)
+from .schedule import Schedule
+
+PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+LOG_EVERY = 10
+"""Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of a training, named as in diffusers' script where it has them.
+
+    Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is
+    the published recipe, 1e-5 times the batch of 8 that it was used with. Weight decay pulls deltas towards zero, that
+    is towards the base model; vectors do not decay.
+    """
+
+    modifier_tokens: tuple[str, ...] = ("<new1>",)
+    initializer_tokens: tuple[str, ...] = ("ktn",)
+    vectors_per_token: int = 1
+    freeze_model: str = "crossattn_kv"
+    train_blocks: tuple[str, ...] = ()
+    learning_rate: str = "8e-5"
+    embedding_learning_rate: str = "8e-5"
+    learning_rate_scale: float = 1.0
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
+    max_train_steps: int = 250
+    train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    prior_loss_weight: float = 1.0
+    snr_gamma: float | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float | None = 1.0
+    max_grad_value: float | None = None
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    checkpointing_steps: int = 250
+    checkpoints_total_limit: int | None = None
+    validation_prompt: str | None = None
+    validation_steps: int = 50
+    num_validation_images: int = 2
+    report_to: str = "none"
+    seed: int = 42
+
+    def check(self) -> None:
+        """Raise UserError for a value that no training can have."""
+        for name in ("vectors_per_token", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
+                     "checkpointing_steps", "validation_steps", "num_validation_images"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.mixed_precision not in PRECISIONS:
+            raise UserError(f"unknown mixed_precision {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. `loss` is the mean since the last report, or nan before the first."""
+
+    step: int
+    total_steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended: after all its steps, or interrupted and saved after `step` of them."""
+
+    delta: Delta
+    step: int
+    interrupted: bool
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples of one size, for one pass of the UNet: instance samples first, then regularization samples."""
+
+    latents: Tensor  # (batch, channels, h, w)
+    noise: Tensor  # the same
+    timesteps: Tensor  # (batch,)
+    mask: Tensor  # (batch, 1, h, w)
+    captions: list[str]
+    instances: int
+
+
+class Trainer:
+    """Trains one delta on one backend, and leaves the backend as it was, however the training ends.
+
+    examples: what `concepts.encode_concept` made of each concept.
+    output_dir, name: where results and checkpoints go, see `checkpoints`.
+    resume: a checkpoint folder to go on from.
+    loss_table: the CSV file of the losses.
+
+    Raises UserError for settings or tokens that cannot be trained, or a checkpoint of other settings.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        concepts: Sequence[Concept],
+        examples: Sequence[ConceptExamples],
+        config: TrainingConfig,
+        output_dir: Path,
+        name: str,
+        resume: Path | None = None,
+        loss_table: LossTable = LOSS_CSV,
+    ) -> None:
+        config.check()
+        if config.mixed_precision == "fp16" and backend.device.type == "cpu":
+            raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+        self.backend, self.config, self.output_dir, self.name = backend, config, output_dir, name
+        self.loss_table = loss_table
+        self.examples = examples
+        self.orders = [_orders(concept, config.seed) for concept in examples]
+        self.class_words = {
+            token: concept.class_prompt if _is_said_after(token, concept.class_prompt, own.instance) else ""
+            for token, concept, own in zip(config.modifier_tokens, concepts, examples)
+        }
+        self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
+        self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
+        self.vectors = {
+            token: nn.Parameter(vectors.to(backend.device))
+            for token, vectors in initial_vectors(
+                backend, config.modifier_tokens, config.initializer_tokens, config.vectors_per_token
+            ).items()
+        }
+        self._check_captions()
+        rates = (config.lr_scheduler, config.lr_warmup_steps, config.learning_rate_scale)
+        self.schedules = [
+            Schedule.parse(config.learning_rate, *rates), Schedule.parse(config.embedding_learning_rate, *rates)
+        ]  # fmt: skip
+        self.state = None if resume is None else checkpoints.load_state(resume, asdict(config))
+        self.step = self.state.step if self.state else 0
+
+    def run(
+        self,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_pictures: Callable[[int, list[Image.Image]], None] = lambda step, pictures: None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> TrainingResult:
+        """Train to the last step, or until `interrupted` says so, saving on the way.
+
+        Raises UserError when the loss is no longer a number: the last save stands, and the message says what to lower.
+        """
+        config, total = self.config, self.config.max_train_steps
+        main = parallel.rank() == 0
+        tensorboard = config.report_to == "tensorboard"
+        log = LossLog(self.output_dir, self.step, tensorboard, self.loss_table) if main else None
+        self.delta = TrainableDelta(self.layers, self.backend.device)
+        try:
+            self.backend.gradient_checkpointing(config.gradient_checkpointing)
+            self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
+            self._restore()
+            prior = {example.caption for concept in self.examples for example in concept.prior}
+            self.fixed_conditioning = self._encode_fixed(sorted(prior))
+            pending: list[Tensor] = []
+            stop = parallel.any_process(interrupted(), self.backend.device)
+            while self.step < total and not stop:
+                pending.append(self._step())
+                self.step += 1
+                stop = parallel.any_process(interrupted(), self.backend.device)
+                save = self.step % config.checkpointing_steps == 0 or self.step == total or stop
+                validate = config.validation_prompt and self.step % config.validation_steps == 0
+                if self.step % LOG_EVERY == 0 or save or validate:
+                    on_progress(Progress(self.step, total, self._record(pending, log)))
+                    pending.clear()
+                else:
+                    on_progress(Progress(self.step, total, math.nan))
+                if save and main:
+                    self._save_checkpoint()
+                if validate and main:
+                    pictures = self._validation_pictures()
+                    if log is not None:
+                        log.add_pictures(self.step, pictures)
+                    on_pictures(self.step, pictures)
+                if save or validate:
+                    parallel.wait_for_all()
+            delta = self.learned()
+            files = checkpoints.save_result(self.output_dir, self.name, delta) if main else []
+            return TrainingResult(delta, self.step, self.step < total, files)
+        finally:
+            self.delta.remove()
+            self.backend.gradient_checkpointing(False)
+            if log is not None:
+                log.close()
+
+    def learned(self) -> Delta:
+        """What has been learned so far, on the CPU in float32."""
+        return Delta(
+            {key: parameter.detach().cpu().clone() for key, parameter in self.delta.parameters.items()},
+            {token: vectors.detach().cpu().clone() for token, vectors in self.vectors.items()},
+            Provenance(
+                self.backend.architecture, self.backend.checkpoint_hash, self.class_words, self.step,
+                asdict(self.config),
+            ),
+        )  # fmt: skip
+
+    def _step(self) -> Tensor:
+        """One optimizer step; returns its (loss, instance loss, prior loss) without waiting for the device."""
+        config, losses = self.config, []
+        for batches in self._draw():
+            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in batches]
+            instance, prior = (torch.cat(parts) for parts in zip(*errors))
+            loss, parts = prior_preservation_loss(torch.cat([instance, prior]), len(instance), config.prior_loss_weight)
+            self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
+            losses.append(torch.stack([loss.detach(), *parts]))
+        self._update()
+        return torch.stack(losses).mean(dim=0)
+
+    def _errors(self, batch: _Batch) -> Tensor:
+        """The weighted squared error of each sample (batch,): noise, predict, compare."""
+        with self._autocast():
+            conditioning = self._conditioning(batch.captions)
+            noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+            prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
+        kind = self.backend.prediction_type
+        target = prediction_target(kind, batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+        errors = masked_errors(prediction, target, batch.mask)
+        if self.config.snr_gamma is None:
+            return errors
+        return errors * min_snr_weights(kind, batch.timesteps, self.alphas_cumprod, self.config.snr_gamma)
+
+    def _update(self) -> None:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parallel.average_([parameter.grad for parameter in parameters])
+        self.scaler.unscale_(self.optimizer)
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        if self.config.max_grad_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.config.max_grad_value)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(self.step)):
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _draw(self) -> list[list[_Batch]]:
+        """The micro-batches of this step for this process, each parted by the size of its samples.
+
+        The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
+        it is divided does not change what is learned.
+        """
+        config, size, world = self.config, self.config.train_batch_size, parallel.world_size()
+        generator = step_generator(config.seed, self.step)
+        whole = size * world * config.gradient_accumulation_steps
+        begin = self.step * whole
+        slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
+        first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
+        return [_batches(slots[start : start + size], self.backend.device) for start in first]
+
+    def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
+        """The instance sample at a position of the training, and its regularization sample if the concept has any.
+
+        begin: the first position of the step.
+        """
+        turn, number = divmod(position, len(self.orders))
+        first = -((number - begin) // len(self.orders))  # the concept's first turn in this step
+        instance, prior = self.orders[number]
+        examples = [instance.take(turn, first)]
+        if prior is not None:
+            examples.append(prior.take_like(examples[0], turn, first))
+        return [
+            _sample(example, is_prior, len(self.alphas_cumprod), generator)
+            for example, is_prior in zip(examples, (False, True))
+        ]
+
+    def _conditioning(self, captions: Sequence[str]) -> Conditioning:
+        """Conditioning of a batch: what holds a new word is encoded now, each caption once; the rest was before."""
+        learned = sorted({caption for caption in captions if caption not in self.fixed_conditioning})
+        rows: Mapping[str, Conditioning] = self.fixed_conditioning
+        if learned:
+            encoded = self.backend.encode_captions(learned, self.vectors)
+            rows = {**rows, **{caption: encoded.row(index) for index, caption in enumerate(learned)}}
+        return Conditioning.cat([rows[caption] for caption in captions])
+
+    @torch.no_grad()
+    def _encode_fixed(self, captions: Sequence[str]) -> dict[str, Conditioning]:
+        plain = [caption for caption in captions if not any(token in caption for token in self.vectors)]
+        with self._autocast():
+            return {caption: self.backend.encode_captions([caption], {}) for caption in plain}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.config.mixed_precision]
+        return nullcontext() if dtype is None else torch.autocast(self.backend.device.type, dtype)
+
+    def _rates(self, step: int) -> list[float]:
+        return [schedule.rate_at(step, self.config.max_train_steps) for schedule in self.schedules]
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        config = self.config
+        groups = [
+            {"params": list(self.delta.parameters.values()), "weight_decay": config.adam_weight_decay},
+            {"params": list(self.vectors.values()), "weight_decay": 0.0},
+        ]
+        options: dict[str, Any] = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+        try:
+            return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, fused=True, **options)
+        except RuntimeError:  # this torch has no fused AdamW for this device
+            return torch.optim.AdamW(groups, lr=0.0, **options)
+
+    def _record(self, pending: Sequence[Tensor], log: LossLog | None) -> float:
+        """Read the losses of the last steps back, write them down, and stop the training if one is no number."""
+        losses = torch.stack(list(pending))
+        parallel.average_([losses])
+        first = self.step - len(pending)
+        for step, values in enumerate(losses.tolist(), start=first):
+            if not math.isfinite(values[0]):
+                raise UserError(
+                    f"the loss became {values[0]} at step {step + 1}; lower the learning rates (now"
+                    f" {self.config.learning_rate} and {self.config.embedding_learning_rate}) or use"
+                    " --mixed_precision no. What was saved before is kept"
+                )
+            if log is not None:
+                log.add(step + 1, dict(zip(NUMBERS, [*values, *self._rates(step)])))
+        if log is not None:
+            log.flush()
+        return losses[:, 0].mean().item()
+
+    def _validation_pictures(self) -> list[Image.Image]:
+        count = self.config.num_validation_images
+        prompts = [self.config.validation_prompt or ""] * count
+        seeds = [self.config.seed + index for index in range(count)]
+        with torch.no_grad():
+            return self.backend.generate(prompts, seeds, Sampling(), self.vectors)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by a name for the state file, in the optimizer's order."""
+        return {**self.delta.parameters, **{f"embedding.{token}": vectors for token, vectors in self.vectors.items()}}
+
+    def _save_checkpoint(self) -> None:
+        tensors = {name: parameter.data for name, parameter in self._parameters().items()}
+        for name, parameter in self._parameters().items():
+            for kind, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{kind}.{name}"] = torch.as_tensor(value)
+        state = TrainingState(self.step, tensors, self.scaler.state_dict(), asdict(self.config))
+        keep = self.config.checkpoints_total_limit
+        checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
+
+    def _restore(self) -> None:
+        if self.state is None:
+            return
+        tensors, moments = self.state.tensors, {}
+        for index, (name, parameter) in enumerate(self._parameters().items()):
+            parameter.data.copy_(tensors[name])
+            moments[index] = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+
+    def _check_captions(self) -> None:
+        captions = [example.caption for concept in self.examples for example in concept.instance]
+        for token in self.vectors:
+            if not any(token in caption for caption in captions):
+                raise UserError(
+                    f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat"
+                )
+
+
+def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -> bool:
+    """Whether a caption has the class word behind the token, as "photo of a <new1> cat" does for "cat"."""
+    [words] = concept_words({token: class_prompt})
+    return any(words in example.caption for example in examples)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    example: Example
+    is_prior: bool
+    latents: Tensor
+    noise: Tensor
+    timestep: Tensor
+
+
+def _sample(example: Example, is_prior: bool, timesteps: int, generator: torch.Generator) -> _Sample:
+    """An example with its posterior sampled, its noise and its timestep."""
+    latents = example.mean + example.std * torch.randn(example.mean.shape, generator=generator)
+    noise = torch.randn(example.mean.shape, generator=generator)
+    return _Sample(example, is_prior, latents, noise, torch.randint(timesteps, (), generator=generator))
+
+
+def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleOrder | None]:
+    """The order of a concept's own examples, and that of its regularization examples if it has any."""
+    return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
+
+
+def _batches(slots: Sequence[Sequence[_Sample]], device: torch.device) -> list[_Batch]:
+    """The samples by size, as a pass of the UNet takes one size only."""
+    by_size: dict[torch.Size, list[_Sample]] = {}
+    for sample in sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior):
+        by_size.setdefault(sample.latents.shape, []).append(sample)
+    return [_batch(samples, device) for samples in by_size.values()]
+
+
+def _batch(samples: Sequence[_Sample], device: torch.device) -> _Batch:
+    def stacked(tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors).to(device, non_blocking=True)
+
+    return _Batch(
+        stacked([sample.latents for sample in samples]),
+        stacked([sample.noise for sample in samples]),
+        stacked([sample.timestep for sample in samples]),
+        stacked([sample.example.mask for sample in samples]),
+        [sample.example.caption for sample in samples],
+        sum(not sample.is_prior for sample in samples),
+    )
+
+
+def _gradient_scaler(config: TrainingConfig, device: torch.device) -> Any:
+    """A gradient scaler, which does nothing unless the training is in float16."""
+    enabled = config.mixed_precision == "fp16"
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)  # torch 2.1, the WebUI's

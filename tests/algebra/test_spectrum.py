@@ -1,0 +1,121 @@
+"""The spectrum of a layer: what directions do to text, and what rounding them does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lib_custom_diffusion.algebra.factors import Factors
+from lib_custom_diffusion.algebra.spectrum import Spectrum, spectrum_of, square_root
+
+OUT, WIDTH = 40, 24
+
+
+def half() -> Tensor:
+    """L of features of which some directions are a thousand times stronger than others, and most share one."""
+    torch.manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH))
+    return square_root((basis * 10.0 ** torch.linspace(1, -2, WIDTH)) @ basis.T)
+
+
+def matrix() -> Tensor:
+    torch.manual_seed(2)
+    u, _ = torch.linalg.qr(torch.randn(OUT, WIDTH))
+    return (u * 0.7 ** torch.arange(WIDTH)) @ torch.randn(WIDTH, WIDTH)
+
+
+@pytest.fixture(params=["of text", "of all directions alike"])
+def spectrum(request: pytest.FixtureRequest) -> Spectrum:
+    return spectrum_of({"k": matrix()}, half() if request.param == "of text" else None)
+
+
+def effect(error: Tensor, root: Tensor | None) -> float:
+    return (error if root is None else error @ root).square().sum().item()
+
+
+def test_tails_are_what_the_best_matrix_of_a_rank_misses(spectrum: Spectrum) -> None:
+    assert spectrum.outside(np.zeros(0)) == 1.0
+    for rank in (0, 3, 10):
+        best = spectrum.u[:, :rank] @ spectrum.vh(rank)
+        assert spectrum.tail(rank) == pytest.approx(effect(matrix() - best, spectrum.half), rel=1e-3)
+
+
+def test_us_is_the_least_squares_best_for_any_vh(spectrum: Spectrum) -> None:
+    torch.manual_seed(3)
+    vh = spectrum.vh(5) + 0.1 * torch.randn(5, WIDTH)
+    read = vh if spectrum.half is None else vh @ spectrum.half
+    wanted = matrix() if spectrum.half is None else matrix() @ spectrum.half
+    best = torch.linalg.lstsq(read.T, wanted.T).solution.T
+    assert torch.allclose(spectrum.us(vh), best, atol=1e-3 * best.abs().max().item())
+
+
+def test_us_of_rows_that_depend_on_each_other_is_finite_and_as_good(spectrum: Spectrum) -> None:
+    vh = spectrum.vh(3)
+    twice = torch.cat([vh, vh[:1]])
+    missed = effect(matrix() - spectrum.us(twice) @ twice, spectrum.half)
+    assert missed == pytest.approx(spectrum.tail(3), rel=1e-2)
+
+
+def test_rounding_of_vh_does_what_is_reckoned(spectrum: Spectrum) -> None:
+    """Rows with errors of a hundredth of them, many times: the squared effect of each, and of all with the best us."""
+    rank, times, wanted = 6, 400, matrix()
+    torch.manual_seed(4)
+    vh = spectrum.vh(rank)
+    size = 0.01 * vh.square().mean(dim=1, keepdim=True).sqrt()
+    apart, made_good = torch.zeros(rank), 0.0
+    for _ in range(times):
+        error = size * torch.randn_like(vh)
+        seen = error if spectrum.half is None else error @ spectrum.half
+        apart += seen.square().sum(dim=1) / times
+        best = spectrum.us(vh + error) @ (vh + error)
+        made_good += (effect(wanted - best, spectrum.half) - spectrum.tail(rank)) / times
+    reckoned = 1e-4 * spectrum.rounding[:rank]
+    assert apart.numpy() == pytest.approx(reckoned, rel=0.15)
+    assert made_good == pytest.approx(reckoned.sum() * spectrum.outside(np.zeros(rank)), rel=0.3)
+
+
+def test_of_factors_it_is_that_of_the_matrix_they_make() -> None:
+    torch.manual_seed(0)
+    us, vh = torch.randn(OUT, 5), torch.randn(5, WIDTH)
+    of_factors, of_matrix = spectrum_of({"k": Factors(us, vh)}, half()), spectrum_of({"k": us @ vh}, half())
+    assert len(of_factors.s) == 5
+    assert torch.allclose(of_factors.s, of_matrix.s[:5], rtol=1e-3)
+    assert torch.allclose(of_factors.u @ of_factors.vh(5), us @ vh, atol=1e-4)
+
+
+@pytest.mark.parametrize("as_factors", [(), (0,), (0, 1)])
+def test_of_several_it_is_that_of_the_matrices_on_top_of_each_other(as_factors: tuple[int, ...]) -> None:
+    matrices = [matrix(), matrix().flip(0)[:16]]
+    entries = [Factors(m, torch.eye(WIDTH)) if n in as_factors else m for n, m in enumerate(matrices)]
+    both = spectrum_of(dict(zip("kv", entries)), half())
+    assert both.outs == {"k": OUT, "v": 16}
+    expected = torch.linalg.svdvals(torch.cat(matrices) @ half())
+    assert torch.allclose(both.s[:12], expected[:12], rtol=1e-3)
+    assert effect(torch.cat(matrices) - both.u @ both.vh(len(both.s)), half()) < 1e-6 * both.tail(0)
+    assert both.tail(0) == pytest.approx(sum(effect(m, half()) for m in matrices), rel=1e-3)
+    assert both.parts.sum(axis=1) == pytest.approx([effect(m, half()) for m in matrices], rel=1e-3)
+
+
+def test_what_stacking_leaves_out_is_in_its_tails() -> None:
+    """Of the second, nearly all is negligible beside the first direction of its own."""
+    torch.manual_seed(0)
+    weak = torch.outer(torch.randn(16), torch.randn(WIDTH)) + 1e-6 * torch.randn(16, WIDTH)
+    both = spectrum_of({"k": Factors(matrix(), torch.eye(WIDTH)), "v": weak}, None)
+    assert len(both.s) < WIDTH + 16 and both.lost > 0
+    assert both.tail(0) == pytest.approx(effect(matrix(), None) + effect(weak, None), rel=1e-6)
+    assert both.tail(len(both.s)) == both.lost
+
+
+def test_a_tall_matrix_has_the_same_spectrum_as_its_halves_on_top_of_each_other() -> None:
+    torch.manual_seed(0)
+    tall = torch.randn(3 * WIDTH, WIDTH)
+    found = spectrum_of({"k": tall}, half())
+    assert torch.allclose(found.s, torch.linalg.svdvals(tall @ half()), rtol=1e-4)
+    assert torch.allclose(found.u @ found.vh(WIDTH), tall, atol=1e-4)
+    assert torch.allclose(found.u.T @ found.u, torch.eye(WIDTH), atol=1e-5)
+
+
+def test_directions_without_effect_are_never_above(spectrum: Spectrum) -> None:
+    assert 0 < spectrum.above(float(spectrum.squares[3])) <= 3
+    flat = spectrum_of({"k": torch.zeros(OUT, WIDTH)}, None)
+    assert flat.above(0.0) == 0

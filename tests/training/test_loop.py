@@ -1,0 +1,363 @@
+"""The training loop on a model of a few thousand numbers: what it changes, and how it goes on after being stopped."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.injection import Injection
+from lib_custom_diffusion.tokens import load_embedding
+from lib_custom_diffusion.training import checkpoints
+from lib_custom_diffusion.training.loop import Progress, Trainer, TrainingConfig
+from lib_custom_diffusion.training.objective import add_noise
+from tiny import TinyBackend
+from train_tiny import CONCEPT, examples, trainer
+
+PROGRAM = Path(__file__).parents[1] / "train_tiny.py"
+ROOT = Path(__file__).parents[2]
+
+
+def denoising_error(backend: TinyBackend, vectors: dict[str, Tensor]) -> float:
+    """Error on the training pictures at one timestep, averaged over fixed noises."""
+    latents = torch.stack([example.mean for example in examples().instance])
+    noise = torch.randn(20, *latents.shape, generator=torch.Generator().manual_seed(9))
+    timesteps = torch.full((len(latents),), 60)
+    conditioning = backend.encode_captions(["photo of a <new1> cat"] * len(latents), vectors)
+    errors = []
+    for each in noise:
+        noisy = add_noise(latents, each, timesteps, backend.alphas_cumprod)
+        errors.append((backend.predict(noisy, timesteps, conditioning) - each).pow(2).mean())
+    return torch.stack(errors).mean().item()
+
+
+def test_training_lowers_the_denoising_error_of_the_concept(tmp_path: Path) -> None:
+    backend = TinyBackend()
+    run = trainer(tmp_path, backend=backend, max_train_steps=150)
+    before = denoising_error(backend, {token: vectors.detach() for token, vectors in run.vectors.items()})
+    result = run.run()
+    with Injection(backend.unet, [(result.delta, 1.0)]):
+        assert denoising_error(backend, result.delta.embeddings) < 0.8 * before
+
+
+def test_nothing_of_the_model_changes_and_the_new_vectors_and_deltas_do(tmp_path: Path) -> None:
+    backend = TinyBackend()
+    weights, words = {k: v.clone() for k, v in backend.unet.state_dict().items()}, backend.words.clone()
+    start = backend.token_vectors("ktn")
+    delta = trainer(tmp_path, backend=backend).run().delta
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in backend.unet.state_dict().items())
+    assert torch.equal(backend.words, words)
+    assert list(delta.entries) == list(projections(backend.unet))
+    assert all(entry.any() for entry in delta.entries.values())
+    assert not torch.equal(delta.embeddings["<new1>"], start)
+    assert all(not module._forward_hooks for module in backend.unet.modules())
+
+
+@pytest.mark.parametrize(
+    ("class_prompt", "kept"), [("cat", "cat"), ("photo of a cat", "photo of a cat"), ("dog", ""), ("", "")]
+)
+def test_a_class_word_goes_with_the_word_if_captions_say_it_so(tmp_path: Path, class_prompt: str, kept: str) -> None:
+    concept = Concept("photo of a <new1> cat", Path("pictures"), class_prompt)
+    run = Trainer(TinyBackend(), [concept], [examples()], TrainingConfig(), tmp_path, "tiny")
+    assert run.class_words == {"<new1>": kept}
+
+
+def test_files_left_behind(tmp_path: Path) -> None:
+    result = trainer(tmp_path).run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-14", "checkpoint-20", "checkpoint-7", "loss.csv", "new1.pt", "tiny.delta.safetensors"
+    ]  # fmt: skip
+    saved = Delta.load(tmp_path / "tiny.delta.safetensors")
+    assert saved.provenance.steps == 20
+    assert saved.provenance.tokens == {"<new1>": "cat"}
+    assert torch.equal(load_embedding(tmp_path / "new1.pt"), result.delta.embeddings["<new1>"])
+    assert sorted(path.name for path in (tmp_path / "checkpoint-14").iterdir()) == [
+        "new1.pt", "state.safetensors", "tiny.delta.safetensors"
+    ]  # fmt: skip
+
+
+def test_every_step_is_in_the_csv_though_the_loss_is_read_back_every_ten(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    trainer(tmp_path, learning_rate="1e-2:5, 1e-3").run(seen.append)
+    with (tmp_path / "loss.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 21))
+    assert [float(row["learning_rate"]) for row in rows] == [1e-2] * 5 + [1e-3] * 15
+    assert float(rows[0]["loss"]) == pytest.approx(
+        float(rows[0]["instance_loss"]) + float(rows[0]["prior_loss"]), rel=1e-4
+    )
+    assert [p.step for p in seen if p.loss == p.loss] == [7, 10, 14, 20]  # saves, tens and the end
+
+
+def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
+    backend = TinyBackend()
+    trainer(tmp_path, backend=backend, max_train_steps=10).run()
+    assert (
+        backend.captions_encoded == 1 + 10
+    )  # "photo of a cat" once; the learned caption once a step, not once a picture
+
+
+def final_bytes(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "tiny.delta.safetensors").read_bytes(), (folder / "new1.pt").read_bytes()
+
+
+def test_interrupted_run_saves_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    trainer(tmp_path / "whole").run()
+    steps: list[int] = []
+    result = trainer(tmp_path / "cut").run(lambda p: steps.append(p.step), interrupted=lambda: len(steps) >= 9)
+    assert (result.interrupted, result.step) == (True, 10)  # the step under way is finished
+    resume = checkpoints.resolve_checkpoint(tmp_path / "cut", "latest")
+    assert resume is not None and resume.name == "checkpoint-10"
+    result = trainer(tmp_path / "cut", resume).run()
+    assert (result.interrupted, result.step) == (False, 20)
+    assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
+    assert (tmp_path / "cut" / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def test_killed_run_leaves_valid_files_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    assert start(tmp_path / "whole", 60, 2).wait() == 0
+    cut = tmp_path / "cut"
+    for kill in range(3):
+        process = start(cut, 60, 2, 0.02)
+        before = len(list(cut.glob("checkpoint-*")))
+        deadline = time.monotonic() + 300
+        while len(list(cut.glob("checkpoint-*"))) <= before and time.monotonic() < deadline:
+            time.sleep(0.003 * (kill + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = list(cut.glob("checkpoint-*"))
+        assert len(found) > before
+        for checkpoint in found:
+            Delta.load(checkpoint / "tiny.delta.safetensors")
+            config = replace(trainer(tmp_path / "unused").config, max_train_steps=60, train_batch_size=2)
+            checkpoints.load_state(checkpoint, config.__dict__)
+    assert start(cut, 60, 2).wait() == 0
+    assert final_bytes(cut) == final_bytes(tmp_path / "whole")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batch(tmp_path: Path) -> None:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    pair = [start(tmp_path / "two", 10, 2, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    assert [process.wait() for process in pair] == [0, 0]
+    assert start(tmp_path / "one", 10, 4).wait() == 0
+    two, one = (Delta.load(tmp_path / folder / "tiny.delta.safetensors") for folder in ("two", "one"))
+    for key, entry in one.entries.items():
+        assert entry.any()
+        assert torch.allclose(two.entries[key].float(), entry.float(), rtol=1e-2, atol=1e-4), key
+
+
+def test_accumulated_batches_learn_what_one_batch_learns(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "a", train_batch_size=4).run().delta
+    parts = trainer(tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=2).run().delta
+    for key, entry in whole.entries.items():
+        assert torch.allclose(parts.entries[key], entry, atol=1e-4)
+
+
+class Broken(TinyBackend):
+    """Predicts nan from a step on."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def predict(self, *arguments: object) -> Tensor:
+        self.good -= 1
+        return super().predict(*arguments) * (1.0 if self.good >= 0 else float("nan"))  # type: ignore[arg-type]
+
+
+def test_loss_that_is_no_number_stops_the_training_and_keeps_the_last_good_save(tmp_path: Path) -> None:
+    backend = Broken(good=12)
+    with pytest.raises(UserError, match=r"nan at step 13; lower the learning rates \(now 1e-2"):
+        trainer(tmp_path, backend=backend).run()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-7"]
+    assert Delta.load(tmp_path / "checkpoint-7" / "tiny.delta.safetensors").provenance.steps == 7
+    assert all(not module._forward_hooks for module in backend.unet.modules())
+    assert backend.checkpointing[-1] is False
+
+
+def test_full_disk_at_a_save_keeps_the_save_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk_after_first_save(progress: Progress) -> None:
+        if progress.step == 8:
+            monkeypatch.setattr(os, "fsync", no_space)
+
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        trainer(tmp_path).run(fill_disk_after_first_save)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "loss.csv"]
+    monkeypatch.undo()
+    assert trainer(tmp_path, checkpoints.resolve_checkpoint(tmp_path, "latest")).run().step == 20
+
+
+def test_validation_pictures_are_of_fixed_seeds_and_do_not_change_the_training(tmp_path: Path) -> None:
+    drawn: dict[int, list[Image.Image]] = {}
+    trainer(tmp_path / "a").run()
+    trainer(tmp_path / "b", validation_prompt="photo of a <new1> cat", validation_steps=10).run(
+        on_pictures=drawn.__setitem__
+    )
+    assert {step: len(pictures) for step, pictures in drawn.items()} == {10: 2, 20: 2}
+    assert [picture.getpixel((0, 0))[1] for picture in drawn[20]] == [42, 43]  # TinyBackend paints the seed green
+    assert Delta.load(tmp_path / "a" / "tiny.delta.safetensors").entries.keys()
+    a, b = (Delta.load(tmp_path / folder / "tiny.delta.safetensors") for folder in "ab")
+    assert all(torch.equal(a.entries[key], b.entries[key]) for key in a.entries)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer(tmp_path, checkpoints_total_limit=2).run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-14", "checkpoint-20"]
+
+
+def test_gradient_checkpointing_is_turned_on_and_off_again(tmp_path: Path) -> None:
+    backend = TinyBackend()
+    trainer(tmp_path, backend=backend, gradient_checkpointing=True).run()
+    assert backend.checkpointing == [True, False]
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    for number, limit in enumerate([{"max_grad_norm": 0.0}, {"max_grad_value": 0.0}]):
+        delta = trainer(tmp_path / str(number), **limit).run().delta
+        assert not any(entry.any() for entry in delta.entries.values())
+
+
+def sized(count: int, size: tuple[int, int], caption: str = "photo of a <new1> cat") -> list[Example]:
+    generator = torch.Generator().manual_seed(count)
+    means = [torch.randn(4, *size, generator=generator) for _ in range(count)]
+    return [Example(mean, torch.full_like(mean, 0.1), torch.ones(1, *size), caption) for mean in means]
+
+
+def trainer_of(concepts: list[ConceptExamples], folder: Path, resume: Path | None = None, **settings) -> Trainer:
+    config = replace(trainer(folder / "unused").config, **settings)
+    return Trainer(TinyBackend(), [CONCEPT], concepts, config, folder, "tiny", resume)
+
+
+def test_concepts_share_the_steps_equally_however_many_pictures_they_have(tmp_path: Path) -> None:
+    few, many = examples(2, seed=1), examples(40, seed=2)
+    run = trainer_of([ConceptExamples(few.instance, []), ConceptExamples(many.instance, [])], tmp_path)
+    slots = [run._slot(position, 0, torch.Generator().manual_seed(0)) for position in range(80)]
+    owners = [any(slot[0].example is example for example in few.instance) for slot in slots]
+    assert owners == [True, False] * 40
+    assert len({id(slot[0].example) for slot in slots[1::2]}) == 40  # every picture once before any comes again
+
+
+def test_concepts_of_different_sizes_share_the_steps_equally_each_in_passes_of_its_own(tmp_path: Path) -> None:
+    wide = ConceptExamples(sized(3, (2, 4)), sized(5, (2, 4), "photo of a cat"))
+    mixed = ConceptExamples(sized(6, (2, 2)) + sized(2, (4, 2)), [])
+    run = trainer_of([wide, mixed], tmp_path, train_batch_size=6)
+    sizes_of_mixed = set()
+    for run.step in range(20):
+        (batches,) = run._draw()
+        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in batches}
+        assert by_size.pop((2, 4)) == (3, 6)  # its pictures and as many regularization pictures
+        ((size, counts),) = by_size.items()
+        assert counts == (3, 3)
+        sizes_of_mixed.add(size)
+    assert sizes_of_mixed == {(2, 2), (4, 2)}
+
+
+def test_the_loss_of_a_step_does_not_depend_on_the_passes_it_takes(tmp_path: Path) -> None:
+    """A picture and the same picture turned are the same to a UNet that mixes all cells: two passes, one loss."""
+    square = examples(4)
+    flat = [replace(each, mean=each.mean.reshape(4, 1, 4), std=each.std.reshape(4, 1, 4),
+                    mask=each.mask.reshape(1, 1, 4)) for each in square.prior]  # fmt: skip
+    together = trainer_of([square], tmp_path / "a").run().delta
+    apart = trainer_of([ConceptExamples(square.instance, flat)], tmp_path / "b")
+    assert len(apart._draw()[0]) == 2
+    for key, entry in apart.run().delta.entries.items():
+        assert torch.allclose(entry, together.entries[key], atol=1e-6)
+
+
+def test_interrupted_run_on_pictures_of_several_sizes_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    concept = ConceptExamples(sized(5, (2, 2)) + sized(4, (2, 4)), sized(3, (2, 2), "photo of a cat"))
+    trainer_of([concept], tmp_path / "whole").run()
+    steps: list[int] = []
+    trainer_of([concept], tmp_path / "cut").run(lambda p: steps.append(p.step), interrupted=lambda: len(steps) >= 9)
+    trainer_of([concept], tmp_path / "cut", tmp_path / "cut" / "checkpoint-10").run()
+    assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
+
+
+def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_path: Path) -> None:
+    concept = ConceptExamples(sized(5, (2, 2)) + sized(4, (2, 4)), [])
+    whole = trainer_of([concept], tmp_path / "a", train_batch_size=4).run().delta
+    parts = trainer_of([concept], tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=2).run().delta
+    for key, entry in whole.entries.items():
+        assert torch.allclose(entry, parts.entries[key], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_train_steps": 0}, "max_train_steps must be 1 or more"),
+        ({"mixed_precision": "fp8"}, "no, fp16, bf16"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"learning_rate": "fast"}, "is no learning rate"),
+        ({"freeze_model": "all"}, "crossattn_kv, crossattn"),
+        ({"modifier_tokens": ("<new2>",)}, "no caption or prompt has the modifier token <new2>"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, **settings)
+
+
+def test_resuming_with_other_settings_is_refused_and_says_which(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    with pytest.raises(UserError, match="learning_rate was '1e-2', is '1e-3'"):
+        trainer(tmp_path, tmp_path / "checkpoint-14", learning_rate="1e-3")
+    longer = trainer(tmp_path, tmp_path / "checkpoint-20", max_train_steps=25)
+    assert longer.run().step == 25
+
+
+def test_bf16_training_keeps_float32_parameters(tmp_path: Path) -> None:
+    delta = trainer(tmp_path, mixed_precision="bf16").run().delta
+    assert {entry.dtype for entry in delta.entries.values()} == {torch.float32}
+    assert all(entry.isfinite().all() and entry.any() for entry in delta.entries.values())
+
+
+def test_min_snr_weighting_changes_what_is_learned(tmp_path: Path) -> None:
+    plain, weighed = trainer(tmp_path / "a").run().delta, trainer(tmp_path / "b", snr_gamma=1.0).run().delta
+    assert any(not torch.allclose(plain.entries[key], weighed.entries[key]) for key in plain.entries)
+
+
+def test_tensorboard_log_is_written_on_request(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    trainer(tmp_path, report_to="tensorboard").run()
+    assert any((tmp_path / "logs").glob("events.*"))
+
+
+def test_default_settings_are_the_published_recipe() -> None:
+    config = TrainingConfig()
+    assert float(config.learning_rate) == 1e-5 * 8
+    assert (config.max_train_steps, config.prior_loss_weight, config.freeze_model) == (250, 1.0, "crossattn_kv")
+
+
+def test_concept_is_told_with_the_token(tmp_path: Path) -> None:
+    run = Trainer(TinyBackend(), [CONCEPT], [examples()], TrainingConfig(), tmp_path, "tiny")
+    assert run.class_words == {"<new1>": "cat"}
