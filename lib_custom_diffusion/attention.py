@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import UserError
 
@@ -25,9 +29,13 @@ SELECTIONS = {
 }
 """What `projections` can select, by name, and the roles each stands for. The first is the paper's choice."""
 
+READ_TEXT = ("k", "v")
+"""Roles of the projections whose input is text features."""
+
 BLOCKS = ("down", "mid", "up")
 
 KEY_PREFIX = "model.diffusion_model."
+_ATTENTION = re.compile(r"(?:^|\.)transformer_blocks\.\d+\.attn2$")
 _LEAF = re.compile(r"(?:^|\.)transformer_blocks\.\d+\.attn2\.(to_q|to_k|to_v|to_out\.0)$")
 _ROLES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 _LDM_BLOCKS = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
@@ -113,6 +121,38 @@ def _ldm_path(path: str, offsets: dict[str, list[int]]) -> str:
     side, block, _attentions, layer, rest = path.split(".", 4)
     ldm_side = "input_blocks" if side == "down_blocks" else "output_blocks"
     return f"{ldm_side}.{offsets[side][int(block)] + int(layer)}.1.{rest}"
+
+
+@contextmanager
+def recorded_attention(unet: nn.Module, shares: list[Tensor]) -> Iterator[None]:
+    """Within the block, each pass of each cross-attention adds to `shares` how it is divided between text positions.
+
+    That is softmax(q kᵀ / √d) over the heads and latent positions, on average: (batch, text positions), float32 on the
+    CPU. It is computed from what to_q and to_k return, whichever way the host itself computes attention.
+    """
+    handles = []
+    for path, module in unet.named_modules():
+        if _ATTENTION.search(path):
+            handles += _record(module, shares)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(attention: Any, shares: list[Tensor]) -> list[RemovableHandle]:
+    queries: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        queries[:] = [output]
+
+    def divide(_layer: nn.Module, _inputs: tuple[Tensor, ...], keys: Tensor) -> None:
+        query, key = (each.float().unflatten(-1, (attention.heads, -1)) for each in (queries[0], keys))
+        logits = torch.einsum("bnhd,bphd->bhnp", query, key) * query.shape[-1] ** -0.5
+        shares.append(logits.softmax(dim=-1).mean(dim=(1, 2)).cpu())
+
+    return [attention.to_q.register_forward_hook(keep), attention.to_k.register_forward_hook(divide)]
 
 
 _ARCHITECTURES = {(16, 768): "sd1", (16, 1024): "sd2", (70, 2048): "sdxl"}

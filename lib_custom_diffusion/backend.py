@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -79,6 +80,8 @@ class Backend(Protocol):
     """"epsilon" or "v_prediction"."""
     alphas_cumprod: Tensor
     """Cumulative products of the noise schedule, (timesteps,), float32."""
+    captions: Path
+    """A text file of ordinary captions, one a line, such as the model was trained with."""
     resolution: int
     """Width and height in pixels that the model was trained at."""
 

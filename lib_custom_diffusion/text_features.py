@@ -40,12 +40,23 @@ def read_captions(path: Path = BUNDLED_CAPTIONS) -> list[str]:
     return captions
 
 
+def captions_beside(checkpoint: Path) -> Path:
+    """`NAME.captions.txt` beside a checkpoint, ordinary captions of what it draws; the bundled ones without it."""
+    own = checkpoint.with_suffix(".captions.txt")
+    return own if own.is_file() else BUNDLED_CAPTIONS
+
+
 _BEFORE_CLASS_WORD = re.compile(r"^(?:(?:an? |the )?(?:photo|picture|image) of )?(?:an? |the )?", re.IGNORECASE)
+
+
+def class_noun(class_prompt: str) -> str:
+    """ "cat" for "cat", "a cat" and "photo of a cat"."""
+    return _BEFORE_CLASS_WORD.sub("", class_prompt.strip())
 
 
 def concept_words(tokens: Mapping[str, str]) -> list[str]:
     """ "<new1> cat" for each modifier token and its class ("cat" or "photo of a cat"), "<new1>" where that is empty."""
-    return [f"{token} {_BEFORE_CLASS_WORD.sub('', words.strip())}".strip() for token, words in tokens.items()]
+    return [f"{token} {class_noun(class_prompt)}".strip() for token, class_prompt in tokens.items()]
 
 
 @dataclass(frozen=True)

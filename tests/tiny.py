@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lib_custom_diffusion.attention import architecture
 from lib_custom_diffusion.backend import Conditioning, LatentDistribution, Sampling
+from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS
 
 WIDTH = 6  # of the text features
 CHANNELS = 8
@@ -22,6 +23,7 @@ WORDS = ["photo", "of", "a", "cat", "dog", "ktn", "pll", "ucd", "red", "far", "a
 class CrossAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.heads = 1
         self.to_q = nn.Linear(CHANNELS, CHANNELS, bias=False)
         self.to_k = nn.Linear(WIDTH, CHANNELS, bias=False)
         self.to_v = nn.Linear(WIDTH, CHANNELS, bias=False)
@@ -71,6 +73,7 @@ class TinyBackend:
     name = "tiny"
     checkpoint_hash = "0123456789"
     prediction_type = "epsilon"
+    captions = BUNDLED_CAPTIONS
     resolution = 16
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from ..backend import Backend
 from ..delta import Delta, Factors
 from ..errors import UserError
 from ..formats import Base, Imported
-from ..text_features import BUNDLED_CAPTIONS, Moments, read_captions, second_moments, spoken_features
+from ..text_features import Moments, read_captions, second_moments, spoken_features
 from .blending import Renamed, blend, bundle_words, dense
 from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
@@ -134,7 +134,7 @@ def compress_file(
     quantized: bool = True,
     tell: Tell = _silent,
 ) -> Compressed:
-    """Make a delta small. With a model, errors count by its text features on `captions` (bundled ones if None).
+    """Make a delta small. With a model, errors count by its text features on `captions` (the model's own if None).
 
     Raises UserError for a file that is none, one that does not fit the model, and a limit that cannot be kept.
     """
@@ -211,9 +211,10 @@ def merge_files(
     deltas = read.deltas
     if len(target_prompts) not in (0, len(deltas)):
         raise UserError(f"target prompts are given {len(target_prompts)} times for {len(deltas)} files")
-    listed = read_captions(captions or BUNDLED_CAPTIONS)
-    chosen = listed[:: max(1, len(listed) // MERGE_CAPTIONS)][:MERGE_CAPTIONS]
+    given = read_captions(captions) if captions else None
     backend = load_model()
+    listed = given or read_captions(backend.captions)
+    chosen = listed[:: max(1, len(listed) // MERGE_CAPTIONS)][:MERGE_CAPTIONS]
     _check_words(deltas, backend)
     tell("Text features of the captions")
     words = bundle_words(deltas)
@@ -265,12 +266,13 @@ def convert_files(
 
 
 def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:
-    """Moments of a model's text features, over captions (bundled ones if None) and the delta's own prompts.
+    """Moments of a model's text features, over captions (the model's own if None) and the delta's own prompts.
 
     Raises UserError if the delta does not fit the model.
     """
-    listed = read_captions(captions or BUNDLED_CAPTIONS)
+    given = read_captions(captions) if captions else None
     backend = load_model()
+    listed = given or read_captions(backend.captions)
     delta.check_fits(projections(backend.unet, "crossattn"))
     _check_words([delta], backend)
     tell("Text features of the captions")

@@ -36,7 +36,7 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
     add("--output", type=Path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
     add_limits(command, required=True)
     add("--model", help="weigh errors by this model's text features: a folder, a checkpoint, or toy")
-    add("--captions", type=Path, help="text file, one caption a line, to weigh by; bundled ones if not given")
+    add("--captions", type=Path, help="text file, one caption a line, to weigh by; the model's own if not given")
     add("--float16", action="store_true", help="all numbers in float16, for the first extension of this kind")
 
 
@@ -73,7 +73,7 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
     add(
         "--captions",
         type=Path,
-        help="text file, one caption a line, on which little may change; bundled ones if not given",
+        help="text file, one caption a line, on which little may change; the model's own if not given",
     )
     add(
         "--only_targets",

@@ -15,6 +15,7 @@ from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, TrainingConfig
+from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge
 
@@ -122,11 +123,21 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
     add("--template", type=Path, help="file of captions with [name] and [filewords], for --caption_source template")
 
-    add = command.add_argument_group("regularization").add_argument
+    add = command.add_argument_group("prior preservation").add_argument
+    add(
+        "--prior",
+        choices=PRIORS,
+        default=_D.prior,
+        help="text: what ordinary captions and those of the class ask for stays as it was, without any pictures",
+    )
+    add("--text_prior_weight", type=float, default=_D.text_prior_weight, help="weight of --prior text")
+    add(
+        "--prior_captions", default="", metavar="FILE", help="ordinary captions, one a line, instead of the model's own"
+    )
     add(
         "--with_prior_preservation",
         action="store_true",
-        help="train on regularization pictures as well, so that the class stays as it was",
+        help="train on regularization pictures of the class as well",
     )
     add(
         "--real_prior",

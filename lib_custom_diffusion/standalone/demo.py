@@ -64,23 +64,25 @@ def teach(
     bundled: BundledConcept,
     config: TrainingConfig,
     output: Path,
-    prior_preservation: bool = True,
+    prior: str = "text",
     before: DemoPictures | None = None,
 ) -> DemoResult | None:
     """Teach one bundled concept into `output`, with pictures before and after; None if interrupted.
 
+    prior: "text", "none", or "pictures": regularization pictures, drawn by the model, instead of the text prior.
     before: the pictures before, if they are drawn already.
     """
     start = time.monotonic()
     claim_folder(output, bundled.name, resuming=False, overwrite=True)
     before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
     concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
-    if prior_preservation:
+    if prior == "pictures":
         folder = output / "class_images"
         draw_regularization(backend, bundled.class_prompt, folder, CLASS_IMAGES, CLASS_SAMPLING, config.seed)
         concept = replace(concept, class_data_dir=folder)
     config = replace(
         config,
+        prior="text" if prior == "text" else "none",
         modifier_tokens=(bundled.modifier_token,),
         initializer_tokens=(bundled.initializer_token,),
         **bundled.settings,

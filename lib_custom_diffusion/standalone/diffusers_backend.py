@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from ..attention import architecture
 from ..backend import Conditioning, LatentDistribution, Sampling
 from ..errors import UserError
+from ..text_features import BUNDLED_CAPTIONS
 
 _TEXT_BATCH = 64
 
@@ -28,11 +30,18 @@ class DiffusersBackend:
     leave for them, so there is nothing to undo.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, name: str, checkpoint_hash: str = "") -> None:
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        name: str,
+        checkpoint_hash: str = "",
+        captions: Path = BUNDLED_CAPTIONS,
+    ) -> None:
         scheduler = pipeline.scheduler
         self.pipeline = pipeline
         self.name = name
         self.checkpoint_hash = checkpoint_hash
+        self.captions = captions
         # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
         self._ids = lru_cache(maxsize=1000)(self._tokenized)
         self.unet: nn.Module = pipeline.unet

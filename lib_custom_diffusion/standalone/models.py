@@ -14,6 +14,7 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..text_features import captions_beside
 from . import toy
 from .diffusers_backend import DiffusersBackend
 
@@ -40,8 +41,10 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.devi
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
-    source = toy.CHECKPOINT if name == "toy" else _weights(Path(name))
-    return DiffusersBackend(pipeline, name if name == "toy" else Path(name).stem, _short_hash(source))
+    if name == "toy":
+        return DiffusersBackend(pipeline, name, _short_hash(toy.CHECKPOINT), captions_beside(toy.CHECKPOINT))
+    path = Path(name)
+    return DiffusersBackend(pipeline, path.stem, _short_hash(_weights(path)), captions_beside(path))
 
 
 def _load_pipeline(path: Path) -> StableDiffusionPipeline:

@@ -37,6 +37,7 @@ from .objective import (
     prior_preservation_loss,
     step_generator,
 )
+from .prior import PRIORS, TextPrior, text_prior
 from .schedule import Schedule
 
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -50,7 +51,8 @@ class TrainingConfig:
 
     Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is
     the published recipe, 1e-5 times the batch of 8 that it was used with. Weight decay pulls deltas towards zero, that
-    is towards the base model; vectors do not decay.
+    is towards the base model; vectors do not decay. `prior` and the two settings after it are those of
+    `prior.text_prior`: what preserves the model without regularization pictures, or beside them.
     """
 
     modifier_tokens: tuple[str, ...] = ("<new1>",)
@@ -66,6 +68,9 @@ class TrainingConfig:
     max_train_steps: int = 250
     train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
+    prior: str = PRIORS[0]
+    text_prior_weight: float = 0.1
+    prior_captions: str = ""
     prior_loss_weight: float = 1.0
     snr_gamma: float | None = None
     adam_beta1: float = 0.9
@@ -90,6 +95,12 @@ class TrainingConfig:
                      "checkpointing_steps", "validation_steps", "num_validation_images"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.prior not in PRIORS:
+            raise UserError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
+        if not 0 < self.text_prior_weight < math.inf:
+            raise UserError(
+                f"text_prior_weight must be above 0, not {self.text_prior_weight}; --prior none leaves it out"
+            )
         if self.mixed_precision not in PRECISIONS:
             raise UserError(f"unknown mixed_precision {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
 
@@ -158,6 +169,7 @@ class Trainer:
             token: concept.class_prompt if _is_said_after(token, concept.class_prompt, own.instance) else ""
             for token, concept, own in zip(config.modifier_tokens, concepts, examples)
         }
+        self.class_prompts = [concept.class_prompt for concept in concepts]
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
         self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
         self.vectors = {
@@ -188,13 +200,14 @@ class Trainer:
         main = parallel.rank() == 0
         tensorboard = config.report_to == "tensorboard"
         log = LossLog(self.output_dir, self.step, tensorboard, self.loss_table) if main else None
+        self.text_prior = self._text_prior()
         self.delta = TrainableDelta(self.layers, self.backend.device)
         try:
             self.backend.gradient_checkpointing(config.gradient_checkpointing)
             self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
             self._restore()
-            prior = {example.caption for concept in self.examples for example in concept.prior}
-            self.fixed_conditioning = self._encode_fixed(sorted(prior))
+            captions = {example.caption for concept in self.examples for example in concept.prior}
+            self.fixed_conditioning = self._encode_fixed(sorted(captions))
             pending: list[Tensor] = []
             stop = parallel.any_process(interrupted(), self.backend.device)
             while self.step < total and not stop:
@@ -238,7 +251,7 @@ class Trainer:
         )  # fmt: skip
 
     def _step(self) -> Tensor:
-        """One optimizer step; returns its (loss, instance loss, prior loss) without waiting for the device."""
+        """One optimizer step; returns the first four of losslog.NUMBERS without waiting for the device."""
         config, losses = self.config, []
         for batches in self._draw():
             errors = [self._errors(batch).tensor_split([batch.instances]) for batch in batches]
@@ -246,8 +259,9 @@ class Trainer:
             loss, parts = prior_preservation_loss(torch.cat([instance, prior]), len(instance), config.prior_loss_weight)
             self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(torch.stack([loss.detach(), *parts]))
-        self._update()
-        return torch.stack(losses).mean(dim=0)
+        penalty = self._update()
+        loss, instance, prior = torch.stack(losses).mean(dim=0)
+        return torch.stack([loss + penalty, instance, prior, penalty])
 
     def _errors(self, batch: _Batch) -> Tensor:
         """The weighted squared error of each sample (batch,): noise, predict, compare."""
@@ -262,10 +276,25 @@ class Trainer:
             return errors
         return errors * min_snr_weights(kind, batch.timesteps, self.alphas_cumprod, self.config.snr_gamma)
 
-    def _update(self) -> None:
+    def _text_prior(self) -> TextPrior | None:
+        config = self.config
+        if config.prior == "none":
+            return None
+        latents = [example.mean for concept in self.examples for example in concept.instance]
+        same_size = [each for each in latents if each.shape == latents[0].shape]
+        captions = Path(config.prior_captions) if config.prior_captions else None
+        with self._autocast():
+            return text_prior(
+                self.backend, self.layers, self.class_prompts, same_size, config.text_prior_weight, captions
+            )
+
+    def _update(self) -> Tensor:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         parallel.average_([parameter.grad for parameter in parameters])
         self.scaler.unscale_(self.optimizer)
+        penalty = torch.zeros((), device=self.backend.device)
+        if self.text_prior is not None:
+            penalty = self.text_prior.add_gradients(self.delta.parameters)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         if self.config.max_grad_value is not None:
@@ -275,6 +304,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return penalty
 
     def _draw(self) -> list[list[_Batch]]:
         """The micro-batches of this step for this process, each parted by the size of its samples.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UserError
 
-NUMBERS = ("loss", "instance_loss", "prior_loss", "learning_rate", "embedding_learning_rate")
+NUMBERS = ("loss", "instance_loss", "prior_loss", "text_prior_loss", "learning_rate", "embedding_learning_rate")
 """What is known of a step."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from ..attention import architecture
 from ..backend import Conditioning, LatentDistribution, Sampling
 from ..errors import UserError
+from ..text_features import captions_beside
 
 _CONTEXT = 77
 """Tokens of a caption that a UNet is trained with; the host alone goes beyond, in pieces of as many."""
@@ -49,6 +51,7 @@ class HostBackend:
         self.device: torch.device = devices.device
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
         self.alphas_cumprod = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
+        self.captions = captions_beside(Path(model.sd_checkpoint_info.filename))
         self.resolution = 768 if model.is_sd2 and self.prediction_type == "v_prediction" else 8 * model.image_size
 
     @torch.no_grad()

@@ -22,13 +22,14 @@ def install_toy() -> Path:
 
     Returns the checkpoint. Raises UserError if the toy is not there or the folder cannot be written.
     """
-    checkpoint, config = TOY / "toy.safetensors", TOY / "toy.yaml"
-    if not checkpoint.is_file() or not config.is_file():
+    checkpoint, config, captions = (TOY / f"toy.{suffix}" for suffix in ("safetensors", "yaml", "captions.txt"))
+    if not all(path.is_file() for path in (checkpoint, config, captions)):
         raise UserError(f"the toy model is not in {TOY}; install the extension anew")
     folder = Path(shared.cmd_opts.ckpt_dir or sd_models.model_path)
     path = json.dumps((TOY / "config" / "tokenizer").as_posix())
     text = _TOKENIZER.sub(lambda found: found[1] + path, config.read_text(encoding="utf-8"))
     write_atomically(folder / f"{NAME}.yaml", text.encode())
+    write_atomically(folder / f"{NAME}.captions.txt", captions.read_bytes())
     target = folder / f"{NAME}.safetensors"
     try:
         shutil.copyfile(checkpoint, target.with_suffix(".partial"))

@@ -1,4 +1,4 @@
-"""What the toy model learns of each bundled concept, with and without prior preservation, as the judge sees it.
+"""What the toy model learns of each bundled concept, by each way of prior preservation, as the judge sees it.
 
 python tests/benchmarks/learning.py [--concepts raccoon sticker] [--seeds 42 43 44]
 """
@@ -26,17 +26,17 @@ COLUMNS = ("likeness_before", "likeness_after", "text_alignment_before", "text_a
 def main() -> None:
     options = parse()
     backend, judge = load_model("toy"), Judge.load()
-    print(f"| concept | seed | prior preservation | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 3)}")
+    print(f"| concept | seed | prior | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 3)}")
     for name in options.concepts:
         for seed in options.seeds:
-            for prior in (True, False):
+            for prior in ("text", "pictures", "none"):
                 with tempfile.TemporaryDirectory() as folder:
                     settings = replace(TOY_RECIPE, seed=seed)
                     result = teach(backend, judge, bundled_concepts()[name], settings, Path(folder), prior)
                 if result is None:
                     sys.exit("interrupted")
                 figures = " | ".join(f"{result.metrics[column]:.3f}" for column in COLUMNS)
-                print(f"| {name} | {seed} | {'yes' if prior else 'no'} | {figures} |", flush=True)
+                print(f"| {name} | {seed} | {prior} | {figures} |", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -68,7 +68,7 @@ def test_the_word_and_the_layers_both_have_a_part_in_it(
     delta = Delta.load(taught.files[0])
     start = backend.token_vectors(concept.initializer_token)
     assert (delta.embeddings[concept.modifier_token].float() - start).norm() > 0.5 * start.norm()
-    assert taught.metrics["unrelated_change"] > 0.001  # without a delta it is 0, and likeness rises all the same
+    assert taught.metrics["unrelated_change"] > 0.0001  # without a delta it is 0, and likeness rises all the same
 
 
 def test_pictures_still_show_what_the_prompt_says(taught: DemoResult) -> None:
@@ -95,10 +95,9 @@ def test_prior_preservation_keeps_the_class_where_it_was(
 ) -> None:
     if concept.name == "sticker":
         pytest.skip("its drift is a tenth of that without, by benchmarks/learning.py; another minute of training")
-    without = teach(backend, judge, concept, TOY_RECIPE, tmp_path, prior_preservation=False, before=before)
+    without = teach(backend, judge, concept, TOY_RECIPE, tmp_path, prior="none", before=before)
     assert without is not None
-    most = {"raccoon": 0.7, "blue-cat": 0.5}[concept.name]  # in the README, of seed 42: 0.37 and 0.08
-    assert taught.metrics["drift"] < most * without.metrics["drift"]
+    assert taught.metrics["drift"] < 0.2 * without.metrics["drift"]
 
 
 def draw(backend: DiffusersBackend, prompt: str, delta: Delta) -> list[Image.Image]:

@@ -103,7 +103,7 @@ def test_every_step_is_in_the_csv_though_the_loss_is_read_back_every_ten(tmp_pat
 
 def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
     backend = TinyBackend()
-    trainer(tmp_path, backend=backend, max_train_steps=10).run()
+    trainer(tmp_path, backend=backend, max_train_steps=10, prior="none").run()
     assert (
         backend.captions_encoded == 1 + 10
     )  # "photo of a cat" once; the learned caption once a step, not once a picture
@@ -195,7 +195,7 @@ class Broken(TinyBackend):
 def test_loss_that_is_no_number_stops_the_training_and_keeps_the_last_good_save(tmp_path: Path) -> None:
     backend = Broken(good=12)
     with pytest.raises(UserError, match=r"nan at step 13; lower the learning rates \(now 1e-2"):
-        trainer(tmp_path, backend=backend).run()
+        trainer(tmp_path, backend=backend, prior="none").run()
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-7"]
     assert Delta.load(tmp_path / "checkpoint-7" / "tiny.delta.safetensors").provenance.steps == 7
     assert all(not module._forward_hooks for module in backend.unet.modules())

@@ -77,7 +77,10 @@ class TinyHostModel(nn.Module):
         self.cond_stage_model = TinyTextEncoder()
         self.first_stage_model = TinyAutoencoder()
         self.sd_checkpoint_info = SimpleNamespace(
-            model_name="tiny", shorthash="0123456789", title="tiny.safetensors [0123456789]"
+            model_name="tiny",
+            shorthash="0123456789",
+            title="tiny.safetensors [0123456789]",
+            filename="tiny.safetensors",
         )
         self.is_sdxl = self.is_sd2 = self.lowvram = False
         self.parameterization, self.scale_factor, self.image_size = "eps", 0.5, 2

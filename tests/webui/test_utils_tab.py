@@ -16,6 +16,7 @@ from test_extra_network import save
 
 from lib_custom_diffusion.data.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
+from lib_custom_diffusion.text_features import captions_beside
 from lib_custom_diffusion.webui import drawing_backend, utils_tab
 from lib_custom_diffusion.webui.library import library
 from page import Part, fields, parts
@@ -214,10 +215,13 @@ def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(made, tmp_path, m
     toy.mkdir()
     (toy / "toy.safetensors").write_bytes(b"weights")
     (toy / "toy.yaml").write_text("cond_stage_config:\n  params:\n    version: config/tokenizer\n    device: cpu\n")
+    (toy / "toy.captions.txt").write_text("a dog\n")
     monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
     assert "Installed" in report(made["cd_toy"].press())
     assert (tmp_path / "models" / "custom-diffusion-toy.safetensors").read_bytes() == b"weights"
-    config = (tmp_path / "models" / "custom-diffusion-toy.yaml").read_text()
+    checkpoint = tmp_path / "models" / "custom-diffusion-toy.safetensors"
+    assert captions_beside(checkpoint).read_text() == "a dog\n"
+    config = checkpoint.with_suffix(".yaml").read_text()
     assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
 
 
