@@ -23,7 +23,7 @@ from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
 from ..errors import UserError
 from ..injection import TrainableDelta
-from ..text_features import concept_words
+from ..text_features import concept_words, read_captions
 from ..tokens import initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
@@ -90,7 +90,7 @@ class TrainingConfig:
     seed: int = 42
 
     def check(self) -> None:
-        """Raise UserError for a value that no training can have."""
+        """Raise UserError for a value that no training can have, or a file of captions that cannot be read."""
         for name in ("vectors_per_token", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
                      "checkpointing_steps", "validation_steps", "num_validation_images"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -101,6 +101,8 @@ class TrainingConfig:
             raise UserError(
                 f"text_prior_weight must be above 0, not {self.text_prior_weight}; --prior none leaves it out"
             )
+        if self.prior_captions:
+            read_captions(Path(self.prior_captions))
         if self.mixed_precision not in PRECISIONS:
             raise UserError(f"unknown mixed_precision {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
 
