@@ -102,6 +102,13 @@ class Backend(Protocol):
         """Embedding vectors (n, width) of the n vocabulary tokens of `text`, float32; n = 0 for an empty text."""
         ...
 
+    def entry_vector(self, entry: str) -> Tensor | None:
+        """Embedding vector (1, width) of the vocabulary entry that is spelled exactly so, float32; None without one.
+
+        CLIP's vocabulary has entries that end a word ("cat</w>") and others that text alone seldom gives ("ktn").
+        """
+        ...
+
     def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
         """Conditioning of captions in which each token named in `vectors` stands for its vectors (n, width).
 

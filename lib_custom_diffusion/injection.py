@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from .attention import Projection, projections
+from .attention import READ_TEXT, Projection, projections
 from .delta import Delta, Entry, Factors
 
 _PROMPTS_KEPT = 2  # a host may ask for the prompt and the negative prompt in turn
@@ -39,7 +39,7 @@ class Injection:
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
                 entry, weight = _combined(terms)
-                reads_text = layer.role in ("k", "v")
+                reads_text = layer.role in READ_TEXT
                 term = _FixedTextTerm(entry, weight, self._prompts) if reads_text else _FixedTerm(entry, weight)
                 self._terms.append((layer.module, term))
         self.resume()
@@ -67,7 +67,8 @@ class Injection:
 class TrainableDelta:
     """A delta being learned: one zero-initialised float32 parameter (out, in) a projection, acting until `remove`.
 
-    Under autocast the products run in its precision while the parameters and their gradients stay float32.
+    Under autocast the products run in its precision while the parameters and their gradients stay float32. Of the
+    start token nothing is learned, as in the paper's code: see `_LearnedTextTerm`.
     """
 
     def __init__(self, layers: Mapping[str, Projection], device: torch.device) -> None:
@@ -76,7 +77,10 @@ class TrainableDelta:
             for key, layer in layers.items()
         }
         self._handles = [
-            layer.module.register_forward_hook(_LearnedTerm(self.parameters[key])) for key, layer in layers.items()
+            layer.module.register_forward_hook(
+                (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self.parameters[key])
+            )
+            for key, layer in layers.items()
         ]
 
     def remove(self) -> None:
@@ -94,6 +98,19 @@ class _LearnedTerm:
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         return output + F.linear(x, self.parameter.to(x.dtype))
+
+
+class _LearnedTextTerm(_LearnedTerm):
+    """The same for keys and values (batch, positions, out), with no gradient through position 0.
+
+    There stands the start token, whose feature is the same in every prompt because the text encoder reads from left to
+    right: what is learned there moves every picture. The delta acts on it all the same, in training as in drawing.
+    """
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x, delta = inputs[0], self.parameter.to(inputs[0].dtype)
+        start = F.linear(x[:, :1], delta.detach()).detach()
+        return output + torch.cat([start, F.linear(x[:, 1:], delta)], dim=1)
 
 
 class _FixedTerm:

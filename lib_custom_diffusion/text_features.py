@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .backend import Backend
 from .errors import UserError
+from .tokens import split_at_tokens
 
 BUNDLED_CAPTIONS = Path(__file__).with_name("captions.txt")
 _BATCH = 16
@@ -129,7 +130,5 @@ def spoken_features(
 
 def count_tokens(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> int:
     """How many positions of the text encoder the caption takes, without start and end token."""
-    count = 0
-    for word in caption.split():
-        count += len(vectors[word]) if word in vectors else len(backend.token_vectors(word))
-    return count
+    parts = split_at_tokens(caption, vectors)
+    return sum(len(vectors[part]) if part in vectors else len(backend.token_vectors(part)) for part in parts)

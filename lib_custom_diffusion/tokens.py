@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -17,7 +18,7 @@ from .backend import Backend
 from .errors import UserError
 
 DEFAULT_INITIALIZERS = "ktn+pll+ucd"
-"""Rare words of CLIP's vocabulary that the paper's code starts new words from."""
+"""Rare entries of CLIP's vocabulary that the paper's code starts new words from."""
 
 
 def split_tokens(text: str) -> list[str]:
@@ -36,8 +37,10 @@ def initial_vectors(
 ) -> dict[str, Tensor]:
     """The vectors (vectors_per_token, width) that each new token starts from, float32 on the CPU.
 
-    A token with as many vectors as its initializer has vocabulary tokens takes one each; otherwise each of its vectors
-    is the average of the initializer's.
+    An initializer is looked up as an entry of the vocabulary first, as the paper's code and diffusers' do: "ktn" is
+    entry 42170 of CLIP's, though as text it is read as "k" and "tn". So "cat" is the entry that begins longer words,
+    and "cat</w>" the whole word. What is no entry gives the vectors of its text. A token with as many vectors as its
+    initializer has takes one each; otherwise each of its vectors is the average of the initializer's.
 
     Raises UserError for a token the model knows already, too few initializers, or an empty one.
     """
@@ -49,13 +52,30 @@ def initial_vectors(
     for token, initializer in zip(tokens, initializers):
         if backend.has_token(token):
             raise UserError(f"{token} is a word that {backend.name} knows already; choose a new one, such as <new1>")
-        found = backend.token_vectors(initializer).float().cpu()
+        entry = backend.entry_vector(initializer.strip())
+        found = (backend.token_vectors(initializer) if entry is None else entry).float().cpu()
         if len(found) == 0:
             raise UserError(f"the initializer token {initializer!r} for {token} is empty; give a word such as cat")
         if len(found) != vectors_per_token:
             found = found.mean(dim=0, keepdim=True).repeat(vectors_per_token, 1)
         vectors[token] = found.clone()
     return vectors
+
+
+def split_at_tokens(text: str, tokens: Iterable[str]) -> list[str]:
+    """The text cut before and after each token that stands in it as a word, longest tokens first.
+
+    Punctuation may touch a token, letters and digits may not. Parts of nothing but spaces are left out.
+    """
+    words = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    parts = re.split(rf"((?<!\w)(?:{words})(?!\w))", text) if words else [text]
+    return [part for part in parts if part.strip()]
+
+
+def renamed_in(text: str, names: Mapping[str, str]) -> str:
+    """The text with each token that stands in it as a word by its new name."""
+    words = "|".join(re.escape(token) for token in sorted(names, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda found: names[found[0]], text) if words else text
 
 
 def file_name(token: str) -> str:

@@ -114,11 +114,25 @@ def test_new_trainable_delta_changes_nothing_and_learns_in_float32(unet: TinyUNe
     assert torch.equal(output(unet), before)
 
 
-def test_gradient_of_a_delta_is_that_of_its_weight(unet: TinyUNet) -> None:
-    delta = TrainableDelta(projections(unet), torch.device("cpu"))
+def test_nothing_is_learned_of_the_start_token_though_the_delta_acts_on_it(unet: TinyUNet) -> None:
+    layer = next(iter(projections(unet, "k").values()))
+    delta = TrainableDelta({layer.key: layer}, torch.device("cpu"))
+    parameter = delta.parameters[layer.key]
+    torch.manual_seed(3)
+    parameter.data = torch.randn(layer.shape)
+    x = torch.randn(2, 5, layer.shape[1])
+    keys = layer.module(x)
+    assert torch.allclose(keys, x @ (layer.module.weight + parameter).T, atol=1e-6)
+    weights = torch.randn(2, 5, layer.shape[0])
+    (keys * weights).sum().backward()
+    assert torch.allclose(parameter.grad, torch.einsum("bpo,bpi->oi", weights[:, 1:], x[:, 1:]), atol=1e-5)
+
+
+def test_gradient_of_a_delta_of_what_reads_the_picture_is_that_of_its_weight(unet: TinyUNet) -> None:
+    delta = TrainableDelta(projections(unet, "crossattn"), torch.device("cpu"))
     F.mse_loss(output(unet), torch.ones(2, 4, 2, 2)).backward()
     delta.remove()
-    layers = projections(unet)
+    layers = {key: layer for key, layer in projections(unet, "crossattn").items() if layer.role in ("q", "out")}
     for layer in layers.values():
         layer.module.weight.requires_grad_(True)
     F.mse_loss(output(unet), torch.ones(2, 4, 2, 2)).backward()

@@ -99,6 +99,9 @@ class TinyBackend:
     def token_vectors(self, text: str) -> Tensor:
         return self.words[[WORDS.index(word) for word in text.split() if word in WORDS]]
 
+    def entry_vector(self, entry: str) -> Tensor | None:
+        return self.words[WORDS.index(entry)][None] if entry in WORDS else None
+
     def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
         self.captions_encoded += len(captions)
         rows = []

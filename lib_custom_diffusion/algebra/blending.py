@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..delta import Delta, Entry, Factors, Provenance
 from ..errors import UserError
+from ..tokens import renamed_in, split_tokens
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,15 @@ class Words:
 
     def of(self, index: int, delta: Delta) -> dict[str, str]:
         """The class words of delta number `index`, by the names that its tokens have here."""
-        new_names = {renamed.old: renamed.new for renamed in self.renamed if renamed.index == index}
+        new_names = self._new_names(index)
         return {new_names.get(token, token): delta.provenance.tokens.get(token, "") for token in delta.embeddings}
+
+    def in_prompts(self, index: int, prompts: Sequence[str]) -> list[str]:
+        """Prompts for delta number `index`, in which its tokens have the names that it gave them, by those here."""
+        return [renamed_in(prompt, self._new_names(index)) for prompt in prompts]
+
+    def _new_names(self, index: int) -> dict[str, str]:
+        return {renamed.old: renamed.new for renamed in self.renamed if renamed.index == index}
 
 
 def bundle_words(deltas: Sequence[Delta]) -> Words:
@@ -148,3 +156,25 @@ def sum_dense(terms: Sequence[tuple[Entry, float]]) -> Tensor:
 def dense(entry: Entry) -> Tensor:
     """An entry as a matrix (out, in), float32 on the CPU."""
     return (entry.dense() if isinstance(entry, Factors) else entry.float()).cpu()
+
+
+def rename_word(delta: Delta, old: str, new: str) -> Delta:
+    """The delta with one of its modifier tokens under another name; what it does is the same.
+
+    Raises UserError if it has no such token, or if the new name is no token or taken.
+    """
+    if old not in delta.embeddings:
+        raise UserError(f"there is no word {old!r} in it; it has {', '.join(delta.embeddings) or 'none'}")
+    if split_tokens(new) != [new]:
+        raise UserError(f"{new!r} should be one word without spaces or +, such as <cat>")
+    if new in delta.embeddings:
+        raise UserError(f"it has a word {new} already")
+    names = {token: new if token == old else token for token in delta.embeddings}
+    return replace(
+        delta,
+        embeddings={names[token]: vectors for token, vectors in delta.embeddings.items()},
+        provenance=replace(
+            delta.provenance,
+            tokens={names.get(token, token): class_word for token, class_word in delta.provenance.tokens.items()},
+        ),
+    )

@@ -20,7 +20,7 @@ from ..delta import Delta, Factors
 from ..errors import UserError
 from ..formats import Base, Imported
 from ..text_features import Moments, read_captions, second_moments, spoken_features
-from .blending import Renamed, blend, bundle_words, dense
+from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
 from .merging import change_on, context_features, merge, target_features
@@ -104,12 +104,15 @@ class Blended(Result):
 class Merged(Result):
     """residual: of the constraints, relative, in float64; stored_residual: as the file has it, rounded.
 
-    target_rows: kept, of how many. change: (Σ ‖Δ Cᵀ‖²)^½ on `captions` captions; change_of_sum: of the plain sum.
+    target_rows: kept, of how many. off: how far the file is, on each concept's own target prompts, from what that
+    concept's own file does there, relative.
+    change: (Σ ‖Δ Cᵀ‖²)^½ on `captions` captions; change_of_sum: of the plain sum.
     """
 
     target_rows: tuple[int, int]
     residual: float
     stored_residual: float
+    off: list[float]
     captions: int
     change: float
     change_of_sum: float
@@ -234,6 +237,10 @@ def merge_files(
         target_rows=merged.target_rows,
         residual=merged.residual,
         stored_residual=stored_residual(deltas, merged.targets, Delta.load(output)),
+        off=[
+            stored_residual([delta], target_features(backend, [delta], bundle_words([delta]), own), Delta.load(output))
+            for delta, own in zip(deltas, [[each] for each in target_prompts] or [[]] * len(deltas))
+        ],
         captions=len(chosen),
         change=change_on(joined, regularization),
         change_of_sum=change_on(blend(deltas, [1.0] * len(deltas)).delta, regularization),
@@ -263,6 +270,14 @@ def convert_files(
         tell("Finding the factors")
         delta, cut, error = _low_rank(delta, rank)
     return Converted(formats.write(delta, kind, base), dropped, cut, error)
+
+
+def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
+    """Give a word of a file another name. Raises UserError for files that are none, and as `rename_word` does."""
+    read = _Read.all([source])
+    delta = rename_word(read.deltas[0], old, new)
+    delta.save(output)
+    return Result(*_about(output, delta), [], read.dropped)
 
 
 def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:

@@ -33,12 +33,14 @@ from ..backend import Backend
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..text_features import concept_words, count_tokens, second_moment, spoken_features
+from ..tokens import split_at_tokens
 from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
 
 TARGET_PROMPTS = ("photo of a {}", "{}")
 """What Adobe's code asks of each concept; {} is its modifier token and class word."""
 
-_RIDGE = 1e-6  # of A, relative to its mean eigenvalue: few captions leave directions without any feature
+_RIDGE = 1e-6  # of G, relative to its mean eigenvalue: few captions leave directions without any feature
+_RIDGE_OF_TARGETS = 1e-9  # of A alone; with 1e-6 the delta is a fifth from that of the authors' code, which has none
 _DEPENDENT = 1e-3  # a target row this near to the span of those before it is left out
 _CONFLICT = 0.05  # unless it asks for something this different
 _ALIKE = 0.5  # the same with contexts: rows nearer than this are left to these
@@ -72,12 +74,12 @@ def target_features(
 ) -> list[Tensor]:
     """Features (s_i, d) of each concept's target prompts, from its first modifier token to the end token.
 
-    prompts[i] are those of delta i, in which its tokens have the names of `words`; TARGET_PROMPTS if not given.
+    prompts[i] are those of delta i, in which its tokens have their own names; TARGET_PROMPTS if not given.
     Raises UserError for a delta without any modifier token for which no prompts are given.
     """
     targets = []
     for index, delta in enumerate(deltas):
-        own = list(prompts[index]) if index < len(prompts) else []
+        own = words.in_prompts(index, prompts[index]) if index < len(prompts) else []
         spoken = concept_words(words.of(index, delta))
         own = own or [prompt.format(word) for word in spoken for prompt in TARGET_PROMPTS]
         if not own:
@@ -106,16 +108,15 @@ def context_features(
     for index, delta in enumerate(deltas):
         spoken = concept_words(words.of(index, delta))
         own = [form.format(word) + around for word in spoken for form, around in forms]
-        own += prompts[index] if index < len(prompts) else []
+        own += words.in_prompts(index, prompts[index]) if index < len(prompts) else []
         contexts.append(second_moment(backend, own, words.vectors))
     return contexts
 
 
 def _words_before(backend: Backend, prompt: str, vectors: Mapping[str, Tensor]) -> int:
     """Vocabulary tokens of the prompt before its first modifier token; 0 if it has none."""
-    parts = prompt.split()
-    first = next((index for index, part in enumerate(parts) if part in vectors), 0)
-    return count_tokens(backend, " ".join(parts[:first]), vectors)
+    parts = split_at_tokens(prompt, vectors)
+    return count_tokens(backend, parts[0], vectors) if len(parts) > 1 and parts[0] not in vectors else 0
 
 
 def merge(
@@ -235,7 +236,8 @@ def _gram(regularization: Tensor, seconds: Sequence[Tensor]) -> Tensor:
     gram = regularization.T @ regularization
     if seconds:
         gram = gram / len(regularization) + torch.stack(list(seconds)).sum(dim=0)
-    gram.diagonal().add_(_RIDGE * gram.trace() / len(gram))
+    ridge = _RIDGE if seconds else _RIDGE_OF_TARGETS
+    gram.diagonal().add_(ridge * gram.trace() / len(gram))
     return gram
 
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from .base import Base, difference, needed, resnets_of
 from .document import Document, archive, matrix, vectors
 from .imported import Imported
-from .names import diffusers_path, key_of
+from .names import diffusers_path, is_standard, key_of
 
 NAMES = {"adobe": "delta.ckpt", "adobe-diffusers": "delta.bin"}
 """What `write` can make, and what the files are called."""
@@ -32,11 +32,16 @@ def recognises(document: Document) -> bool:
 
 
 def read(document: Document, base: Base | None) -> Imported:
-    """Raises UserError for full weights without a base, or shapes that do not fit."""
+    """Raises UserError for full weights without a base, shapes that do not fit, or layers whose names need one."""
     content = document.content
     weights = content["state_dict"] if "state_dict" in content else content["unet"]
     entries: dict[str, Entry] = {}
     dropped = []
+    if base is None and not is_standard(str(name).removesuffix(".weight") for name in weights):
+        raise UserError(
+            "its layers are not those of Stable Diffusion 1 or 2, and what they are called depends on the model;"
+            " give the model it was trained on by --model"
+        )
     for name, value in weights.items():
         key = _key(str(name), base)
         if key is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
@@ -101,7 +102,8 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     if not delta.entries:
         raise UserError("this delta has no layers to make a LoRA of")
     tensors: dict[str, Tensor] = {}
-    ranks = []
+    factors = [entry for entry in delta.entries.values() if isinstance(entry, Factors)]
+    rank = max((len(entry.vh) for entry in factors), default=0)
     resnets = resnets_of(delta, base)
     sdxl = delta.provenance.architecture == "sdxl"
     for_diffusers = not sdxl and (bool(delta.embeddings) or resnets != 2)
@@ -109,10 +111,9 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     for key, entry in delta.entries.items():
         if not isinstance(entry, Factors):
             raise UserError(f"a LoRA holds low-rank layers only, and {key} is dense; compress the delta first")
-        name, (up, down) = kohya_name(key, of_diffusers, resnets), (entry.us.half(), entry.vh.half())
-        ranks.append(len(down))
+        name, (up, down) = kohya_name(key, of_diffusers, resnets), _of_rank(entry, rank)
         tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
-        tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
         if for_diffusers:
             path = f"unet.{diffusers_path(key, resnets)}"
             tensors |= {f"{path}.lora_B.weight": up.clone(), f"{path}.lora_A.weight": down.clone()}
@@ -125,7 +126,17 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} has values that are not finite as float16; nothing was saved")
-    return {NAMES[kind]: safetensors_bytes(tensors, _metadata(delta, max(ranks)))}
+    return {NAMES[kind]: safetensors_bytes(tensors, _metadata(delta, rank))}
+
+
+def _of_rank(entry: Factors, rank: int) -> tuple[Tensor, Tensor]:
+    """up (out, rank) and down (rank, in), float16, filled up with zeros.
+
+    One rank for all layers: diffusers takes the scale of every layer from one of them.
+    """
+    up, down = entry.us.half(), entry.vh.half()
+    room = rank - len(down)
+    return F.pad(up, (0, room)), F.pad(down, (0, 0, 0, room))
 
 
 def _bundle_name(token: str) -> str:

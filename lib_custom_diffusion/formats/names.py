@@ -11,6 +11,7 @@ LDM counts one input block a resnet and one a downsampler, after the first convo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..attention import KEY_PREFIX
 
@@ -39,6 +40,22 @@ def key_of(name: str, resnets: int = 2) -> str | None:
 def _key(block: str, depth: str, leaf: str) -> str:
     leaf = leaf.replace("to_out_0", "to_out.0")
     return f"{KEY_PREFIX}{block}.transformer_blocks.{depth}.attn2.{leaf}.weight"
+
+
+_STANDARD_ATTENTIONS = {"down": {0, 1}, "up": {0, 1, 2}}
+
+
+def is_standard(names: Iterable[str]) -> bool:
+    """Whether diffusers' paths among the names can be of a UNet with two resnets a block, as all of SD 1, 2 and SDXL.
+
+    Every block named must have the attentions of such a UNet. Keys are right whatever the UNet, and are not looked at.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        path = _DIFFUSERS.fullmatch(name)
+        if path is not None and path[1]:
+            found.setdefault((path[1], path[2]), set()).add(int(path[4]))
+    return all(layers == _STANDARD_ATTENTIONS[side] for (side, _), layers in found.items())
 
 
 def diffusers_path(key: str, resnets: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""The command line of algebra on files: what compress, blend, merge and convert take."""
+"""The command line of algebra on files: what compress, blend, merge, rename and convert take."""
 
 from __future__ import annotations
 
@@ -81,6 +81,20 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
         help="as in the paper: nothing is asked of prompts in which a concept has other surroundings",
     )
     add("--output", type=Path, required=True, help="the new delta file")
+
+
+def add_rename(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .merge import rename
+
+        return rename(options)
+
+    command = _command(commands, "rename", "Give a word of a delta another name.", run)
+    add = command.add_argument
+    add("file", type=Path, help="a delta file")
+    add("old", help="the word as it is, such as <new1>; in quotes, as shells read < and > otherwise")
+    add("new", help="the word as it shall be, such as <my-cat>")
+    add("--output", type=Path, help="the new file; the file itself is replaced if not given")
 
 
 def add_convert(commands: argparse._SubParsersAction) -> None:

@@ -17,7 +17,7 @@ from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, TrainingConfig
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
-from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge
+from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
 
 INTERRUPTED = 130
 _D = TrainingConfig()
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         *(_add_demo, _add_train, _add_generate, _add_regularize, _add_info),
-        *(add_compress, add_blend, add_merge, add_convert, _add_ui),
+        *(add_compress, add_blend, add_merge, add_rename, add_convert, _add_ui),
     ):
         add(commands)
     return root

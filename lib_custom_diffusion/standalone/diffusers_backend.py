@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +18,7 @@ from ..attention import architecture
 from ..backend import Conditioning, LatentDistribution, Sampling
 from ..errors import UserError
 from ..text_features import BUNDLED_CAPTIONS
+from ..tokens import split_at_tokens
 
 _TEXT_BATCH = 64
 
@@ -72,6 +72,12 @@ class DiffusersBackend:
     def token_vectors(self, text: str) -> Tensor:
         ids = torch.tensor(self._ids(text), dtype=torch.long, device=self.device)
         return self.pipeline.text_encoder.get_input_embeddings()(ids).float()
+
+    def entry_vector(self, entry: str) -> Tensor | None:
+        number = self.pipeline.tokenizer.get_vocab().get(entry)
+        if number is None:
+            return None
+        return self.pipeline.text_encoder.get_input_embeddings()(torch.tensor([number], device=self.device)).float()
 
     def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
         return Conditioning(self._encode_text(captions, vectors).last_hidden_state)
@@ -145,7 +151,7 @@ class DiffusersBackend:
         """The caption's ids, with 0 where a new word's vectors belong, and those vectors with their columns."""
         ids: list[int] = []
         found: list[tuple[int, Tensor]] = []
-        for part in _split(caption, vectors):
+        for part in split_at_tokens(caption, vectors):
             if part in vectors:
                 found += [(len(ids) + index, vector) for index, vector in enumerate(vectors[part])]
                 ids += [0] * len(vectors[part])
@@ -170,11 +176,3 @@ class DiffusersBackend:
             yield
         finally:
             handle.remove()
-
-
-def _split(caption: str, tokens: Mapping[str, Tensor]) -> list[str]:
-    """The caption cut before and after each token that stands in it as a word, longest tokens first."""
-    if not tokens:
-        return [caption]
-    words = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    return [part for part in re.split(rf"((?<!\w)(?:{words})(?!\w))", caption) if part.strip()]

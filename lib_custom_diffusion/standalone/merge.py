@@ -1,10 +1,10 @@
-"""The merge command: concepts learned alone, in one delta."""
+"""The commands merge, concepts learned alone in one delta, and rename, for words that would clash."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..algebra.files import merge_files, parse_prompts, renamed_lines
+from ..algebra.files import merge_files, parse_prompts, rename_file, renamed_lines
 from .compress import dropped_text, loader_of
 
 
@@ -22,7 +22,16 @@ def merge(options: argparse.Namespace) -> int:
         f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}\n"
         f"{done.target_rows[0]} of {done.target_rows[1]} target rows kept,"
         f" constraint residual {done.residual:.1e} (as stored {done.stored_residual:.1e})\n"
+        f"difference from each concept's own file on its own prompts: {', '.join(f'{off:.1%}' for off in done.off)}\n"
         f"change on {done.captions} captions: {done.change:.4g};"
         f" by the plain sum of the deltas it would be {done.change_of_sum:.4g}"
     )
+    return 0
+
+
+def rename(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
+    done = rename_file(options.file, options.old, options.new, options.output or options.file)
+    print(dropped_text(done.dropped), end="")
+    print(f"{done.path}: words {', '.join(done.words)}")
     return 0

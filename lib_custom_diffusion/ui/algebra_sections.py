@@ -1,4 +1,4 @@
-"""The sections Compress, Blend, Merge and Convert."""
+"""The sections Compress, Blend, Merge, Rename and Convert."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..algebra.files import (
     merge_files,
     parse_prompts,
     parse_weights,
+    rename_file,
     renamed_lines,
 )
 from ..delta import SUFFIX
@@ -132,12 +133,32 @@ def _merge(host: Host) -> list[Action]:
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
         rows = {
             "Constraint residual": f"{done.residual:.1e}, as stored {done.stored_residual:.1e}",
+            "Difference from each concept's own file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
             "Target rows": f"{done.target_rows[0]} of {done.target_rows[1]} kept",
             f"Change on {done.captions} captions": f"{done.change:.4g}; by a plain sum {done.change_of_sum:.4g}",
         }
         return _delta_outcome(host, "Merged", done, rows)
 
     return [Action(button, run, [names, prompts, result, overwrite])]
+
+
+def _rename(host: Host) -> list[Action]:
+    gr.HTML("<p>Gives a word of a delta another name, because of two words called &lt;new1&gt; prompts mean one.</p>")
+    name = delta_field(host, "Delta with the word", "cd_rename")
+    with gr.Row():
+        old = gr.Textbox(
+            label="Word as it is", value="<new1>", info="Inspect shows a delta's words", elem_id="cd_rename_old"
+        )
+        new = gr.Textbox(label="Word as it shall be", info="Such as <my-cat>", elem_id="cd_rename_new")
+    result, overwrite = _result_fields("cd_rename", "renamed delta", "NAME-renamed")
+    button = gr.Button("Rename", variant="primary", elem_id="cd_rename")
+
+    def run(show: Show, name: str, old: str, new: str, result: str, overwrite: bool) -> Outcome:
+        source = find_delta(host.deltas_dir, name or "")
+        output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-renamed", overwrite)
+        return _delta_outcome(host, "Renamed", rename_file(source, old.strip(), new.strip(), output), {})
+
+    return [Action(button, run, [name, old, new, result, overwrite])]
 
 
 def _convert(host: Host) -> list[Action]:
@@ -269,5 +290,6 @@ SECTIONS = (
     Section("Compress", "cd_compress_section", _compress),
     Section("Blend", "cd_blend_section", _blend),
     Section("Merge", "cd_merge_section", _merge),
+    Section("Rename", "cd_rename_section", _rename),
     Section("Convert", "cd_convert_section", _convert),
 )

@@ -76,6 +76,9 @@ class HostBackend:
             return torch.zeros(0, _database().expected_shape)
         return self.model.cond_stage_model.encode_embedding_init_text(text, len(ids)).detach().float()
 
+    def entry_vector(self, entry: str) -> Tensor | None:
+        return entry_vector(self.model, entry)
+
     def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
         # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.
         with _standing_for(vectors, self.model), devices.autocast():
@@ -151,6 +154,24 @@ def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:
         cache = getattr(p, name, None)
         if cache is not None:
             cache[:] = [None, None]
+
+
+@torch.no_grad()
+def entry_vector(model: Any, entry: str) -> Tensor | None:
+    """Embedding vector (1, width) of a text encoder's vocabulary entry spelled exactly so; None if there is none."""
+    encoder = model.cond_stage_model
+    if hasattr(encoder, "tokenizer"):  # OpenAI's CLIP by transformers
+        vocabulary = encoder.tokenizer.get_vocab()
+        table = encoder.wrapped.transformer.text_model.embeddings.token_embedding
+    else:  # OpenCLIP
+        from modules import sd_hijack_open_clip
+
+        vocabulary, table = sd_hijack_open_clip.tokenizer.encoder, encoder.wrapped.model.token_embedding
+    number = vocabulary.get(entry)
+    if number is None:
+        return None
+    weight = table.wrapped.weight
+    return weight[number : number + 1].detach().float()
 
 
 def _database() -> sd_hijack.StableDiffusionModelHijack:

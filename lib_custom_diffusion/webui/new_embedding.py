@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from modules import devices, sd_hijack, shared
+from torch import Tensor
 
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import embedding_pt, file_name
+from .host_backend import entry_vector
 
 MAX_VECTORS = 75
 
@@ -18,8 +21,9 @@ MAX_VECTORS = 75
 def create_embedding(name: str, initialization_text: str, vectors: int, overwrite: bool) -> str:
     """Write NAME.pt, have the host read it, and return NAME as it is allowed in file names.
 
-    As the host's own, except that any torch can read what any torch wrote. Vector i starts from the text's word i, the
-    words spread evenly where there are more or fewer; without a text all are zero.
+    As the host's own, except that any torch can read what any torch wrote, and that a text such as "ktn", which is an
+    entry of the vocabulary, gives that entry, see `tokens.initial_vectors`. Otherwise vector i starts
+    from the text's word i, the words spread evenly where there are more or fewer; without a text all are zero.
 
     Raises UserError for a name that is taken or empty, or a number of vectors that does not fit in a prompt.
     """
@@ -37,9 +41,16 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     width = sd_hijack.model_hijack.embedding_db.get_expected_shape()
     value = torch.zeros(vectors, width)
     if initialization_text.strip():
-        words = model.cond_stage_model.encode_embedding_init_text(initialization_text, vectors).float().cpu()
+        words = _words(model, initialization_text, vectors)
         for index in range(vectors):
             value[index] = words[index * len(words) // vectors]
     write_atomically(path, embedding_pt(value, stem, 0))
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     return stem
+
+
+def _words(model: Any, text: str, vectors: int) -> Tensor:
+    """Vectors (n, width) of the text's words, at most so many, or of the one entry that it is."""
+    entry = entry_vector(model, text.strip())
+    found = model.cond_stage_model.encode_embedding_init_text(text, vectors) if entry is None else entry
+    return found.float().cpu()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib_custom_diffusion.algebra import files as algebra
-from lib_custom_diffusion.algebra.blending import bundle_words
+from lib_custom_diffusion.algebra.blending import bundle_words, dense
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
 from lib_custom_diffusion.algebra.files import (
     blend_files,
@@ -17,6 +17,7 @@ from lib_custom_diffusion.algebra.files import (
     merge_files,
     parse_prompts,
     parse_weights,
+    rename_file,
     renamed_lines,
 )
 from lib_custom_diffusion.algebra.merging import context_features
@@ -32,11 +33,11 @@ def never() -> Backend:
     raise AssertionError("no model is needed")
 
 
-def save(path: Path, seed: int, token: str = "<new1>") -> Path:
+def save(path: Path, seed: int, token: str = "<new1>", vectors: int = 1) -> Path:
     layers = projections(TinyBackend().unet)
     torch.manual_seed(seed)
     entries = {key: torch.randn(layer.shape) for key, layer in layers.items()}
-    Delta(entries, {token: torch.randn(1, WIDTH)}, Provenance("crossattn-3x6", tokens={token: "cat"})).save(path)
+    Delta(entries, {token: torch.randn(vectors, WIDTH)}, Provenance("crossattn-3x6", tokens={token: "cat"})).save(path)
     return path
 
 
@@ -115,3 +116,62 @@ def test_weights_that_are_none(text: str) -> None:
 
 def test_prompts_are_parted_by_a_bar() -> None:
     assert parse_prompts("photo of a <new1> cat | <new1>|") == ["photo of a <new1> cat", "<new1>"]
+
+
+def test_a_merge_with_prompts_of_two_files_that_share_a_word_does_what_each_file_does(tmp_path: Path) -> None:
+    sources = [save(tmp_path / f"{seed}.delta.safetensors", seed, vectors=2) for seed in (1, 2)]
+    prompts = [["photo of a <new1> cat"], ["photo of a <new1> dog"]]
+    merged = tmp_path / "merged.delta.safetensors"
+    done = merge_files(sources, merged, TinyBackend, prompts, only_targets=True)
+    assert [(each.old, each.new) for each in done.renamed] == [("<new1>", "<new2>")]
+    assert max(done.off) < 0.01
+    # The same by hand: the second file's word renamed, and prompts that say so.
+    other, by_hand = tmp_path / "other.delta.safetensors", tmp_path / "by-hand.delta.safetensors"
+    rename_file(sources[1], "<new1>", "<new2>", other)
+    asked = [prompts[0], ["photo of a <new2> dog"]]
+    merge_files([sources[0], other], by_hand, TinyBackend, asked, only_targets=True)
+    for key, entry in Delta.load(by_hand).entries.items():
+        assert torch.equal(dense(entry), dense(Delta.load(merged).entries[key]))
+
+
+def test_what_a_merge_does_not_keep_is_told_of_each_concept(tmp_path: Path) -> None:
+    """With surroundings asked for as well, words are met approximately."""
+    sources = [save(tmp_path / f"{seed}.delta.safetensors", seed, vectors=2) for seed in (1, 2)]
+    merged = tmp_path / "merged.delta.safetensors"
+    done = merge_files(sources, merged, TinyBackend, [["photo of a <new1> cat"], ["photo of a <new1> dog"]])
+    prompt, own = "photo of a <new1> dog", Delta.load(sources[1])
+    vectors = {token: value.float() for token, value in own.embeddings.items()}
+    rows = TinyBackend().encode_captions([prompt], vectors).crossattn[0, 4:7]  # after the word's first vector
+    missed = asked = 0.0
+    for key, entry in Delta.load(merged).entries.items():
+        wanted = rows @ dense(own.entries[key]).T
+        missed += (rows @ dense(entry).T - wanted).square().sum().item()
+        asked += wanted.square().sum().item()
+    assert done.off[1] == pytest.approx((missed / asked) ** 0.5, rel=1e-3)
+
+
+def test_a_word_is_renamed_and_nothing_else(cat: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "renamed.delta.safetensors"
+    done = rename_file(cat, "<new1>", "<my-cat>", renamed)
+    before, after = Delta.load(cat), Delta.load(renamed)
+    assert done.words == list(after.embeddings) == ["<my-cat>"]
+    assert after.provenance.tokens == {"<my-cat>": "cat"}
+    assert torch.equal(after.embeddings["<my-cat>"], before.embeddings["<new1>"])
+    assert all(torch.equal(after.entries[key], entry) for key, entry in before.entries.items())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<new2>", "<cat>", "there is no word '<new2>' in it; it has <new1>"),
+        ("<new1>", "my cat", "tokens without spaces"),
+        ("<new1>", "<a>+<b>", "should be one word"),
+        ("<new1>", "<new1>", "it has a word <new1> already"),
+    ],
+)
+def test_a_word_that_is_not_there_or_a_name_that_is_none_is_refused(
+    cat: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        rename_file(cat, old, new, tmp_path / "renamed.delta.safetensors")
+    assert not (tmp_path / "renamed.delta.safetensors").exists()

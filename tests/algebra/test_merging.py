@@ -16,12 +16,13 @@ from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.text_features import (
     OWN_PROMPTS,
     concept_words,
+    count_tokens,
     read_captions,
     second_moment,
     second_moments,
     spoken_features,
 )  # fmt: skip
-from tiny import TinyBackend
+from tiny import WIDTH, TinyBackend
 
 D, OUT = 32, 20
 KEYS = [
@@ -337,3 +338,38 @@ def test_moments_weigh_captions_and_own_prompts_alike() -> None:
     own = 2 * moments.fitted - only_captions.fitted
     assert torch.allclose(own, own.T) and own.trace() > 100 * only_captions.fitted.trace()
     assert spoken_features(backend, ["a cat"], {}).shape == (3, width)
+
+
+def test_without_contexts_it_is_the_authors_merge_on_features_as_alike_as_real_ones() -> None:
+    """The delta of the paper's eq. 4, solved in float64 by inverses; text features are nearly dependent."""
+    turn = torch.linalg.qr(features(9, D))[0]
+    spread = torch.logspace(0, -3, D, dtype=torch.float64)[:, None] * turn  # deviations along D directions
+    deltas = [random_delta(1), random_delta(2)]
+    targets, regularization = [features(3, 2) @ spread, features(4, 2) @ spread], features(5, 2000) @ spread
+    found = merge(deltas, targets, regularization).delta
+    stacked = torch.cat(targets)
+    d = torch.linalg.solve(regularization.T @ regularization, stacked.T).T
+    for key in KEYS:
+        wanted = torch.cat([delta.entries[key].double() @ target.T for delta, target in zip(deltas, targets)], dim=1)
+        exact = wanted @ torch.linalg.inv(d @ stacked.T) @ d
+        assert (found.entries[key].dense().double() - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_prompts_say_the_words_as_each_file_has_them() -> None:
+    backend, deltas = TinyBackend(), [random_delta(1), random_delta(2)]
+    for delta, seed in zip(deltas, (5, 6)):  # of two vectors: TinyBackend has no start token to skip but a word's first
+        delta.embeddings["<new1>"] = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed))
+    words = bundle_words(deltas)
+    assert list(words.vectors) == ["<new1>", "<new2>"]
+    prompts = [["a <new1> cat"], ["a <new1> cat"]]
+    first, second = target_features(backend, deltas, words, prompts)
+    [alone] = target_features(backend, deltas[1:], bundle_words(deltas[1:]), prompts[1:])
+    assert torch.equal(second, alone)
+    assert not torch.equal(first[0], second[0])
+
+
+def test_a_word_counts_whatever_punctuation_touches_it() -> None:
+    vectors = {"<new1>": torch.zeros(2, WIDTH)}
+    assert count_tokens(TinyBackend(), "photo of a <new1>, red", vectors) == 3 + 2 + 1
+    assert count_tokens(TinyBackend(), "<new1>", vectors) == 2
+    assert count_tokens(TinyBackend(), "red cat", {}) == 2

@@ -100,6 +100,25 @@ def test_diffusers_and_peft_load_our_lora_and_draw_the_same(tmp_path: Path, word
     assert relative(ours, before) > 0.01
 
 
+@pytest.mark.parametrize("ranks", [(2, 8), (1, 3, 5), (64, 4)])
+def test_layers_of_different_ranks_act_in_peft_as_they_do_here(tmp_path: Path, ranks: tuple[int, ...]) -> None:
+    unet = small_unet()
+    delta = random_delta(unet, words=False)
+    torch.manual_seed(2)
+    for index, (key, entry) in enumerate(delta.entries.items()):
+        rank = ranks[index % len(ranks)]
+        delta.entries[key] = Factors(torch.randn(entry.shape[0], rank) / 8, torch.randn(rank, entry.shape[1]) / 8)
+    before = output(unet)
+    with Injection(unet, [(delta, 1.0)]):
+        ours = output(unet)
+    path = saved(tmp_path, formats.write(delta, "lora", Base.of(unet)))
+    again = formats.read(path).delta
+    small_pipeline(unet).load_lora_weights(str(tmp_path), weight_name=path.name)
+    assert relative(output(unet) - before, ours - before) < 2e-3  # the file is in float16
+    for key, entry in delta.entries.items():
+        assert relative(again.entries[key].dense(), entry.dense()) < 2e-3
+
+
 def test_what_peft_saves_is_read(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tiny import WIDTH, TinyUNet
 
 CONTEXT = 77
+ENTRIES = {"rare+entry": 3}  # of the vocabulary, which as text is read as three
 
 
 class TinyTextEncoder(nn.Module):
@@ -30,6 +31,20 @@ class TinyTextEncoder(nn.Module):
 
     def encode_embedding_init_text(self, init_text, nvpt):
         return torch.stack([_vector(piece) for piece in self.tokenize([init_text])[0][:nvpt]])
+
+    @property
+    def tokenizer(self):
+        return SimpleNamespace(get_vocab=lambda: ENTRIES)
+
+    @property
+    def wrapped(self):
+        """Where the host keeps the table of vectors, wrapped by its own lookup of embeddings."""
+        table = SimpleNamespace(
+            wrapped=SimpleNamespace(weight=torch.stack([_vector(n) for n in range(1 + max(ENTRIES.values()))]))
+        )
+        return SimpleNamespace(
+            transformer=SimpleNamespace(text_model=SimpleNamespace(embeddings=SimpleNamespace(token_embedding=table)))
+        )
 
     def forward(self, texts) -> Tensor:
         return torch.stack([self._encode(tokens) for tokens in self.tokenize(texts)])

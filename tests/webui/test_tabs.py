@@ -6,6 +6,8 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import torch
+from host import _vector
 from modules import sd_hijack
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
@@ -16,6 +18,7 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields
 from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
 from lib_custom_diffusion.webui import train_tab
+from lib_custom_diffusion.webui.host_backend import HostBackend
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from page import Part, fields, parts
@@ -59,6 +62,16 @@ def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_th
     assert set(settings) == set(declared)
     differing = {name for name, field in declared.items() if settings[name].value not in (field.default, None)}
     assert differing == {"preview_every"}  # a page shows previews; a program did not ask for them
+
+
+def test_a_word_starts_from_the_vocabulary_entry_of_that_name_or_from_the_texts_words(made, host, tmp_path):
+    create_embedding("entry", "rare+entry", 2, overwrite=False)
+    create_embedding("text", "red cat", 2, overwrite=False)
+    embeddings = sd_hijack.model_hijack.embedding_db.word_embeddings
+    assert torch.equal(embeddings["entry"].vec, _vector(3).expand(2, -1))
+    assert torch.equal(embeddings["text"].vec, host.cond_stage_model.encode_embedding_init_text("red cat", 2))
+    assert torch.equal(HostBackend().entry_vector("rare+entry"), _vector(3)[None])
+    assert HostBackend().entry_vector("red") is None
 
 
 def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, host, tmp_path):

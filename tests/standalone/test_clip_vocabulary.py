@@ -1,0 +1,84 @@
+"""New words on CLIP's own vocabulary, that of Stable Diffusion 1 and XL, of which the toy's is no likeness."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.text_features import count_tokens
+from lib_custom_diffusion.tokens import initial_vectors
+from tiny_pipeline import WIDTH, stable_diffusion_2
+
+MERGES = Path(__file__).parent / "clip" / "merges.txt.gz"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """CLIP's tokenizer: 256 bytes, the same as ends of words, an entry for each merge, start and end."""
+    merges = gzip.decompress(MERGES.read_bytes()).decode()
+    letters = list(bytes_to_unicode().values())
+    entries = [*letters, *(f"{letter}</w>" for letter in letters)]
+    entries += [merge.replace(" ", "") for merge in merges.splitlines()]
+    entries += ["<|startoftext|>", "<|endoftext|>"]
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "vocab.json").write_text(json.dumps({entry: number for number, entry in enumerate(entries)}))
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+@pytest.fixture(scope="module")
+def backend(tokenizer: CLIPTokenizer) -> DiffusersBackend:
+    pipeline = stable_diffusion_2()
+    torch.manual_seed(1)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    pipeline.tokenizer, pipeline.text_encoder = tokenizer, CLIPTextModel(config)
+    return DiffusersBackend(pipeline, "clip")
+
+
+def test_it_is_clips_vocabulary(tokenizer: CLIPTokenizer) -> None:
+    assert len(tokenizer) == 49408
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+@pytest.mark.parametrize(("initializer", "number"), [("ktn", 42170), ("pll", 47629), ("ucd", 44746)])
+def test_the_papers_initializers_are_the_entries_that_its_code_looks_up(
+    backend: DiffusersBackend, tokenizer: CLIPTokenizer, initializer: str, number: int
+) -> None:
+    [by_diffusers_script] = tokenizer.encode([initializer], add_special_tokens=False)
+    assert by_diffusers_script == number
+    assert number not in tokenizer(initializer, add_special_tokens=False).input_ids  # as text it is something else
+    table = backend.pipeline.text_encoder.get_input_embeddings().weight
+    [vectors] = initial_vectors(backend, ["<new1>"], [initializer], 1).values()
+    assert torch.equal(vectors, table[number][None])
+    assert torch.equal(initial_vectors(backend, ["<new1>"], [initializer], 2)["<new1>"], table[number].expand(2, -1))
+
+
+def test_what_is_no_entry_starts_from_the_words_of_its_text(
+    backend: DiffusersBackend, tokenizer: CLIPTokenizer
+) -> None:
+    table = backend.pipeline.text_encoder.get_input_embeddings().weight
+    assert torch.equal(initial_vectors(backend, ["<new1>"], ["cat</w>"], 1)["<new1>"], table[2368][None])
+    both = initial_vectors(backend, ["<new1>"], ["black cat"], 2)["<new1>"]
+    assert torch.equal(both, table[tokenizer("black cat", add_special_tokens=False).input_ids])
+
+
+def test_new_words_are_new_and_words_are_known(backend: DiffusersBackend) -> None:
+    assert backend.has_token("cat") and not backend.has_token("<new1>")
+    assert backend.entry_vector("no such entry") is None
+
+
+def test_a_captions_length_is_that_of_the_tokenizer(backend: DiffusersBackend, tokenizer: CLIPTokenizer) -> None:
+    vectors = {"<new1>": torch.zeros(1, WIDTH)}
+    assert count_tokens(backend, "photo of a <new1>, red", vectors) == 6
+    for caption in ("a cat, a dog", "ktn", "it's 5 o'clock!"):
+        assert count_tokens(backend, caption, {}) == len(tokenizer(caption).input_ids) - 2
