@@ -10,6 +10,7 @@ import gradio as gr
 
 from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
+from ..training.prior import PRIORS
 from .training_form import CLIP_MODES, MAX_CONCEPTS, PICTURE_SHAPES
 
 Fields = dict[str, Any]
@@ -94,9 +95,10 @@ def _concept(face: Face, number: int) -> Fields:
             info="A folder with 4 to 20 pictures of it, in different places and from different angles",
             elem_id=f"cd_pictures_{number}",
         )
+    with gr.Accordion(f"Advanced: concept {number}", open=False):
         fields["regularization"] = gr.Textbox(
             label=f"Regularization pictures of concept {number}",
-            info="A folder with some 200 pictures of other such things, so that they stay as they are; may be empty",
+            info="A folder with some 200 real pictures of other such things; the text prior seldom needs them",
             elem_id=f"cd_regularization_{number}",
         )
     return fields
@@ -122,8 +124,8 @@ def _settings(face: Face) -> Fields:
             info="Of a training of that name which was interrupted, broke off, or is to take more steps",
         )  # fmt: skip
     fields |= _amounts(face) | _rates(face) | _captions(face) | _intervals(face)
-    with gr.Accordion("More", open=False, elem_id="cd_more"):
-        fields |= _layers_and_captions(face) | _views(face) | _gradients(face) | _size(face)
+    with gr.Accordion("Advanced", open=False, elem_id="cd_more"):
+        fields |= _preservation(face) | _layers_and_captions(face) | _views(face) | _gradients(face) | _size(face)
     filled = sorted({name for values in face.presets.values() for name in values})
     preset.input(
         fn=lambda chosen: [face.presets[chosen].get(name, gr.update()) for name in filled],
@@ -184,10 +186,23 @@ def _captions(face: Face) -> Fields:
             label="Caption of the pictures", value=_first(face)["prompt"], elem_id="cd_prompt",
             info="What the pictures show; [name] stands for the word and its kind",
         )  # fmt: skip
+        fields["prior"] = gr.Dropdown(
+            label="Prior preservation", choices=list(PRIORS), value=PRIORS[0], elem_id="cd_prior",
+            info="text: other things of the kind, and all else, stay as they are; needs no pictures and little time",
+        )  # fmt: skip
+    return fields
+
+
+def _preservation(face: Face) -> Fields:
+    fields: Fields = {}
+    with face.row():
+        fields["text_prior_weight"] = gr.Number(
+            label="Weight of prior preservation by text", value=0.1, elem_id="cd_text_prior_weight",
+            info="Higher keeps more as it was, and the thing becomes less alike; 0.03 to 0.3 are usual",
+        )  # fmt: skip
         fields["prior_loss_weight"] = gr.Slider(
-            label="Weight of regularization", minimum=0.0, maximum=2.0, step=0.05, value=1.0,
-            info="How much other things should stay as they are; 0 leaves their pictures out",
-            elem_id="cd_prior_loss_weight",
+            label="Weight of regularization pictures", minimum=0.0, maximum=2.0, step=0.05, value=1.0,
+            info="Of the folders that a concept's Advanced has; 0 leaves them out", elem_id="cd_prior_loss_weight",
         )  # fmt: skip
     return fields
 

@@ -12,6 +12,7 @@ from ..data.concepts import Concept, PictureSettings
 from ..errors import UserError
 from ..tokens import file_name
 from ..training.loop import TrainingConfig
+from ..training.prior import PRIORS
 
 MAX_CONCEPTS = 4
 CLIP_MODES = ("norm", "value", "disabled")
@@ -80,6 +81,8 @@ class TrainingForm:
     snr_gamma:      γ of the loss's min-SNR weighting; 0 for none.
     resolution:     0 for the model's own.
     shape:          one of PICTURE_SHAPES.
+    prior, text_prior_weight: prior preservation in text space, see `prior.text_prior`; prior_loss_weight: of
+                    regularization pictures, which a concept may have besides.
     captions, prompt, template: see `captions.captioner`; [name] stands for the word with its class word.
     max_megabytes, rank: what the delta is compressed to; both 0 to leave it as it is.
     save_every, preview_every: steps between copies, and between previews; 0 for none on the way.
@@ -105,6 +108,8 @@ class TrainingForm:
     captions: str = "prompt"
     prompt: str = "photo of a [name]"
     template: str = "subject_filewords.txt"
+    prior: str = PRIORS[0]
+    text_prior_weight: float = 0.1
     prior_loss_weight: float = 1.0
     select: str = "crossattn_kv"
     gradient_checkpointing: bool = False
@@ -204,6 +209,8 @@ class TrainingForm:
             max_train_steps=self.steps,
             train_batch_size=self.batch_size,
             gradient_accumulation_steps=self.gradient_accumulation,
+            prior=self.prior,
+            text_prior_weight=self.text_prior_weight,
             prior_loss_weight=self.prior_loss_weight,
             max_grad_norm=self.clip_value if self.clip_mode == "norm" else None,
             max_grad_value=self.clip_value if self.clip_mode == "value" else None,
