@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
 
 import safetensors.torch
 from torch import Tensor
@@ -37,6 +40,54 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+class FolderLock:
+    """Within the block no other process gets the same folder. The system lets go of it when the process ends, however.
+
+    Raises UserError on entering if another process has it. A folder that is not there is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / ".lock"
+
+    def __enter__(self) -> FolderLock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder") from error
+        try:
+            _lock(self._file)
+        except OSError as error:
+            self._file.close()
+            raise UserError(
+                f"another training is writing into {self.folder}; wait for it, or choose another folder"
+            ) from error
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+            self._file.close()  # who had it before removed the file while it was being opened here
+            return self.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if sys.platform != "win32":  # which removes no open file
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _umask() -> int:

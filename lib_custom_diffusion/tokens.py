@@ -21,6 +21,9 @@ DEFAULT_INITIALIZERS = "ktn+pll+ucd"
 """Rare entries of CLIP's vocabulary that the paper's code starts new words from."""
 
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, with what is put before and after
+
+
 def split_tokens(text: str) -> list[str]:
     """The tokens of "<new1>+<new2>". Raises UserError for an empty, spaced or repeated one."""
     tokens = [token.strip() for token in text.split("+")]
@@ -81,11 +84,13 @@ def renamed_in(text: str, names: Mapping[str, str]) -> str:
 def file_name(token: str) -> str:
     """The token as a file name, with the characters the WebUI allows: letters, digits, "." "_" "-" and space.
 
-    Raises UserError if nothing is left of it.
+    Raises UserError if nothing is left of it, or too much for a file system.
     """
     name = "".join(character for character in token if character.isalnum() or character in "._- ").strip(" .")
     if not name:
         raise UserError(f"{token!r} has no letter or digit to name a file by")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UserError(f"{token[:20]!r}… is too long to name a file by; take fewer than {_LONGEST_NAME} letters")
     return name
 
 

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ..algebra.compression import Limit
 from ..algebra.files import compress_file, compressed_text
+from ..attention import projections
 from ..backend import Sampling
 from ..data import regularization
-from ..data.concepts import Concept, PictureSettings, encode_concept, load_concepts_list
+from ..data.concepts import Concept, PictureSettings, encode_concept, find_pictures, load_concepts_list
 from ..errors import UserError
 from ..storage import write_atomically
-from ..tokens import file_name, split_tokens
+from ..tokens import file_name, initial_vectors, split_tokens
 from ..training import checkpoints, parallel
 from ..training.loop import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
 from .compress import limit_of
@@ -52,13 +53,22 @@ def train(options: argparse.Namespace) -> int:
     limit = limit_of(options)
     name = options.name or "-".join(file_name(token) for token in config.modifier_tokens)
     output: Path = options.output_dir
+    file_name(name)
+    pictures = _picture_settings(options)
+    pictures.check()
+    for number, concept in enumerate(concepts, start=1):
+        find_pictures(concept.instance_data_dir)
+        if options.with_prior_preservation and not concept.class_prompt:
+            raise UserError(f"concept {number} needs a class_prompt for prior preservation, such as cat")
     resume = checkpoints.resolve_checkpoint(output, options.resume_from_checkpoint)
+    backend = load_model(options.model, _weight_dtype(config, device), device)
+    projections(backend.unet, config.freeze_model, config.train_blocks)
+    initial_vectors(backend, config.modifier_tokens, config.initializer_tokens, config.vectors_per_token)
     if parallel.rank() == 0:
         checkpoints.claim_folder(output, name, resume is not None, options.overwrite)
     parallel.wait_for_all()
-    backend = load_model(options.model, _weight_dtype(config, device), device)
     concepts = _with_regularization(options, concepts, backend)
-    result = run_training(backend, concepts, _picture_settings(options), config, output, name, resume)
+    result = run_training(backend, concepts, pictures, config, output, name, resume)
     if parallel.rank() == 0:
         compressed = _compressed(result, limit, backend) if limit is not None else ""
         _tell(result, concepts, options.model)
@@ -117,7 +127,7 @@ def run_training(
             picture.save(folder / f"step-{step:06d}-{index}.png")
 
     bar = tqdm(desc="training", total=config.max_train_steps, initial=trainer.step, unit="step", disable=not main)
-    with bar, _until_interrupt() as interrupted:
+    with bar, until_interrupt() as interrupted:
 
         def show(progress: Progress) -> None:
             bar.update(progress.step - bar.n)
@@ -144,21 +154,27 @@ def _advance(bar: tqdm) -> Callable[[int, int], None]:
 
 
 @contextmanager
-def _until_interrupt() -> Iterator[threading.Event]:
-    """Within the block, a first Ctrl-C only sets the event, so that the step is finished and saved."""
+def until_interrupt() -> Iterator[threading.Event]:
+    """Within the block, a first Ctrl-C only sets the event, so that the step is finished and saved.
+
+    So do a request to end, as of `docker stop` and Slurm, and a terminal that is closed.
+    """
     interrupted = threading.Event()
 
     def ask(_signal: int, _frame: object) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        tqdm.write("saving; press Ctrl-C again to stop at once")
+        with suppress(OSError):  # of a terminal that is gone
+            tqdm.write("saving; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    asking = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _join_processes() -> torch.device:
@@ -230,8 +246,6 @@ def _with_regularization(
         return [replace(concept, class_data_dir=None) for concept in concepts]
     prepared = []
     for number, concept in enumerate(concepts, start=1):
-        if not concept.class_prompt:
-            raise UserError(f"concept {number} needs a class_prompt for prior preservation, such as cat")
         made = options.output_dir / f"class_images-{number}"
         folder = concept.class_data_dir or made
         if options.real_prior:

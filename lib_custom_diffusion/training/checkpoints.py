@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ..delta import SUFFIX, Delta
 from ..errors import UserError
-from ..storage import safetensors_bytes, write_atomically
+from ..storage import FolderLock, safetensors_bytes, write_atomically
 from ..tokens import embedding_pt, file_name
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _STATE = "state.safetensors"
+_REPLACED = ".replaced-checkpoint-"
 FREE_TO_CHANGE = {
     "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt", "validation_steps",
     "num_validation_images", "report_to",
@@ -62,7 +63,10 @@ def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState, keep: int | None = None) -> Path:
-    """Write checkpoint-STEP with the delta, the embeddings and the state; then remove all but the newest `keep`."""
+    """Write checkpoint-STEP with the delta, the embeddings and the state; then remove all but this and `keep` - 1.
+
+    Those of later steps, which a run that went on from an earlier one has left behind, are removed first.
+    """
     final = folder / f"checkpoint-{state.step}"
     aside = folder / f".checkpoint-{state.step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
@@ -74,16 +78,33 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
         shutil.rmtree(aside, ignore_errors=True)
         raise
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(folder / f"{_REPLACED}{state.step}")
     aside.rename(final)
-    for old in _checkpoints(folder)[:-keep] if keep else []:
-        shutil.rmtree(old)
+    shutil.rmtree(folder / f"{_REPLACED}{state.step}", ignore_errors=True)
+    if keep is not None:
+        others = [path for path in _checkpoints(folder) if path != final]
+        others.sort(key=lambda path: (_step_of(path) < state.step, _step_of(path)))
+        for old in others[: len(others) - (keep - 1)]:
+            shutil.rmtree(old)
     return final
+
+
+def _clean_up(folder: Path) -> None:
+    """Put back, or away, what a run that was killed in the middle of a save has left."""
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        final = folder / f"checkpoint-{_step_of(replaced)}"
+        shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
+    for leftover in [*folder.glob(".checkpoint-*.tmp"), *folder.glob(".*.tmp")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
@@ -106,7 +127,8 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
 def claim_folder(folder: Path, name: str, resuming: bool, overwrite: bool) -> None:
     """Make sure that a training may write into `folder`; with `overwrite`, clear away the training that is there.
 
-    Raises UserError if the folder holds another training's files and neither `resuming` nor `overwrite` is set.
+    Raises UserError if the folder holds another training's files and neither `resuming` nor `overwrite` is set, and
+    if another training is writing into it right now.
     """
     ours = [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
     if ours and not (resuming or overwrite):
@@ -114,8 +136,8 @@ def claim_folder(folder: Path, name: str, resuming: bool, overwrite: bool) -> No
             f"{folder} holds a training already ({ours[-1].name}); continue it with --resume_from_checkpoint latest,"
             " replace it with --overwrite, or choose another --output_dir"
         )
-    for leftover in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(leftover)
+    with FolderLock(folder):
+        _clean_up(folder)
     if overwrite and not resuming:
         for path in ours:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

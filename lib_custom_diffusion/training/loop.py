@@ -6,6 +6,7 @@ without a new word) was computed once before the first.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,8 +24,9 @@ from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
 from ..errors import UserError
 from ..injection import TrainableDelta
+from ..storage import FolderLock
 from ..text_features import concept_words, read_captions
-from ..tokens import initial_vectors
+from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
 from .example_order import ExampleOrder
@@ -39,6 +41,8 @@ from .objective import (
 )
 from .prior import PRIORS, TextPrior, text_prior
 from .schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOG_EVERY = 10
@@ -92,9 +96,24 @@ class TrainingConfig:
     def check(self) -> None:
         """Raise UserError for a value that no training can have, or a file of captions that cannot be read."""
         for name in ("vectors_per_token", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
-                     "checkpointing_steps", "validation_steps", "num_validation_images"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+                     "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
+                     "num_validation_images"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be 1 or more, not {value}")
+        for name in ("snr_gamma", "adam_epsilon", "max_grad_norm", "max_grad_value", "learning_rate_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} must be above 0, not {value}")
+        for name in ("prior_loss_weight", "adam_weight_decay", "lr_warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be 0 or more and below 1, not {getattr(self, name)}")
+        self.schedules()
+        for token in self.modifier_tokens:
+            file_name(token)
         if self.prior not in PRIORS:
             raise UserError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
         if not 0 < self.text_prior_weight < math.inf:
@@ -105,6 +124,11 @@ class TrainingConfig:
             read_captions(Path(self.prior_captions))
         if self.mixed_precision not in PRECISIONS:
             raise UserError(f"unknown mixed_precision {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
+
+    def schedules(self) -> list[Schedule]:
+        """The learning rates of deltas and of vectors. Raises UserError as `Schedule.parse` does."""
+        shape = self.lr_scheduler, self.lr_warmup_steps, self.learning_rate_scale
+        return [Schedule.parse(rate, *shape) for rate in (self.learning_rate, self.embedding_learning_rate)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +205,7 @@ class Trainer:
             ).items()
         }
         self._check_captions()
-        rates = (config.lr_scheduler, config.lr_warmup_steps, config.learning_rate_scale)
-        self.schedules = [
-            Schedule.parse(config.learning_rate, *rates), Schedule.parse(config.embedding_learning_rate, *rates)
-        ]  # fmt: skip
+        self.schedules = config.schedules()
         self.state = None if resume is None else checkpoints.load_state(resume, asdict(config))
         self.step = self.state.step if self.state else 0
 
@@ -196,8 +217,18 @@ class Trainer:
     ) -> TrainingResult:
         """Train to the last step, or until `interrupted` says so, saving on the way.
 
-        Raises UserError when the loss is no longer a number: the last save stands, and the message says what to lower.
+        Raises UserError when the loss is no longer a number: the last save stands, and the message says what to lower;
+        and when another process trains into the same folder.
         """
+        with FolderLock(self.output_dir) if parallel.rank() == 0 else nullcontext():
+            return self._run(on_progress, on_pictures, interrupted)
+
+    def _run(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_pictures: Callable[[int, list[Image.Image]], None],
+        interrupted: Callable[[], bool],
+    ) -> TrainingResult:
         config, total = self.config, self.config.max_train_steps
         main = parallel.rank() == 0
         tensorboard = config.report_to == "tensorboard"
@@ -229,7 +260,12 @@ class Trainer:
                     pictures = self._validation_pictures()
                     if log is not None:
                         log.add_pictures(self.step, pictures)
-                    on_pictures(self.step, pictures)
+                    try:
+                        on_pictures(self.step, pictures)
+                    except (OSError, UserError) as error:
+                        logger.warning(
+                            "the pictures of step %d are not kept: %s. The training goes on", self.step, error
+                        )
                 if save or validate:
                     parallel.wait_for_all()
             delta = self.learned()

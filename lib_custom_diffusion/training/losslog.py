@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..storage import write_atomically
+
+logger = logging.getLogger(__name__)
 
 NUMBERS = ("loss", "instance_loss", "prior_loss", "text_prior_loss", "learning_rate", "embedding_learning_rate")
 """What is known of a step."""
@@ -43,57 +49,89 @@ LOSS_CSV = LossTable()
 class LossLog:
     """Appends rows to the CSV file in a folder, and brings the same numbers and validation pictures to TensorBoard.
 
-    Rows after `resume_step` are those of a run that was cut off and are dropped.
+    Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
+    A disk that is full costs the log, not the training: what cannot be written is told once, and then left out.
     """
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool, table: LossTable) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._table = table
-        self._file = _continued(folder / table.name, table.columns, resume_step) if table.every else None
-        self._writer = _summary_writer(folder / "logs", resume_step) if tensorboard else None
+        self._file: TextIO | None = None
+        self._writer: Any = None
+        make_writer = _summary_writer() if tensorboard else None
+        with self._sparing_the_training():
+            folder.mkdir(parents=True, exist_ok=True)
+            if table.every:
+                self._file = _continued(folder / table.name, table.columns, resume_step)
+            if make_writer is not None:
+                self._writer = make_writer(str(folder / "logs"), purge_step=resume_step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """One step's NUMBERS."""
-        if self._file is not None and step % self._table.every == 0:
-            csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
-        if self._writer is not None:
-            for name, value in numbers.items():
-                self._writer.add_scalar(name, value, step)
+        with self._sparing_the_training():
+            if self._file is not None and step % self._table.every == 0:
+                csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
+            if self._writer is not None:
+                for name, value in numbers.items():
+                    self._writer.add_scalar(name, value, step)
 
     def add_pictures(self, step: int, pictures: list[Image.Image]) -> None:
         """Validation pictures, which go to TensorBoard alone."""
-        if self._writer is not None:
-            self._writer.add_images("validation", np.stack([np.asarray(p) for p in pictures]), step, dataformats="NHWC")
+        with self._sparing_the_training():
+            if self._writer is not None:
+                stacked = np.stack([np.asarray(picture) for picture in pictures])
+                self._writer.add_images("validation", stacked, step, dataformats="NHWC")
 
     def flush(self) -> None:
         """Bring what was added to the disk."""
-        if self._file is not None:
-            self._file.flush()
-        if self._writer is not None:
-            self._writer.flush()
+        with self._sparing_the_training():
+            if self._file is not None:
+                self._file.flush()
+            if self._writer is not None:
+                self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        with self._sparing_the_training():
+            if self._file is not None:
+                self._file.close()
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _sparing_the_training(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError) as error:
+            self._file = self._writer = None
+            logger.warning("the losses are no longer written down: %s. The training goes on", error)
 
 
 def _continued(path: Path, columns: Sequence[str], resume_step: int) -> TextIO:
-    """The file opened for rows after a step, those before kept."""
-    kept = []
+    """The file opened for rows after a step, those before kept; torn rows and what else is no row are dropped."""
+    kept: list[list[str]] = []
     if resume_step and path.is_file():
-        with path.open(newline="") as file:
-            kept = [row for row in list(csv.reader(file))[1:] if row and int(row[0]) <= resume_step]
-    opened = path.open("w", newline="")
-    csv.writer(opened).writerows([columns, *kept])
-    return opened
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.reader(line.replace("\0", "") for line in file))
+        header = rows[0] if rows else []
+        kept = [_in_columns(dict(zip(header, row)), columns) for row in rows[1:] if _is_row(row, header, resume_step)]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *kept])
+    write_atomically(path, text.getvalue().encode())
+    return path.open("a", newline="", encoding="utf-8")
 
 
-def _summary_writer(folder: Path, resume_step: int) -> Any:
+def _is_row(row: Sequence[str], header: Sequence[str], resume_step: int) -> bool:
+    return len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= resume_step
+
+
+def _in_columns(row: Mapping[str, str], columns: Sequence[str]) -> list[str]:
+    return [row.get(column, "") for column in columns]
+
+
+def _summary_writer() -> Callable[..., Any]:
+    """TensorBoard's writer. Raises UserError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard is not installed; pip install tensorboard, or use --report_to none") from error
-    return SummaryWriter(str(folder), purge_step=resume_step + 1)
+    return SummaryWriter

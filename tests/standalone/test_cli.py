@@ -1,6 +1,7 @@
 """The commands as a person gives them: what they leave behind, and one line for every mistake."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from lib_custom_diffusion.algebra.compression import Limit, compress, functional
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.standalone.train import until_interrupt
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "photo of a <new1> cat"
@@ -106,6 +108,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_pat
     assert process.returncode == 130
     assert "--resume_from_checkpoint latest" in output
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_request_to_end_and_a_closed_terminal_save_as_ctrl_c_does(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with until_interrupt() as interrupted:
+        assert not interrupted.is_set()
+        os.kill(os.getpid(), number)
+        assert interrupted.is_set()
+    assert signal.getsignal(number) is before
 
 
 def test_pictures_in_buckets_and_a_small_file(
@@ -328,3 +341,32 @@ def test_models_that_cannot_be_used(
 def test_prompt_tag_with_a_bad_weight(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--model", str(model), "--prompt", "a <delta:new1:much>"]) == 2
     assert "is no number" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["--model", "nowhere"],
+        ["--learning_rate", "fast"],
+        ["--instance_data_dir", "nowhere"],
+        ["--modifier_token", "***"],
+        ["--name", "x" * 300],
+        ["--train_blocks", "sideways"],
+        ["--checkpoints_total_limit", "0"],
+        ["--with_prior_preservation", "--class_prompt", ""],
+        ["--initializer_token", " "],
+        ["--prior_captions", "nowhere.txt"],
+        ["--resolution", "63"],
+    ],
+    ids=lambda mistake: mistake[0],
+)
+def test_a_mistake_beside_overwrite_loses_nothing(
+    mistake: list[str], model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    (output / "checkpoint-9").mkdir(parents=True)
+    (output / "new1.delta.safetensors").write_bytes(b"of weeks")
+    assert train(model, pictures, output, "--overwrite", *mistake) == 2
+    assert error(capsys)
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-9", "new1.delta.safetensors"]
+    assert (output / "new1.delta.safetensors").read_bytes() == b"of weeks"

@@ -1,5 +1,7 @@
 """The output folder: which checkpoint is resumed from, and what may be overwritten."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.training import checkpoints
-from lib_custom_diffusion.training.checkpoints import TrainingState
+from lib_custom_diffusion.training.checkpoints import TrainingState, claim_folder, save_checkpoint
 
 SETTINGS = {"seed": 1, "train_blocks": ("mid",), "max_train_steps": 10}
 
@@ -62,3 +64,42 @@ def test_folder_with_other_things_may_be_used_and_they_stay(tmp_path: Path) -> N
     (tmp_path / ".checkpoint-3.tmp").mkdir()
     checkpoints.claim_folder(tmp_path, "cat", resuming=False, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
+def test_a_limit_never_removes_the_save_that_was_just_made(tmp_path: Path) -> None:
+    """Saves of later steps are those of a run that is gone: they go first."""
+    for step in (10, 50):
+        save_checkpoint(tmp_path, "x", Delta({}), TrainingState(step, {}, {}, {}))
+    save_checkpoint(tmp_path, "x", Delta({}), TrainingState(20, {}, {}, {}), keep=1)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-20"]
+    save_checkpoint(tmp_path, "x", Delta({}), TrainingState(30, {}, {}, {}), keep=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+
+
+def test_what_a_killed_run_has_left_is_cleared_away_and_a_save_it_was_replacing_comes_back(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "x", Delta({}), TrainingState(10, {}, {}, {}))
+    (tmp_path / "checkpoint-10").rename(tmp_path / ".replaced-checkpoint-10")
+    (tmp_path / ".checkpoint-10.tmp").mkdir()
+    (tmp_path / ".x.delta.safetensors.abc.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_bytes(b"kept")
+    claim_folder(tmp_path, "x", resuming=True, overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "mine.tmp"]
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from lib_custom_diffusion.storage import FolderLock\n"
+        "with FolderLock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another training is writing into"):
+            claim_folder(tmp_path, "x", resuming=False, overwrite=True)
+    finally:
+        holder.kill()
+        holder.wait()
+    claim_folder(tmp_path, "x", resuming=False, overwrite=True)  # whoever is killed lets go
+    assert list(tmp_path.iterdir()) == []

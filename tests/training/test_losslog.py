@@ -1,0 +1,77 @@
+"""The record of a training outlives kills, torn rows and full disks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lib_custom_diffusion.training.losslog import LOSS_CSV, NUMBERS, LossLog
+
+
+def numbers(value: float) -> dict[str, float]:
+    return dict.fromkeys(NUMBERS, value)
+
+
+def logged(folder: Path, resume_step: int, steps: range) -> list[str]:
+    log = LossLog(folder, resume_step, False, LOSS_CSV)
+    for step in steps:
+        log.add(step, numbers(step))
+    log.close()
+    return (folder / "loss.csv").read_text().splitlines()
+
+
+def test_a_resumed_run_keeps_the_rows_before_and_drops_those_after(tmp_path: Path) -> None:
+    whole = logged(tmp_path / "whole", 0, range(1, 11))
+    logged(tmp_path / "cut", 0, range(1, 8))
+    assert logged(tmp_path / "cut", 5, range(6, 11)) == whole
+
+
+@pytest.mark.parametrize("torn", ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1"])
+def test_torn_and_foreign_rows_are_dropped(tmp_path: Path, torn: str) -> None:
+    lines = logged(tmp_path, 0, range(1, 3))
+    (tmp_path / "loss.csv").write_text("\n".join([*lines, torn]))
+    assert logged(tmp_path, 5, range(6, 7)) == [*lines, "6,6,6,6,6,6,6"]
+
+
+def test_rows_of_a_table_with_other_columns_keep_what_both_have(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text("step,loss,learning_rate\n1,0.5,1e-4\n")
+    assert logged(tmp_path, 1, range(2, 2)) == [",".join(["step", *NUMBERS]), "1,0.5,,,,1e-4,"]
+
+
+def test_an_empty_file_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text("")
+    assert logged(tmp_path, 3, range(4, 5))[1:] == ["4,4,4,4,4,4,4"]
+
+
+def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it begins, a resumed run has lost nothing."""
+    lines = logged(tmp_path, 0, range(1, 4))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        LossLog(tmp_path, 3, False, LOSS_CSV)
+    assert (tmp_path / "loss.csv").read_text().splitlines() == lines
+
+
+class FullDisk:
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    close = flush
+
+
+def test_a_full_disk_costs_the_log_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = LossLog(tmp_path, 0, False, LOSS_CSV)
+    log._file = FullDisk()  # type: ignore[assignment]
+    for step in (1, 2, 3):
+        log.add(step, numbers(1.0))
+        log.flush()
+    log.close()
+    assert caplog.text.count("No space left on device") == 1
