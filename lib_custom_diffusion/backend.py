@@ -128,6 +128,15 @@ class Backend(Protocol):
         """Recompute activations in the backward pass instead of keeping them, or keep them again."""
         ...
 
+    def autoencoder_aside(self, on: bool) -> None:
+        """Keep the VAE in the computer's memory, out of the accelerator's, or bring it back.
+
+        No training step needs it. While it is aside, `encode_pictures` and `generate` may not be called. On the CPU
+        nothing happens, as the two memories are one; a host may leave the choice to its user. The text encoder is
+        never set aside: captions with a new word are encoded anew in each step.
+        """
+        ...
+
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
     ) -> list[Image.Image]:

@@ -99,6 +99,9 @@ class DiffusersBackend:
         else:
             self.pipeline.unet.disable_gradient_checkpointing()
 
+    def autoencoder_aside(self, on: bool) -> None:
+        self.pipeline.vae.to("cpu" if on else self.device)
+
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]

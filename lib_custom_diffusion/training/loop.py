@@ -239,6 +239,7 @@ class Trainer:
             self.backend.gradient_checkpointing(config.gradient_checkpointing)
             self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
             self._restore()
+            self.backend.autoencoder_aside(True)
             captions = {example.caption for concept in self.examples for example in concept.prior}
             self.fixed_conditioning = self._encode_fixed(sorted(captions))
             pending: list[Tensor] = []
@@ -274,6 +275,7 @@ class Trainer:
         finally:
             self.delta.remove()
             self.backend.gradient_checkpointing(False)
+            self.backend.autoencoder_aside(False)
             if log is not None:
                 log.close()
 
@@ -430,8 +432,11 @@ class Trainer:
         count = self.config.num_validation_images
         prompts = [self.config.validation_prompt or ""] * count
         seeds = [self.config.seed + index for index in range(count)]
+        self.backend.autoencoder_aside(False)
         with torch.no_grad():
-            return self.backend.generate(prompts, seeds, Sampling(), self.vectors)
+            pictures = self.backend.generate(prompts, seeds, Sampling(), self.vectors)
+        self.backend.autoencoder_aside(True)
+        return pictures
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by a name for the state file, in the optimizer's order."""

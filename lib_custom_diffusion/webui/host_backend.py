@@ -107,6 +107,14 @@ class HostBackend:
         else:
             sd_hijack_checkpoint.remove()
 
+    def autoencoder_aside(self, on: bool) -> None:
+        """Only if "Move VAE and CLIP to RAM when training" is on in the host's settings."""
+        if on and not shared.opts.unload_models_when_training:
+            return
+        if on:
+            shared.parallel_processing_allowed = False  # as `ready_for_training` found it, it gives it back
+        self.model.first_stage_model.to(devices.cpu if on else self.device)
+
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]

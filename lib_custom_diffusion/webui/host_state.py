@@ -54,17 +54,3 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
         model.first_stage_model.to(devices.device)
         sd_hijack.model_hijack.apply_optimizations()
         switch_networks_off()
-
-
-@contextmanager
-def autoencoder_aside(model: nn.Module) -> Iterator[None]:
-    """Within the block the VAE is in RAM, if "Move VAE and CLIP to RAM when training" is on."""
-    if not shared.opts.unload_models_when_training:
-        yield
-        return
-    shared.parallel_processing_allowed = False
-    model.first_stage_model.to(devices.cpu)
-    try:
-        yield
-    finally:
-        model.first_stage_model.to(devices.device)

@@ -22,7 +22,7 @@ from ..ui.training_job import Plan, TrainingJob, training_folder
 from ..ui.training_job import estimate as estimate_time
 from ..ui.training_page import Outcome
 from .host_backend import HostBackend
-from .host_state import autoencoder_aside, ready_for_training, refuse_untrainable, switch_networks_off
+from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .library import library
 from .training_form import host_config, host_loss_table, host_picture_settings
 
@@ -48,8 +48,7 @@ def train(form: TrainingForm, log_directory: str = LOG_DIRECTORY, preview: Sampl
     with ready_for_training(backend.model):
         job = TrainingJob(plan, backend, HostScreen())
         _write_settings(plan, backend, sum(len(concept.instance) for concept in job.examples))
-        with autoencoder_aside(backend.model):
-            result = job.run()
+        result = job.run()
         note = job.write_delta(result, target)
     timing = job.timing()
     if timing is not None:

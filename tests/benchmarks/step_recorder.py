@@ -4,8 +4,9 @@
 
 Measured is from the end of optimizer step FIRST to the end of step LAST, so neither start-up nor saving counts. Phases
 are calls into what any training on diffusers' models makes, told apart by wrapping those functions, which costs
-microseconds a step. On a GPU a phase is the time to launch its work, unless CUDA_LAUNCH_BLOCKING=1 is set; the steps'
-times are right in any case, as the GPU is waited for at both ends.
+microseconds a step. Processor time is this process's; what its data-loading processes use comes on top. On a GPU a
+phase is the time to launch its work, unless CUDA_LAUNCH_BLOCKING=1 is set; the steps' times are right in any case, as
+the GPU is waited for at both ends.
 """
 
 from __future__ import annotations
@@ -72,16 +73,18 @@ class Recorder:
             torch.cuda.synchronize()
         if self.step == self.first:
             self.seconds.clear()
-            self.started = time.perf_counter()
+            self.started, self.processor_started = time.perf_counter(), time.process_time()
         elif self.step == self.last:
-            self._write(time.perf_counter() - self.started)
+            processor = time.process_time() - self.processor_started
+            self._write(time.perf_counter() - self.started, processor)
 
-    def _write(self, elapsed: float) -> None:
+    def _write(self, elapsed: float, processor: float) -> None:
         steps = self.last - self.first
         phases = {name: 1000 * seconds / steps for name, seconds in self.seconds.items()}
         phases["other"] = 1000 * elapsed / steps - sum(phases.values())
         record = {
             "steps_per_second": steps / elapsed,
+            "processor_seconds_per_step": processor / steps,
             "seconds_before_measuring": self.started - self.created,
             "milliseconds_per_step": phases,
             "peak_memory_mb": peak_memory_mb(),

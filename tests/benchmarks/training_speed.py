@@ -3,9 +3,14 @@
     python tests/benchmarks/training_speed.py --diffusers_script PATH/train_custom_diffusion.py
         [--diffusers_python PYTHON]   the interpreter of an environment in which the script runs; this one if not given
 
-The script (examples/custom_diffusion in diffusers' repository) runs as it is, under the same flags as ours: 2 pictures
-of the concept and 2 regularization pictures a step, all made beforehand. The two take turns in one run, and the ratios
-are those of neighbours, so a machine that slows down meanwhile slows both. See step_recorder.py for what is measured.
+The script (examples/custom_diffusion in diffusers' repository) runs as it is, under the same flags as ours with
+pictures: as many regularization pictures a step as pictures of the concept (2 of each, if not told otherwise), all made
+beforehand. Ours with the text prior needs none. The three take turns in one run, and the ratios are those of
+neighbours, so a machine that slows down meanwhile slows all. Ratios are of processor time, which other work on the
+machine changes least, and on a GPU of the time that passes. See step_recorder.py for what is measured.
+
+`--model sd1` is a model of Stable Diffusion 1's size, with random weights, made for the run (4 GB of disk, 10 of
+memory): `--model sd1 --train_batch_size 1 --warmup 1 --steps 3 --rounds 2`.
 """
 
 from __future__ import annotations
@@ -27,7 +32,9 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = Path(__file__).with_name("step_recorder.py")
-OURS, THEIRS = "Custom Diffusion", "diffusers' script"
+TEXT, PICTURES, THEIRS = "ours, text prior", "ours, pictures", "diffusers' script, pictures"
+OURS = [sys.executable, str(RECORDER), "RECORD", "-m", "lib_custom_diffusion", "train"]
+WITH_PICTURES = ["--with_prior_preservation"]
 INSTANCES, CLASSES = 5, 40
 
 
@@ -35,21 +42,28 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = exported_toy(work / "model") if options.model == "toy" else Path(options.model).resolve()
+        model = model_folder(options.model, work / "model")
         draw_pictures(work / "instance", INSTANCES, options.resolution)
         draw_pictures(work / "class", CLASSES, options.resolution)
         programs = {
-            OURS: [sys.executable, str(RECORDER), "RECORD", "-m", "lib_custom_diffusion", "train"],
-            THEIRS: [options.diffusers_python, str(RECORDER), "RECORD", str(options.diffusers_script.resolve())],
+            TEXT: [*OURS, "--prior", "text"],
+            PICTURES: [*OURS, "--prior", "none", *WITH_PICTURES],
+            THEIRS: [
+                options.diffusers_python,
+                str(RECORDER),
+                "RECORD",
+                str(options.diffusers_script.resolve()),
+                *WITH_PICTURES,
+            ],
         }
         records: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
         for number in range(options.rounds):
             turn = list(programs) if number % 2 == 0 else list(reversed(programs))
             for name in turn:
-                output = work / f"{number}-{name[:6]}"
+                output = work / f"{number}-{list(programs).index(name)}"
                 record = run(programs[name], training_flags(options, model, work, output), output, options)
                 records[name].append(record)
-                print(f"round {number + 1}: {name:18s} {record['steps_per_second']:7.3f} steps/s", flush=True)
+                print(f"round {number + 1}: {name:28s} {record['steps_per_second']:7.3f} steps/s", flush=True)
     print(report(records, options))
     if options.output:
         options.output.write_text(json.dumps(records, indent=2) + "\n")
@@ -59,8 +73,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusers_script", type=Path, required=True, help="path of train_custom_diffusion.py")
     parser.add_argument("--diffusers_python", default=sys.executable, help="interpreter to run it with")
-    parser.add_argument("--model", default="toy", help="toy, or a folder in diffusers' layout")
+    parser.add_argument("--model", default="toy", help="toy, sd1, or a folder in diffusers' layout")
     parser.add_argument("--resolution", type=int, default=128, help="of the pictures; 128 for the toy")
+    parser.add_argument("--train_batch_size", type=int, default=2, help="pictures of the concept a step")
     parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
     parser.add_argument("--freeze_model", choices=("crossattn_kv", "crossattn"), default="crossattn_kv")
     parser.add_argument("--warmup", type=int, default=20, help="steps before measuring starts")
@@ -70,12 +85,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def exported_toy(folder: Path) -> Path:
+def model_folder(name: str, made: Path) -> Path:
+    """The model in diffusers' layout, written to `made` if it is none yet."""
     sys.path.insert(0, str(ROOT))
-    from lib_custom_diffusion.standalone import toy
+    if name == "toy":
+        from lib_custom_diffusion.standalone import toy
 
-    toy.load().save_pretrained(folder)
-    return folder
+        toy.load().save_pretrained(made)
+    elif name == "sd1":
+        from full_size import stable_diffusion_1
+
+        stable_diffusion_1().save_pretrained(made)
+    else:
+        return Path(name).resolve()
+    return made
 
 
 def draw_pictures(folder: Path, count: int, side: int) -> None:
@@ -103,7 +126,7 @@ def training_flags(options: argparse.Namespace, model: Path, work: Path, output:
         "modifier_token": "<new1>",
         "initializer_token": "ktn",
         "resolution": options.resolution,
-        "train_batch_size": 2,
+        "train_batch_size": options.train_batch_size,
         "max_train_steps": last + 1,  # what happens after the last step measured is not in it
         "checkpointing_steps": last + 1,
         "learning_rate": 1e-5,
@@ -114,7 +137,7 @@ def training_flags(options: argparse.Namespace, model: Path, work: Path, output:
         "output_dir": output,
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return [*words, "--with_prior_preservation", "--hflip"]
+    return [*words, "--hflip"]
 
 
 def run(program: Sequence[str], flags: Sequence[str], output: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -134,19 +157,20 @@ def run(program: Sequence[str], flags: Sequence[str], output: Path, options: arg
 
 def report(records: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> str:
     """The tables, in Markdown."""
-    ours = records[OURS]
-    ratios = [a["steps_per_second"] / b["steps_per_second"] for a, b in zip(ours, records[THEIRS], strict=True)]
+    ours = records[TEXT]
     phases = list(dict.fromkeys(phase for runs in records.values() for phase in runs[0]["milliseconds_per_step"]))
     phases.sort(key=lambda phase: phase == "other")
+    batch = options.train_batch_size
     lines = [
         "",
-        f"{options.model}, {options.resolution} pixels, batch 2 + 2, precision {options.mixed_precision},"
-        f" {options.freeze_model}, {options.steps} steps × {options.rounds};"
-        f" {ours[0]['device']}, {ours[0]['threads']} threads, {platform.machine()}, torch"
+        f"{options.model}, {options.resolution} pixels, batch {batch}, with pictures {batch} + {batch}, precision"
+        f" {options.mixed_precision}, {options.freeze_model}, {options.steps} steps × {options.rounds};"
+        f" {ours[0]['device']}, {ours[0]['threads']} threads, {machine()}, torch"
         f" {ours[0]['torch']} and {records[THEIRS][0]['torch']}",
         "",
-        f"| min / median / max | {OURS} | {THEIRS} |",
-        "| --- | --- | --- |",
+        f"| min / median / max | {' | '.join(records)} |",
+        f"| --- |{' --- |' * len(records)}",
+        row("processor s/step", records, lambda record: record["processor_seconds_per_step"], "7.3f"),
         row("steps/s", records, lambda record: record["steps_per_second"], "7.3f"),
         row("peak memory, MB", records, lambda record: record["peak_memory_mb"], "6.0f"),
         row("s from imports to step " + str(options.warmup), records, lambda r: r["seconds_before_measuring"], "5.1f"),
@@ -155,9 +179,35 @@ def report(records: dict[str, list[dict[str, Any]]], options: argparse.Namespace
             for phase in phases
         ),
         "",
-        f"{OURS} makes {spread(ratios, '.2f')} × the steps/s of {THEIRS} (min / median / max).",
+        *(compared(name, records) for name in (TEXT, PICTURES)),
     ]
     return "\n".join(lines)
+
+
+def compared(name: str, records: dict[str, list[dict[str, Any]]]) -> str:
+    on_gpu = records[THEIRS][0]["device"] == "cuda"
+    measure = "time" if on_gpu else "processor time"
+
+    def seconds(record: dict[str, Any]) -> float:
+        return 1 / record["steps_per_second"] if on_gpu else record["processor_seconds_per_step"]
+
+    pairs = list(zip(records[name], records[THEIRS], strict=True))
+    faster = spread([seconds(theirs) / seconds(ours) for ours, theirs in pairs], ".2f")
+    memory = spread([ours["peak_memory_mb"] / theirs["peak_memory_mb"] for ours, theirs in pairs], ".2f")
+    return f"{name}: {faster} × faster than {THEIRS} by {measure} a step, in {memory} of its memory."
+
+
+def machine() -> str:
+    """The processor's name, and whether it multiplies matrices of bfloat16 by itself (AMX)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    told = {name.strip(): value.strip() for name, value in told.items()}
+    amx = "with" if "amx_bf16" in told.get("flags", "") else "without"
+    model = "family {cpu family} model {model}".format(**told) if "cpu family" in told else ""
+    return f"{told.get('model name', platform.machine())} ({model}), {amx} AMX"
 
 
 def row(title: str, records: dict[str, list[dict[str, Any]]], value: Any, form: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.injection import TrainableDelta
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from tiny_pipeline import WIDTH, stable_diffusion_2
 
@@ -105,8 +106,6 @@ def test_picture_size_must_be_a_multiple_of_eight(backend: DiffusersBackend) -> 
 
 
 def test_gradient_checkpointing_changes_no_gradient(backend: DiffusersBackend) -> None:
-    from lib_custom_diffusion.injection import TrainableDelta
-
     def gradients(on: bool) -> list[torch.Tensor]:
         backend.gradient_checkpointing(on)
         delta = TrainableDelta(projections(backend.unet), backend.device)
@@ -119,3 +118,12 @@ def test_gradient_checkpointing_changes_no_gradient(backend: DiffusersBackend) -
 
     for kept, recomputed in zip(gradients(False), gradients(True), strict=True):
         assert torch.allclose(kept, recomputed, atol=1e-6)
+
+
+def test_the_autoencoder_aside_frees_the_accelerators_memory_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, moved = DiffusersBackend(stable_diffusion_2(), "tiny"), []
+    monkeypatch.setattr(backend.pipeline.vae, "to", moved.append)
+    backend._weight = torch.empty(0, device="meta")  # stands in for a GPU
+    backend.autoencoder_aside(True)
+    backend.autoencoder_aside(False)
+    assert moved == ["cpu", torch.device("meta")]

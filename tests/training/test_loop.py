@@ -403,3 +403,11 @@ def test_two_trainings_into_one_folder_are_refused(tmp_path: Path) -> None:
 
     trainer(tmp_path, max_train_steps=1).run(other)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_the_autoencoder_is_aside_while_training_but_not_for_previews_nor_after(tmp_path: Path) -> None:
+    backend, aside = TinyBackend(), []
+    training = trainer(tmp_path, backend=backend, validation_prompt="<new1>", validation_steps=10)
+    training.run(lambda progress: aside.append(backend.aside))  # drawing while it is aside fails
+    assert aside == [True] * 20
+    assert backend.aside is False

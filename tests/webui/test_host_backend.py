@@ -131,3 +131,17 @@ def test_models_that_cannot_be_trained_are_refused(host, monkeypatch, flag, said
         setattr(host, flag, True)
     with pytest.raises(UserError, match=said):
         HostBackend()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_autoencoder_goes_to_ram_only_where_the_host_is_set_so(host, monkeypatch, asked):
+    monkeypatch.setattr(shared.opts, "unload_models_when_training", asked)
+    monkeypatch.setattr(shared, "parallel_processing_allowed", True)
+    moved = []
+    monkeypatch.setattr(host.first_stage_model, "to", moved.append)
+    backend = HostBackend()
+    backend.device = torch.device("meta")
+    backend.autoencoder_aside(True)
+    backend.autoencoder_aside(False)
+    assert moved == ([torch.device("cpu"), torch.device("meta")] if asked else [torch.device("meta")])
+    assert shared.parallel_processing_allowed is not asked
