@@ -6,9 +6,13 @@ import argparse
 import ipaddress
 import os
 import re
+import secrets
 import socket
 import sys
-from urllib.parse import urlsplit
+import tempfile
+from http.cookies import SimpleCookie
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -26,9 +30,13 @@ from .page import build
 
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data: blob:; connect-src 'self' ws: wss:; font-src 'self' data:"
+    " img-src 'self' data: blob:; connect-src 'self' ws://{host}; font-src 'self' data:; object-src 'none';"
+    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""What browsers may load for the page: what it serves itself."""
+"""What browsers may load for the page, what it serves itself, and who may show it in a frame: nobody."""
+_SHOWN = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Files that are served as what they are; a browser saves all others and runs none."""
+_COOKIE = "custom-diffusion-token"
 _REMOTE = re.compile(r"<(?:link|script)\b[^>]*\"https://[^>]*>(?:\s*</script>)?")
 _WAITING = 8  # handlers at once: jobs take turns by their lock, and those that wait must not hold up the rest
 _SECONDS_TO_END = 3
@@ -39,29 +47,32 @@ def ui(options: argparse.Namespace) -> int:
     address = options.listen or "127.0.0.1"
     if not _is_loopback(address):
         print(
-            f"WARNING: whoever can reach {address} can train, draw, and read and write files here as you: there is no"
-            " password. Do this only in a network that you trust.",
+            f"WARNING: whoever reaches {address} with the token below can train, draw, and read and write files here as"
+            " you. What is sent is not encrypted: do this only in a network that you trust.",
             flush=True,
         )
     options.deltas_dir.mkdir(parents=True, exist_ok=True)
     models = Models()
     models.get(options.model)  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
-        app = application(build(models, options.model, options.deltas_dir), address)
+        token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
+        app = application(build(models, options.model, options.deltas_dir), address, token)
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
-        print(f"Custom Diffusion is at http://{named}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
+        print(f"Custom Diffusion is at {visit} (Ctrl-C ends it)", flush=True)
         # Gradio keeps waiting for a page that was closed while a job ran.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
-def application(page: gr.Blocks, address: str) -> ASGIApp:
-    """The page as a web application for an address, which answers its own page alone."""
+def application(page: gr.Blocks, address: str, token: str = "") -> ASGIApp:
+    """The page as a web application for an address, which answers its own page alone; with a token, whoever has it."""
     page.queue(concurrency_count=_WAITING, api_open=False)
     routes.templates.env.loader = _without_remote_parts(routes.templates.env.loader)
-    return _OwnPageOnly(gr.mount_gradio_app(FastAPI(), page, path="/"), _is_loopback(address))
+    hosts = frozenset({address, socket.gethostname().lower(), socket.getfqdn().lower()})
+    return _OwnPageOnly(gr.mount_gradio_app(FastAPI(), page, path="/"), _is_loopback(address), hosts, token)
 
 
 def _without_remote_parts(templates: BaseLoader | None) -> BaseLoader:
@@ -75,30 +86,105 @@ def _without_remote_parts(templates: BaseLoader | None) -> BaseLoader:
 class _OwnPageOnly:
     """Refuses what other pages in the browser ask for, and lets the page load nothing from elsewhere.
 
-    Gradio 3 answers any page. One that is open in the same browser could otherwise train, draw and read files here; a
-    server for this computer alone also refuses names that are not its own (DNS rebinding).
+    Gradio 3 answers any page, and serves any file below the working directory as a page of its own. A page that is open
+    in the same browser could otherwise train, draw, and read files here. So nothing but a visit to the page itself may
+    come from another site (Fetch Metadata, https://www.w3.org/TR/fetch-metadata); names that are not this server's are
+    refused (DNS rebinding); and of files only those are served that gradio has put aside for the page.
+
+    hosts: names of this server, besides addresses. token: what the first visit must give, or "".
     """
 
-    def __init__(self, app: ASGIApp, loopback: bool) -> None:
-        self.app, self.loopback = app, loopback
+    def __init__(self, app: ASGIApp, loopback: bool, hosts: frozenset[str], token: str) -> None:
+        self.app, self.loopback, self.hosts, self.token = app, loopback, hosts, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        foreign = "origin" in headers and urlsplit(headers["origin"]).netloc != host
-        if foreign or (self.loopback and not _is_loopback(urlsplit(f"//{host}").hostname or "")):
+        refusal = self._refusal(scope, headers)
+        if refusal:
             if scope["type"] == "websocket":
                 return await send({"type": "websocket.close", "code": 1008})
-            return await PlainTextResponse("This page answers only itself.", 403)(scope, receive, send)
+            return await PlainTextResponse(refusal, 403)(scope, receive, send)
+        added = [(b"content-security-policy", _POLICY.format(host=headers.get("host", "")).encode()),
+                 (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]  # fmt: skip
+        if _file_of(scope["path"]) is not None and not scope["path"].lower().endswith(_SHOWN):
+            added.append((b"content-disposition", b"attachment"))
+        if self.token and not self._has_cookie(headers):
+            added.append((b"set-cookie", f"{_COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/".encode()))
 
         async def with_policy(message: dict) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+                replaced = {name for name, _ in added}
+                kept = [(name, value) for name, value in message["headers"] if name.lower() not in replaced]
+                message["headers"] = [*kept, *added]
             await send(message)
 
         return await self.app(scope, receive, with_policy)
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> str:
+        """Why a request is refused; "" if it is not."""
+        host = headers.get("host", "")
+        if not self._is_ours(urlsplit(f"//{host}").hostname or "") or not _HOST.fullmatch(host):
+            return "This page answers only to its own name."
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+            return "This page answers only itself."
+        visit = (
+            scope["type"] == "http"
+            and scope["method"] == "GET"
+            and scope["path"] == "/"
+            and headers.get("sec-fetch-mode", "navigate") == "navigate"
+            and headers.get("sec-fetch-dest", "document") == "document"
+        )
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not visit:
+            return "This page answers only itself."
+        if self.token and not self._has_cookie(headers) and not (visit and self._has_token(scope)):
+            return "Open the address that the terminal shows, with its token."
+        file = _file_of(scope["path"])
+        if _PROXY.match(scope["path"]) or (file is not None and not _is_below(file, Path(_put_aside()))):
+            return "This file is not served."
+        return ""
+
+    def _is_ours(self, name: str) -> bool:
+        return _is_loopback(name) or (not self.loopback and (name in self.hosts or _is_address(name)))
+
+    def _has_cookie(self, headers: dict[str, str]) -> bool:
+        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+        return found is not None and secrets.compare_digest(found.value, self.token)
+
+    def _has_token(self, scope: Scope) -> bool:
+        asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        return secrets.compare_digest(asked.encode(), self.token.encode())
+
+
+_HOST = re.compile(r"[A-Za-z0-9.:_\-\[\]]+")
+_FILE = re.compile(r"/+file[=/](.*)", re.DOTALL)
+_PROXY = re.compile(r"/+proxy=")  # gradio would fetch any address for whoever asks
+
+
+def _file_of(path: str) -> str | None:
+    """The file that a request for this path is served by gradio; None if it is none."""
+    found = _FILE.match(path)
+    return found[1] if found else None
+
+
+def _is_below(file: str, folder: Path) -> bool:
+    try:
+        return Path(file).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False
+
+
+def _put_aside() -> str:
+    """Where gradio copies what it shows: pictures, files to download."""
+    return os.environ.get("GRADIO_TEMP_DIR") or str(Path(tempfile.gettempdir()) / "gradio")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _is_loopback(name: str) -> bool:
