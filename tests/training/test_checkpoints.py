@@ -70,6 +70,8 @@ def test_a_limit_never_removes_the_save_that_was_just_made(tmp_path: Path) -> No
     """Saves of later steps are those of a run that is gone: they go first."""
     for step in (10, 50):
         save_checkpoint(tmp_path, "x", Delta({}), TrainingState(step, {}, {}, {}))
+    save_checkpoint(tmp_path, "x", Delta({}), TrainingState(15, {}, {}, {}), keep=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-15"]
     save_checkpoint(tmp_path, "x", Delta({}), TrainingState(20, {}, {}, {}), keep=1)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-20"]
     save_checkpoint(tmp_path, "x", Delta({}), TrainingState(30, {}, {}, {}), keep=2)
