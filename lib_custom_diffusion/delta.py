@@ -33,6 +33,7 @@ from .storage import safetensors_bytes, write_atomically
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 Entry = Tensor | Factors
@@ -126,7 +127,7 @@ class Delta:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); get or train it anew") from error
         try:
             return from_tensors(metadata, tensors)
@@ -162,6 +163,8 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
         whole = tensor.dtype == torch.uint8 and name.endswith((".US", ".Vh", ".bits"))
         if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or whole):
             raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
+        if tensor.is_floating_point() and tensor.dtype not in _NUMBERS:
+            raise UserError(f"{name} is stored as {tensor.dtype}; deltas are float16, bfloat16, float32 or float64")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
     entries: dict[str, Entry] = {}
@@ -211,6 +214,8 @@ def _quantized_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry |
     if bits.dtype != torch.uint8 or len(bits) != 2 or bits.max() > MAX_BITS or step.shape != (1, bits.shape[1]):
         raise UserError(f"the bits and steps of {key} do not fit; the file is damaged")
     us_bits, vh_bits = bits
+    if vh_bits.min() == 0:  # otherwise a few bytes could ask for any amount of memory
+        raise UserError(f"{names[0]} has directions without bits; the file is damaged")
     us = _levels(names[2], tensors[names[2]], us_bits).T
     if not shared:
         vh = _levels(names[3], tensors[names[3]], vh_bits)
@@ -234,6 +239,7 @@ def _levels(name: str, planes: Tensor, bits: Tensor) -> Tensor:
 def _provenance(metadata: Mapping[str, str]) -> Provenance:
     try:
         stated = json.loads(metadata.get("custom_diffusion", "{}"))
+        json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
         found = Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError("its custom_diffusion metadata is damaged") from error

@@ -63,7 +63,7 @@ def test_token_without_a_letter_names_no_file() -> None:
 def test_embedding_is_read_back_and_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
     vectors = torch.randn(2, 5)
     (tmp_path / "a.pt").write_bytes(embedding_pt(vectors, "a", 7))
-    assert torch.equal(load_embedding(tmp_path / "a.pt"), vectors)
+    assert torch.equal(load_embedding(tmp_path / "a.pt")[1], vectors)
     assert embedding_pt(vectors, "a", 7) == embedding_pt(vectors.clone(), "a", 7)
 
 
@@ -78,7 +78,7 @@ def test_diffusers_embeddings_are_read(tmp_path: Path) -> None:
     save_file({"<new1>": torch.ones(5)}, tmp_path / "a.safetensors")
     torch.save({"<new1>": torch.ones(5)}, tmp_path / "a.bin")
     for name in ("a.safetensors", "a.bin"):
-        assert torch.equal(load_embedding(tmp_path / name), torch.ones(1, 5))
+        assert torch.equal(load_embedding(tmp_path / name)[1], torch.ones(1, 5))
 
 
 class Evil:

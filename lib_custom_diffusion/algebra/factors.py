@@ -23,6 +23,11 @@ class Factors:
         """The matrix itself, (out, in), float32."""
         return self.us.float() @ self.vh.float()
 
+    def norm(self) -> float:
+        """The Frobenius norm of the matrix, without making it: ‖US Vh‖² = tr(USᵀUS · Vh Vhᵀ)."""
+        us, vh = self.us.double(), self.vh.double()
+        return float(((us.T @ us) * (vh @ vh.T)).sum().clamp_min(0).sqrt())
+
 
 @dataclass(frozen=True)
 class QuantizedFactors(Factors):

@@ -92,7 +92,7 @@ def _vectors(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Seq
     vectors: dict[str, Tensor] = {}
     for delta in deltas:
         vectors |= delta.embeddings
-    vectors |= {f"<{path.stem}>": load_embedding(path) for path in embeddings}
+    vectors |= dict(load_embedding(path) for path in embeddings)
     width = backend.token_vectors("a").shape[1]
     for token, found in vectors.items():
         if found.shape[1] != width:

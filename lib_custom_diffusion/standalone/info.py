@@ -40,7 +40,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _layer(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Factors):
-        return {"shape": list(entry.shape), "rank": entry.us.shape[1], "norm": entry.dense().norm().item()}
+        return {"shape": list(entry.shape), "rank": entry.us.shape[1], "norm": entry.norm()}
     return {"shape": list(entry.shape), "rank": None, "norm": entry.float().norm().item()}
 
 

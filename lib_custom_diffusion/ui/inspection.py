@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ..attention import KEY_PREFIX
 from ..delta import Delta, Entry, Factors
@@ -47,6 +46,7 @@ def summarize(path: Path) -> Summary:
         with safe_open(str(path), framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
         stated = json.loads(metadata.get("custom_diffusion", "{}"))
+        json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
         words = dict(stated.get("tokens", {}))
         tokens = [name.removeprefix(_EMBEDDING) for name in names if name.startswith(_EMBEDDING)]
         return Summary(
@@ -55,7 +55,7 @@ def summarize(path: Path) -> Summary:
             int(stated.get("steps", 0)),
             {token: str(words.get(token, "")) for token in tokens},
         )
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no delta file ({error})") from error
 
 
@@ -68,14 +68,14 @@ def report_html(path: Path) -> str:
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()
     )
-    norms = {key: _dense(entry).norm().item() for key, entry in delta.entries.items()}
+    norms = {key: _norm(entry) for key, entry in delta.entries.items()}
     largest = max(norms.values(), default=0.0) or 1.0
     bars = "".join(_bar(_short(key), norm, norm / largest) for key, norm in norms.items())
     return f'<div class="cd-inspection"><table>{table}</table><div class="cd-norms">{bars}</div></div>'
 
 
-def _dense(entry: Entry) -> Tensor:
-    return entry.dense() if isinstance(entry, Factors) else entry.float()
+def _norm(entry: Entry) -> float:
+    return entry.norm() if isinstance(entry, Factors) else entry.float().norm().item()
 
 
 def _bar(name: str, norm: float, part: float) -> str:

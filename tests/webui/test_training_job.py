@@ -73,7 +73,7 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
     assert done.delta == tmp_path / "deltas" / "mycat.delta.safetensors"
     assert all(entry.abs().sum() > 0 for entry in delta.entries.values())
     assert delta.provenance.tokens == {"mycat": "cat"}
-    trained = load_embedding(tmp_path / "embeddings" / "mycat.pt")
+    trained = load_embedding(tmp_path / "embeddings" / "mycat.pt")[1]
     assert torch.allclose(trained, delta.embeddings["mycat"].float(), atol=1e-2)
     assert torch.equal(sd_hijack.model_hijack.embedding_db.word_embeddings["mycat"].vec, trained)
     folder = done.log_directory
@@ -89,10 +89,10 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
 
 def test_only_the_new_word_has_moved(host, form, tmp_path):
     create_embedding("other", "red", 1, overwrite=False)
-    start = load_embedding(tmp_path / "embeddings" / "mycat.pt")
+    start = load_embedding(tmp_path / "embeddings" / "mycat.pt")[1]
     other = (tmp_path / "embeddings" / "other.pt").read_bytes()
     train(form, str(tmp_path / "log"))
-    assert not torch.equal(load_embedding(tmp_path / "embeddings" / "mycat.pt"), start)
+    assert not torch.equal(load_embedding(tmp_path / "embeddings" / "mycat.pt")[1], start)
     assert (tmp_path / "embeddings" / "other.pt").read_bytes() == other
 
 
