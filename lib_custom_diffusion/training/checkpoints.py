@@ -28,6 +28,9 @@ from ..tokens import embedding_pt, file_name
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
+_HALF_SAVE = re.compile(r"\.checkpoint-\d+\.tmp")
+_HALF_FILE = re.compile(r"\.(?:.+\.delta\.safetensors|.+\.pt|.+\.csv|config\.json)\.[a-z0-9_]{8}\.tmp")
+"""What `write_atomically` calls a file of ours until it is whole; anything else in the folder is somebody's."""
 FREE_TO_CHANGE = {
     "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt", "validation_steps",
     "num_validation_images", "report_to",
@@ -94,8 +97,11 @@ def _clean_up(folder: Path) -> None:
     for replaced in folder.glob(f"{_REPLACED}*"):
         final = folder / f"checkpoint-{_step_of(replaced)}"
         shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
-    for leftover in [*folder.glob(".checkpoint-*.tmp"), *folder.glob(".*.tmp")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    for leftover in folder.iterdir():
+        if leftover.is_dir() and _HALF_SAVE.fullmatch(leftover.name):
+            shutil.rmtree(leftover)
+        elif leftover.is_file() and _HALF_FILE.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -82,10 +82,15 @@ def test_what_a_killed_run_has_left_is_cleared_away_and_a_save_it_was_replacing_
     save_checkpoint(tmp_path, "x", Delta({}), TrainingState(10, {}, {}, {}))
     (tmp_path / "checkpoint-10").rename(tmp_path / ".replaced-checkpoint-10")
     (tmp_path / ".checkpoint-10.tmp").mkdir()
-    (tmp_path / ".x.delta.safetensors.abc.tmp").write_bytes(b"half")
-    (tmp_path / "mine.tmp").write_bytes(b"kept")
+    for name in (".x.delta.safetensors.abcd_123.tmp", ".loss.csv.abcd_123.tmp", ".new1.pt.abcd_123.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in ("mine.tmp", ".mine.tmp", ".notes.txt.abcd_123.tmp"):
+        (tmp_path / name).write_bytes(b"kept")
+    (tmp_path / ".folder.tmp").mkdir()
     claim_folder(tmp_path, "x", resuming=True, overwrite=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "mine.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".folder.tmp", ".mine.tmp", ".notes.txt.abcd_123.tmp", "checkpoint-10", "mine.tmp",
+    ]  # fmt: skip
 
 
 def test_a_folder_that_another_process_trains_into_is_refused(tmp_path: Path) -> None:
