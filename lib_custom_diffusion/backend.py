@@ -95,7 +95,10 @@ class Backend(Protocol):
         ...
 
     def has_token(self, token: str) -> bool:
-        """Whether the text encoder's vocabulary, or the host, knows `token` as a word already."""
+        """Whether the host knows `token` as a word already, or the text encoder's vocabulary as a word or an entry.
+
+        Not only whole words: tokenizers elsewhere refuse to add a word that is spelled as any entry.
+        """
         ...
 
     def token_vectors(self, text: str) -> Tensor:

@@ -28,7 +28,7 @@ from .base import Base, resnets_of
 from .document import Document, matrix, vectors
 from .embeddings import side_by_side, split_sdxl
 from .imported import Imported
-from .names import diffusers_path, key_of, kohya_name
+from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard
 
 NAMES = {"lora": "lora.safetensors"}
 _PART = re.compile(
@@ -51,14 +51,29 @@ def recognises(document: Document) -> bool:
 
 
 def read(document: Document, base: Base | None) -> Imported:
-    """Its cross-attention part; all else is listed as dropped. Raises UserError for pairs that do not fit."""
+    """Its cross-attention part; all else is listed as dropped.
+
+    Raises UserError for pairs that do not fit, and without a base for layers whose names need one.
+    """
     layers: dict[str, dict[str, Any]] = {}
     words: dict[str, dict[str, Any]] = {}
     dropped = []
+    parts_of = {str(name): _PART.fullmatch(str(name)) for name in document.content}
+    named = {part[1] for part in parts_of.values() if part}
+    twice = False
+    if base is None and not may_be_standard(named):
+        twice = any(map(is_key, named))  # as `write` does it: what the diffusers paths say is said by keys as well
+        if not twice:
+            raise UserError(
+                "its layers are not those of Stable Diffusion 1 or 2, and what they are called depends on the model;"
+                " give the model it was trained on by --model"
+            )
     for name, value in document.content.items():
         bundled = _BUNDLED.fullmatch(str(name))
-        part = _PART.fullmatch(str(name))
+        part = parts_of[str(name)]
         key = key_of(part[1], base.resnets if base else 2) if part else None
+        if twice and part is not None and key is not None and not is_key(part[1]):
+            continue
         if bundled:
             words.setdefault(bundled[1], {})[bundled[2]] = value
         elif part is None or key is None:

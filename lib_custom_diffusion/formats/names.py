@@ -50,12 +50,35 @@ def is_standard(names: Iterable[str]) -> bool:
 
     Every block named must have the attentions of such a UNet. Keys are right whatever the UNet, and are not looked at.
     """
+    return all(layers == _STANDARD_ATTENTIONS[side] for (side, _), layers in _attentions(names).items())
+
+
+def may_be_standard(names: Iterable[str]) -> bool:
+    """The same where layers may have been left out, as in a LoRA of some blocks.
+
+    False if an attention is beyond those of such a UNet, or if the last on both sides are those of one resnet a block.
+    """
+    reach: dict[str, int] = {}
+    for (side, _), layers in _attentions(names).items():
+        reach[side] = max(reach.get(side, 0), *layers)
+    last = {side: max(layers) for side, layers in _STANDARD_ATTENTIONS.items()}
+    beyond = any(number > last[side] for side, number in reach.items())
+    return not beyond and reach != {side: number - 1 for side, number in last.items()}
+
+
+def _attentions(names: Iterable[str]) -> dict[tuple[str, str], set[int]]:
+    """The numbers of the attentions by side ("down" or "up") and block, of the diffusers paths among the names."""
     found: dict[tuple[str, str], set[int]] = {}
     for name in names:
         path = _DIFFUSERS.fullmatch(name)
         if path is not None and path[1]:
             found.setdefault((path[1], path[2]), set()).add(int(path[4]))
-    return all(layers == _STANDARD_ATTENTIONS[side] for (side, _), layers in found.items())
+    return found
+
+
+def is_key(name: str) -> bool:
+    """Whether a name is made of a key, not of a diffusers path: such a one is right whatever the UNet."""
+    return _LDM.fullmatch(name) is not None
 
 
 def diffusers_path(key: str, resnets: int = 2) -> str:

@@ -91,10 +91,10 @@ def add_rename(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "rename", "Give a word of a delta another name.", run)
     add = command.add_argument
-    add("file", type=Path, help="a delta file")
+    add("file", type=Path, help="a delta file, or any that convert reads")
     add("old", help="the word as it is, such as <new1>; in quotes, as shells read < and > otherwise")
     add("new", help="the word as it shall be, such as <my-cat>")
-    add("--output", type=Path, help="the new file; the file itself is replaced if not given")
+    add("--output", type=Path, help="the new file; a delta file itself is replaced if not given")
 
 
 def add_convert(commands: argparse._SubParsersAction) -> None:

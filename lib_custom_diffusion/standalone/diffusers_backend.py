@@ -67,7 +67,8 @@ class DiffusersBackend:
         return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
 
     def has_token(self, token: str) -> bool:
-        return len(self.pipeline.tokenizer.tokenize(token)) == 1
+        tokenizer = self.pipeline.tokenizer
+        return token in tokenizer.get_vocab() or len(tokenizer.tokenize(token)) == 1
 
     def token_vectors(self, text: str) -> Tensor:
         ids = torch.tensor(self._ids(text), dtype=torch.long, device=self.device)

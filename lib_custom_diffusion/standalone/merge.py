@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..algebra.files import merge_files, parse_prompts, rename_file, renamed_lines
+from ..delta import SUFFIX
+from ..errors import UserError
 from .compress import dropped_text, loader_of
 
 
@@ -31,6 +33,8 @@ def merge(options: argparse.Namespace) -> int:
 
 def rename(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
+    if options.output is None and not options.file.name.endswith(SUFFIX):
+        raise UserError(f"{options.file} is no {SUFFIX} file, which alone can be replaced; give --output")
     done = rename_file(options.file, options.old, options.new, options.output or options.file)
     print(dropped_text(done.dropped), end="")
     print(f"{done.path}: words {', '.join(done.words)}")

@@ -64,7 +64,9 @@ class HostBackend:
     def has_token(self, token: str) -> bool:
         if token in self.learning:
             return False
-        return token in _database().word_embeddings or len(self.model.cond_stage_model.tokenize([token])[0]) == 1
+        if token in _database().word_embeddings or entry_vector(self.model, token) is not None:
+            return True
+        return len(self.model.cond_stage_model.tokenize([token])[0]) == 1
 
     def token_vectors(self, text: str) -> Tensor:
         """The vectors of an embedding, if `text` is one's name, else of the words."""
@@ -77,7 +79,8 @@ class HostBackend:
         return self.model.cond_stage_model.encode_embedding_init_text(text, len(ids)).detach().float()
 
     def entry_vector(self, entry: str) -> Tensor | None:
-        return entry_vector(self.model, entry)
+        """None for an embedding's name as well: the host reads that as the embedding, whatever its vocabulary has."""
+        return None if entry in _database().word_embeddings else entry_vector(self.model, entry)
 
     def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
         # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.

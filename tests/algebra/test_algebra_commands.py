@@ -1,4 +1,4 @@
-"""The commands compress, blend, merge and convert, on files, with a tiny model in the place of `--model`."""
+"""The commands compress, blend, merge, rename and convert, on files, with a tiny model in the place of `--model`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
-    for add in (algebra_cli.add_compress, algebra_cli.add_blend, algebra_cli.add_merge, algebra_cli.add_convert):
+    cli = algebra_cli
+    for add in (cli.add_compress, cli.add_blend, cli.add_merge, cli.add_rename, cli.add_convert):
         add(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
@@ -89,6 +90,19 @@ def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -
     assert run(*command) == 0
     printed = capsys.readouterr().out
     assert "constraint residual" in printed and "plain sum" in printed
+
+
+def test_rename_replaces_a_delta_file_and_no_other() -> None:
+    save("a.delta.safetensors", 1)
+    assert run("rename", "a.delta.safetensors", "<new1>", "<my-cat>") == 0
+    assert list(Delta.load(Path("a.delta.safetensors")).embeddings) == ["<my-cat>"]
+    assert run("convert", "a.delta.safetensors", "--to", "lora", "--output", "a.safetensors", "--model", "toy") == 0
+    before = Path("a.safetensors").read_bytes()
+    with pytest.raises(UserError, match="give --output"):
+        run("rename", "a.safetensors", "<my-cat>", "<other>")
+    assert Path("a.safetensors").read_bytes() == before
+    assert run("rename", "a.safetensors", "<my-cat>", "<other>", "--output", "b.delta.safetensors") == 0
+    assert list(Delta.load(Path("b.delta.safetensors")).embeddings) == ["<other>"]
 
 
 def test_convert_to_lora_and_back(capsys: pytest.CaptureFixture[str]) -> None:

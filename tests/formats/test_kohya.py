@@ -136,6 +136,55 @@ def test_layers_of_a_model_of_another_layout_go_by_the_names_of_ldm_and_of_diffu
     assert torch.equal(formats.read(path, base).delta.entries[KEY].dense(), UP @ DOWN)
 
 
+def of_one_resnet(tmp_path: Path) -> tuple[Base, Path]:
+    """A written LoRA with a word, of a model with one resnet a block, and that model."""
+    places = ("input_blocks.1", "input_blocks.3", "middle_block", "output_blocks.2", "output_blocks.3")
+    keys = [f"model.diffusion_model.{place}.1.transformer_blocks.0.attn2.to_k.weight" for place in places]
+    base = Base({key: torch.ones(4, 3) for key in keys}, {}, resnets=1)
+    delta = Delta({key: Factors(UP + n, DOWN) for n, key in enumerate(keys)}, {"pet": torch.ones(1, 3)})
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(formats.write(delta, "lora", base)["lora.safetensors"])
+    return base, path
+
+
+def test_our_own_file_of_another_layout_has_each_layer_once_with_and_without_the_model(tmp_path: Path) -> None:
+    base, path = of_one_resnet(tmp_path)
+    for found in (formats.read(path), formats.read(path, base)):
+        assert set(found.delta.entries) == set(base.weights) and found.dropped == []
+        for number, key in enumerate(base.weights):
+            assert torch.equal(found.delta.entries[key].dense(), (UP + number) @ DOWN)
+
+
+@pytest.mark.parametrize("form", ["unet.{}.lora_B.weight", "lora_unet_{}.lora_up.weight"])
+def test_a_lora_that_names_a_model_of_another_layout_is_refused_without_it(tmp_path: Path, form: str) -> None:
+    base, path = of_one_resnet(tmp_path)
+    tensors = {}
+    for name, value in load_file(path).items():
+        if name.startswith("unet."):
+            place = name.removeprefix("unet.").rpartition(".lora_")[0]
+            up = form.format(place if form.startswith("unet") else place.replace(".", "_"))
+            down = up.replace("lora_up", "lora_down").replace("lora_B", "lora_A")
+            tensors[up if "lora_B" in name else down] = value
+    bare = tmp_path / "bare.safetensors"
+    with pytest.raises(UserError, match="give the model it was trained on by --model"):
+        read(bare, tensors)
+    assert set(formats.read(bare, base).delta.entries) == set(base.weights)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["down_blocks_1_attentions_0"],
+        ["mid_block_attentions_0"],
+        ["down_blocks_1_attentions_0", "up_blocks_1_attentions_2"],
+        ["down_blocks_1_attentions_0", "up_blocks_1_attentions_0"],
+    ],
+)
+def test_a_lora_of_some_layers_of_stable_diffusion_needs_no_model(tmp_path: Path, places: list[str]) -> None:
+    tensors = {f"lora_unet_{place}_transformer_blocks_0_attn2_to_k.diff": torch.ones(4, 3) for place in places}
+    assert len(read(tmp_path / "a.safetensors", tensors).delta.entries) == len(places)
+
+
 def test_values_too_large_for_float16_are_not_written() -> None:
     with pytest.raises(UserError, match="not finite as float16"):
         formats.write(Delta({KEY: Factors(UP * 1e5, DOWN)}), "lora")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_what_is_no_entry_starts_from_the_words_of_its_text(
 
 def test_new_words_are_new_and_words_are_known(backend: DiffusersBackend) -> None:
     assert backend.has_token("cat") and not backend.has_token("<new1>")
+    assert not backend.has_token("mydog") and not backend.has_token("<my-cat>")
+
+
+@pytest.mark.parametrize("token", ["ktn", "pll", "ucd", "cat", "Cat", "<|endoftext|>", "<new1>", "mydog"])
+def test_a_word_is_known_if_diffusers_could_not_add_it(
+    backend: DiffusersBackend, tokenizer: CLIPTokenizer, token: str
+) -> None:
+    could_be_added = copy.deepcopy(tokenizer).add_tokens(token) == 1
+    reads_as_one = len(tokenizer.tokenize(token)) == 1
+    assert backend.has_token(token) == (reads_as_one or not could_be_added)
+
+
+def test_what_is_no_entry_has_no_vector(backend: DiffusersBackend) -> None:
     assert backend.entry_vector("no such entry") is None
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lib_custom_diffusion.backend import Conditioning, Sampling
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.tokens import initial_vectors
 from lib_custom_diffusion.webui.host_backend import HostBackend
 from tiny import WIDTH
 
@@ -48,9 +49,19 @@ def test_a_word_to_be_learned_starts_from_its_embedding_and_is_not_known_to_the_
     assert not backend.has_token("mycat")
     assert HostBackend().has_token("mycat")
     assert backend.has_token("cat")  # one token of the vocabulary
+    assert backend.has_token("rare+entry")  # an entry, though text is never read as it
     assert not backend.has_token("<new1>")
     assert backend.token_vectors("").shape == (0, WIDTH)
     assert backend.token_vectors("red cat").shape == (2, WIDTH)
+
+
+def test_an_embedding_that_is_called_as_an_entry_of_the_vocabulary_starts_from_its_own_vectors(host):
+    made = Embedding(torch.ones(2, WIDTH), "rare+entry")
+    made.vectors, made.shape = made.vec.shape
+    assert HostBackend().entry_vector("rare+entry") is not None
+    sd_hijack.model_hijack.embedding_db.register_embedding_by_name(made, host, "rare+entry")
+    backend = HostBackend(["rare+entry"])
+    assert torch.equal(initial_vectors(backend, ["rare+entry"], ["rare+entry"], 2)["rare+entry"], made.vec)
 
 
 def test_latents_are_the_vaes_times_the_models_scale(host):
