@@ -8,7 +8,7 @@ projection's key is always the WebUI's parameter name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .errors import UserError
+from .hooks import Hooks
 
 SELECTIONS = {
     "crossattn_kv": ("k", "v"),
@@ -35,9 +35,16 @@ READ_TEXT = ("k", "v")
 BLOCKS = ("down", "mid", "up")
 
 KEY_PREFIX = "model.diffusion_model."
-_ATTENTION = re.compile(r"(?:^|\.)transformer_blocks\.\d+\.attn2$")
-_LEAF = re.compile(r"(?:^|\.)transformer_blocks\.\d+\.attn2\.(to_q|to_k|to_v|to_out\.0)$")
+CROSS_ATTENTION = "attn2"
+"""What every layout calls the cross-attention of a transformer block; attn1 is its self-attention."""
+
 _ROLES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+_ATTENTION = re.compile(rf"(?:^|\.)transformer_blocks\.\d+\.{CROSS_ATTENTION}$")
+_LEAF = re.compile(rf"{_ATTENTION.pattern[:-1]}\.({'|'.join(map(re.escape, _ROLES))})$")
+# Around a UNet torch.compile, DistributedDataParallel, FSDP and peft put themselves, and peft around a layer.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|base_model\.model)\.|\.(?:base_layer|_orig_mod)(?=\.|$)"
+)
 _LDM_BLOCKS = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
 
 
@@ -46,6 +53,7 @@ class Projection:
     """One Linear layer of a cross-attention.
 
     key:    the WebUI's name of its weight, `model.diffusion_model.….attn2.to_k.weight`.
+    module: the Linear itself, within whatever peft has put around it.
     role:   "q", "k", "v" or "out".
     block:  "down", "mid" or "up".
     """
@@ -67,11 +75,12 @@ def projections(unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[
     `select` is one of SELECTIONS. `blocks` keeps only those whose block is named ("down", "mid", "up") or whose key
     matches a pattern such as "*output_blocks.9.*"; empty keeps all.
 
-    Raises UserError for an unknown selection, a block or pattern that selects nothing, or a network without
-    cross-attention.
+    Raises UserError for an unknown selection, a block or pattern that selects nothing, a network without
+    cross-attention, or one whose attention goes round its projections (`refuse_bypassed`).
     """
     if select not in SELECTIONS:
         raise UserError(f"unknown selection {select!r} of what to train; choose one of {', '.join(SELECTIONS)}")
+    refuse_bypassed(cross_attentions(unet))
     every = list(_cross_attention(unet))
     if not every:
         raise UserError("this UNet has no cross-attention layers (attn2.to_k, attn2.to_v) to train")
@@ -94,8 +103,10 @@ def _in_block(projection: Projection, block: str) -> bool:
 
 
 def _cross_attention(unet: nn.Module) -> Iterator[Projection]:
-    offsets = _diffusers_offsets(unet) if hasattr(unet, "down_blocks") else None
-    for path, module in unet.named_modules():
+    root = next((module for module in unet.modules() if "down_blocks" in module._modules), None)
+    offsets = None if root is None else _diffusers_offsets(root)
+    for full_path, module in unet.named_modules():
+        path = _WRAPPERS.sub("", full_path)
         leaf = _LEAF.search(path)
         if leaf is None or not isinstance(module, nn.Linear):
             continue
@@ -123,6 +134,31 @@ def _ldm_path(path: str, offsets: dict[str, list[int]]) -> str:
     return f"{ldm_side}.{offsets[side][int(block)] + int(layer)}.1.{rest}"
 
 
+def cross_attentions(unet: nn.Module) -> list[nn.Module]:
+    """The modules that hold the projections, in the network's order."""
+    return [module for path, module in unet.named_modules() if _ATTENTION.search(_WRAPPERS.sub("", path))]
+
+
+def refuse_bypassed(attentions: Iterable[nn.Module]) -> None:
+    """Raise UserError if a cross-attention computes keys and values without calling its `to_k` and `to_v`.
+
+    Diffusers' attention processors may: after `fuse_qkv_projections`, and those that its own Custom Diffusion makes.
+    Whatever acts on the projections would be without effect.
+    """
+    for attention in attentions:
+        processor = getattr(attention, "processor", None)
+        if type(processor).__name__.startswith("Fused"):
+            raise UserError(
+                "keys and values of this UNet are fused, so a delta would have no effect; call"
+                " unfuse_qkv_projections() first"
+            )
+        if hasattr(processor, "to_k_custom_diffusion"):
+            raise UserError(
+                f"this UNet's attention has keys and values of its own ({type(processor).__name__}), so a delta would"
+                " have no effect; call set_default_attn_processor() first"
+            )
+
+
 @contextmanager
 def recorded_attention(unet: nn.Module, shares: list[Tensor]) -> Iterator[None]:
     """Within the block, each pass of each cross-attention adds to `shares` how it is divided between text positions.
@@ -130,18 +166,14 @@ def recorded_attention(unet: nn.Module, shares: list[Tensor]) -> Iterator[None]:
     That is softmax(q kᵀ / √d) over the heads and latent positions, on average: (batch, text positions), float32 on the
     CPU. It is computed from what to_q and to_k return, whichever way the host itself computes attention.
     """
-    handles = []
-    for path, module in unet.named_modules():
-        if _ATTENTION.search(path):
-            handles += _record(module, shares)
+    hooks = Hooks(hook for attention in cross_attentions(unet) for hook in _recording(attention, shares))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
 
 
-def _record(attention: Any, shares: list[Tensor]) -> list[RemovableHandle]:
+def _recording(attention: Any, shares: list[Tensor]) -> list[tuple[nn.Module, Callable[..., None]]]:
     queries: list[Tensor] = []
 
     def keep(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -152,7 +184,7 @@ def _record(attention: Any, shares: list[Tensor]) -> list[RemovableHandle]:
         logits = torch.einsum("bnhd,bphd->bhnp", query, key) * query.shape[-1] ** -0.5
         shares.append(logits.softmax(dim=-1).mean(dim=(1, 2)).cpu())
 
-    return [attention.to_q.register_forward_hook(keep), attention.to_k.register_forward_hook(divide)]
+    return [(attention.to_q, keep), (attention.to_k, divide)]
 
 
 _ARCHITECTURES = {(16, 768): "sd1", (16, 1024): "sd2", (70, 2048): "sdxl"}

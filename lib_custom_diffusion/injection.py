@@ -6,17 +6,19 @@ LoRA that rewrites them, weights moved between devices or kept in 8 bits) is und
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
-from .attention import READ_TEXT, Projection, projections
+from .attention import READ_TEXT, Projection, cross_attentions, projections, refuse_bypassed
 from .delta import Delta, Entry, Factors
+from .errors import UserError
+from .hooks import Hooks
 
 _PROMPTS_KEPT = 2  # a host may ask for the prompt and the negative prompt in turn
 
@@ -25,16 +27,23 @@ class Injection:
     """Deltas with weights, acting on a UNet from creation until `remove` (or the end of the `with` block).
 
     Several deltas on one layer become one term beforehand, so a layer costs one product more however many act on it.
-    Raises UserError, and changes nothing, if a delta does not fit the UNet.
+    One that nothing refers to any more has left as well. See `hooks.Hooks` for copies of the UNet and compiled ones.
+
+    Raises UserError, and changes nothing, if a delta does not fit the UNet, a weight is not finite, or the UNet's
+    attention goes round its projections (`attention.refuse_bypassed`); if it does so later, a pass of the UNet raises.
     """
 
     def __init__(self, unet: nn.Module, deltas: Sequence[tuple[Delta, float]]) -> None:
         layers = projections(unet, "crossattn")
-        for delta, _ in deltas:
+        for delta, weight in deltas:
             delta.check_fits(layers)
+            if not math.isfinite(weight):
+                raise UserError(f"the weight of a delta should be a finite number, not {weight}")
+        self._unet = unet
+        self._with_processors = [each for each in cross_attentions(unet) if hasattr(each, "processor")]
         self._terms: list[tuple[nn.Module, _FixedTerm]] = []
         self._prompts = _LastPrompts()
-        self._handles: list[RemovableHandle] = []
+        self._hooks: Hooks | None = None
         for key, layer in layers.items():
             terms = [(delta.entries[key], weight) for delta, weight in deltas if key in delta.entries]
             if terms:
@@ -46,13 +55,16 @@ class Injection:
 
     def resume(self) -> None:
         """Act again after `remove`, without preparing anything anew. A second call does nothing."""
-        if not self._handles:
-            self._handles = [module.register_forward_hook(term) for module, term in self._terms]
+        if self._hooks is None:
+            attentions = self._with_processors
+            before = [(self._unet, lambda *_: refuse_bypassed(attentions))] if attentions else []
+            self._hooks = Hooks(self._terms, before)
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
-        while self._handles:
-            self._handles.pop().remove()
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
         self._prompts.forget()
 
     def __enter__(self) -> Injection:
@@ -76,17 +88,14 @@ class TrainableDelta:
             key: nn.Parameter(torch.zeros(layer.shape, dtype=torch.float32, device=device))
             for key, layer in layers.items()
         }
-        self._handles = [
-            layer.module.register_forward_hook(
-                (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self.parameters[key])
-            )
+        self._hooks = Hooks(
+            (layer.module, (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self.parameters[key]))
             for key, layer in layers.items()
-        ]
+        )
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
-        while self._handles:
-            self._handles.pop().remove()
+        self._hooks.remove()
 
 
 class _LearnedTerm:
@@ -140,9 +149,10 @@ class _FixedTerm:
 
     def _up_to_the_last(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last matrix, and x multiplied by those before it."""
-        if self.matrices[0].dtype != output.dtype or self.matrices[0].device != output.device:
-            self.matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.given)
-        *inner, outer = self.matrices
+        matrices = self.matrices  # another thread may be at another precision
+        if matrices[0].dtype != output.dtype or matrices[0].device != output.device:
+            self.matrices = matrices = tuple(matrix.to(output.device, output.dtype) for matrix in self.given)
+        *inner, outer = matrices
         x = x.to(output.dtype)
         for matrix in inner:
             x = F.linear(x, matrix)
@@ -161,40 +171,67 @@ class _FixedTextTerm(_FixedTerm):
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        if torch.is_grad_enabled() or not x.is_cpu:
+        if torch.is_grad_enabled() or not x.is_cpu or _is_compiling():
             return super().__call__(layer, inputs, output)
-        changes = self.prompts.changes(x)
+        changes = self.prompts.changes(x, self)
         change = changes.get(self)
         if change is None or change.dtype != output.dtype:
             change = changes[self] = self.change(output, x)
         return output.add_(change)
 
 
+class _Prompt(NamedTuple):
+    """One prompt (batch, positions, width), and weight · Δx of each layer that has read it."""
+
+    x: Tensor
+    changes: dict[_FixedTextTerm, Tensor]
+
+
+class _Pass(NamedTuple):
+    """One pass of the UNet, whose layers are all given the same tensor: by whom it was asked for, and what it holds."""
+
+    x: Tensor
+    version: int
+    readers: set[_FixedTextTerm]
+    changes: dict[_FixedTextTerm, Tensor]
+
+
 class _LastPrompts:
-    """What the layers made of the last few prompts, by what is in them: a host hands over a new tensor in each step."""
+    """What the layers made of the last few prompts, by what is in them: a host hands over a new tensor in each step.
+
+    Each attribute is replaced as a whole, as several threads may draw on one UNet.
+    """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[Tensor, dict[_FixedTextTerm, Tensor]]] = deque(maxlen=_PROMPTS_KEPT)
-        self._last: Tensor | None = None
-        self._last_version = 0
-        self._last_changes: dict[_FixedTextTerm, Tensor] = {}
+        self._kept: tuple[_Prompt, ...] = ()
+        self._pass: _Pass | None = None
 
-    def changes(self, x: Tensor) -> dict[_FixedTextTerm, Tensor]:
-        """weight · Δx of each layer that has read this x."""
-        if x is self._last and x._version == self._last_version:
-            return self._last_changes  # the layers of one step are given the same tensor
-        changes = next((changes for known, changes in self._kept if torch.equal(known, x)), None)
+    def changes(self, x: Tensor, reader: _FixedTextTerm) -> dict[_FixedTextTerm, Tensor]:
+        """weight · Δx of each layer that has read this x.
+
+        x is compared with what is known once a pass: a layer that asks a second time is in the next one.
+        """
+        last = self._pass
+        if last is not None and x is last.x and x._version == last.version and reader not in last.readers:
+            last.readers.add(reader)
+            return last.changes
+        kept = self._kept
+        changes = next((changes for known, changes in kept if torch.equal(known, x)), None)
         if changes is None:
             changes = {}
-            self._kept.append((x.clone(), changes))
+            self._kept = (*kept[1 - _PROMPTS_KEPT :], _Prompt(x.clone(), changes))
         if not x.is_inference():  # of those it is not known if they changed
-            self._last, self._last_version, self._last_changes = x, x._version, changes
+            self._pass = _Pass(x, x._version, {reader}, changes)
         return changes
 
     def forget(self) -> None:
         """Let go of all that was kept."""
-        self._kept.clear()
-        self._last, self._last_changes = None, {}
+        self._kept, self._pass = (), None
+
+
+def _is_compiling() -> bool:
+    """Whether torch.compile is looking. The WebUI's torch 2.1 cannot say, and compiles around what it cannot follow."""
+    return hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling()
 
 
 def _combined(terms: Sequence[tuple[Entry, float]]) -> tuple[Entry, float]:

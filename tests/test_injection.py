@@ -1,8 +1,10 @@
 """A delta acts beside the weights, sums with others, and leaves no trace."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,6 +59,14 @@ def test_output_is_that_of_the_weights_plus_the_deltas(unet: TinyUNet, kinds: li
     deltas = [(kind(unet, seed), weight) for seed, (kind, weight) in enumerate(zip(kinds, [0.8, -0.5, 1, 2, 0.1]))]
     with torch.set_grad_enabled(gradients), Injection(unet, deltas):
         assert torch.allclose(output(unet), rewritten(unet, deltas), atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_no_finite_number_is_refused(unet: TinyUNet, weight: float) -> None:
+    before = output(unet)
+    with pytest.raises(UserError, match=f"weight of a delta should be a finite number, not {weight}"):
+        Injection(unet, [(dense(unet, 1), weight)])
+    assert torch.equal(output(unet), before)
 
 
 @pytest.mark.parametrize("kind", [dense, low_rank])
@@ -199,3 +209,87 @@ def test_one_prompt_is_read_in_another_precision_and_in_inference_mode(unet: Tin
             layer.module(other)
             other.copy_(prompt)
             assert torch.allclose(layer.module(other), expected, atol=1e-6)
+
+
+def test_a_prompt_changed_where_torch_does_not_see_it_is_read(unet: TinyUNet) -> None:
+    prompt, other = torch.randn(2, 2, 5, 6)
+    seen = prompt.numpy()
+    with torch.no_grad(), Injection(unet, [(dense(unet, 1), 1.0)]):
+        expected = unet(torch.ones(2, 4, 2, 2), torch.tensor([1, 2]), other)
+        unet(torch.ones(2, 4, 2, 2), torch.tensor([1, 2]), prompt)
+        seen[:] = other.numpy()
+        assert torch.equal(unet(torch.ones(2, 4, 2, 2), torch.tensor([1, 2]), prompt), expected)
+
+
+def test_threads_with_prompts_of_their_own_draw_on_one_unet(unet: TinyUNet) -> None:
+    prompts = torch.randn(6, 2, 5, 6)
+    latents, timesteps = torch.ones(2, 4, 2, 2), torch.tensor([1, 2])
+    with torch.no_grad(), Injection(unet, [(dense(unet, 1), 1.0)]):
+        expected = [unet(latents, timesteps, prompt) for prompt in prompts]
+
+        def draw(number: int) -> bool:
+            with torch.no_grad():
+                return all(torch.equal(unet(latents, timesteps, prompts[number]), expected[number]) for _ in range(40))
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(draw, range(6))) == [True] * 6
+
+
+def diffusers_unet() -> nn.Module:
+    """A small UNet of diffusers."""
+    diffusers = pytest.importorskip("diffusers")
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, cross_attention_dim=6, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    ).requires_grad_(False)  # fmt: skip
+
+
+def test_a_unet_whose_keys_and_values_are_fused_is_refused_before_and_meanwhile() -> None:
+    unet = diffusers_unet()
+    given = torch.randn(1, 4, 4, 4), torch.tensor([10]), torch.randn(1, 5, 6)
+    with torch.no_grad(), Injection(unet, [(dense(unet, 1), 1.0)]):
+        acting = unet(*given).sample
+        unet.fuse_qkv_projections()
+        with pytest.raises(UserError, match="unfuse_qkv_projections"):
+            unet(*given)
+        unet.unfuse_qkv_projections()
+        assert torch.equal(unet(*given).sample, acting)
+    unet.fuse_qkv_projections()
+    with pytest.raises(UserError, match="unfuse_qkv_projections"):
+        projections(unet)
+
+
+def test_keys_and_values_of_an_attention_processor_are_refused() -> None:
+    unet = diffusers_unet()
+    delta = dense(unet, 1)
+    processors = pytest.importorskip("diffusers.models.attention_processor")
+    unet.set_attn_processor({
+        name: processors.CustomDiffusionAttnProcessor(hidden_size=8, cross_attention_dim=6) if "attn2" in name
+        else processors.AttnProcessor()
+        for name in unet.attn_processors
+    })  # fmt: skip
+    with pytest.raises(UserError, match=r"keys and values of its own \(CustomDiffusionAttnProcessor\)"):
+        Injection(unet, [(delta, 1.0)])
+
+
+def test_a_layer_wrapped_by_peft_is_a_projection_and_its_lora_acts_beside_the_delta() -> None:
+    peft = pytest.importorskip("peft")
+    unet = diffusers_unet()
+    keys = list(projections(unet, "crossattn"))
+    given = torch.randn(1, 4, 4, 4), torch.tensor([10]), torch.randn(1, 5, 6)
+    change = dense(unet, 1)
+    lora = peft.LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False)
+    with torch.no_grad(), Injection(unet, [(change, 1.0)]):
+        alone = unet(*given).sample
+    unet.add_adapter(lora)
+    assert list(projections(unet, "crossattn")) == keys
+    with torch.no_grad(), Injection(unet, [(change, 1.0)]):
+        both = unet(*given).sample
+        unet.disable_adapters()
+        assert torch.allclose(unet(*given).sample, alone, atol=1e-6)
+        unet.enable_adapters()
+    for key, layer in projections(unet, "crossattn").items():
+        layer.module.weight += change.entries[key]
+    with torch.no_grad():
+        assert torch.allclose(unet(*given).sample, both, atol=1e-4)
+        assert not torch.allclose(both, alone, atol=1e-2)
