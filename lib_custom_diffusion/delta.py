@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import __version__
 from .algebra.factors import Factors, QuantizedFactors
-from .algebra.quantization import MAX_BITS, pack, unpack
+from .algebra.quantization import MAX_BITS, NUMBERS_A_BYTE, pack, unpack
 from .attention import Projection
 from .errors import UserError
+from .reading import read_document
+from .reading.document import check_width
 from .storage import safetensors_bytes, write_atomically
 
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
-_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KIND = "a delta"
+_UNPACKED = 128  # bytes in memory for one in the file, at most; one bit for each of K's and V's numbers makes 64
 
 
 Entry = Tensor | Factors
@@ -121,16 +123,11 @@ class Delta:
 
         Raises UserError when it is missing, is no delta file, is damaged, or holds values that are not finite.
         """
-        if not path.is_file():
-            raise UserError(f"there is no delta file {path}")
+        document = read_document(path)
+        if document.kind() != _KIND:
+            raise UserError(f"{path} is {document.kind()}, not a delta; if it can be made one, convert does it")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({error}); get or train it anew") from error
-        try:
-            return from_tensors(metadata, tensors)
+            return from_tensors(document.metadata, document.tensors())
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -163,12 +160,12 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
         whole = tensor.dtype == torch.uint8 and name.endswith((".US", ".Vh", ".bits"))
         if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or whole):
             raise UserError(f"{name} should be a matrix of real numbers, not {tuple(tensor.shape)} {tensor.dtype}")
-        if tensor.is_floating_point() and tensor.dtype not in _NUMBERS:
-            raise UserError(f"{name} is stored as {tensor.dtype}; deltas are float16, bfloat16, float32 or float64")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
+        if not name.endswith((".US", ".Vh")) or not whole:  # of bit planes there are up to 16 a row
+            check_width(name, tensor)
     entries: dict[str, Entry] = {}
-    for key, kind in sorted(_entry_kinds(metadata).items()):  # to_k before the to_v that may share its Vh
+    kinds = _entry_kinds(metadata)
+    _check_unpacked(kinds, tensors)
+    for key, kind in sorted(kinds.items()):  # to_k before the to_v that may share its Vh
         if kind == "delta_factors_quantized":
             entries[key] = _quantized_entry(key, tensors, entries.get(_to_k(key)))
         else:
@@ -228,6 +225,18 @@ def _quantized_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry |
     if not torch.isfinite(entry.us).all():
         raise UserError(f"{names[1]} holds steps that are too large; the file is damaged")
     return entry
+
+
+def _check_unpacked(kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError if entries in bit planes would take far more memory than any that were made by compression."""
+    asked = 0
+    for key, kind in kinds.items():
+        if kind == "delta_factors_quantized":
+            rows = [tensors[f"{key}.{name}"].shape[1] for name in ("US", "Vh") if f"{key}.{name}" in tensors]
+            ranks = [tensors[f"{key}.bits"].shape[1]] if f"{key}.bits" in tensors else []
+            asked += 4 * NUMBERS_A_BYTE * sum(rows) * sum(ranks)
+    if asked > _UNPACKED * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()):
+        raise UserError("it claims to unpack to much more than it holds; the file is damaged")
 
 
 def _levels(name: str, planes: Tensor, bits: Tensor) -> Tensor:

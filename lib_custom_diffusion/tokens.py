@@ -6,9 +6,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -115,38 +113,3 @@ def embedding_pt(vectors: Tensor, name: str, step: int) -> bytes:
             if rest in ("data.pkl", "version", "byteorder") or rest.startswith("data/"):
                 target.writestr(zipfile.ZipInfo(f"{folder}/{rest}"), source.read(record))
     return kept.getvalue()
-
-
-def load_embedding(path: Path) -> tuple[str, Tensor]:
-    """The token and its vectors (n, width), float32, of a WebUI embedding (`.pt`) or a diffusers one (`.bin`).
-
-    A diffusers file says its token; that of a WebUI file is <FILE'S NAME>.
-
-    Raises UserError when it is missing, damaged, needs more than weights to unpickle, or is no embedding.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no embedding file {path}") from error
-    except Exception as error:  # what an unpickler raises on damaged bytes has no end
-        raise UserError(f"{path} is damaged or no embedding that can be read safely") from error
-    found = content.get("string_to_param", content) if isinstance(content, dict) else None
-    tensors = [value for value in found.values() if isinstance(value, Tensor)] if isinstance(found, dict) else []
-    if len(tensors) != 1:
-        raise UserError(f"{path} should hold the vectors of one token, not {len(tensors)} tensors")
-    vectors = tensors[0].detach()
-    plain = vectors.layout == torch.strided and not vectors.is_quantized and not vectors.is_meta
-    if not plain or not vectors.is_floating_point() or vectors.ndim not in (1, 2) or vectors.numel() == 0:
-        raise UserError(f"{path} should hold vectors of real numbers, not {tuple(vectors.shape)} {vectors.dtype}")
-    if vectors.numel() * vectors.element_size() > vectors.untyped_storage().nbytes():
-        raise UserError(f"{path} claims to hold {tuple(vectors.shape)} numbers, more than there are in it")
-    vectors = vectors.float()
-    if not torch.isfinite(vectors).all():
-        raise UserError(f"{path} holds values that are not finite")
-    assert isinstance(content, dict) and isinstance(found, dict)
-    own = next(name for name, value in found.items() if isinstance(value, Tensor))
-    named = found is content and isinstance(own, str) and own != "emb_params"
-    return own if named else f"<{path.stem.strip('<>')}>", vectors.reshape(-1, vectors.shape[-1])

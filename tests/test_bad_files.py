@@ -25,7 +25,7 @@ from lib_custom_diffusion.algebra.quantization import quantize
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats.base import Base
-from lib_custom_diffusion.formats.document import archive
+from lib_custom_diffusion.reading import archive
 
 COUNT = int(os.environ.get("CUSTOM_DIFFUSION_FUZZ", "400"))
 SECONDS_EACH = 5.0  # a bound on one file; all together take milliseconds each

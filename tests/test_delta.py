@@ -206,7 +206,7 @@ def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.ones(2, 2)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="no delta file"):
+    with pytest.raises(UserError, match="is an embedding, not a delta"):
         Delta.load(tmp_path / "a.safetensors")
 
 
@@ -224,7 +224,7 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: Any) -> None:
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no delta file"):
+    with pytest.raises(UserError, match="there is no file"):
         Delta.load(tmp_path / "a.delta.safetensors")
 
 

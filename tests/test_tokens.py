@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.tokens import embedding_pt, file_name, initial_vectors, load_embedding, split_tokens
+from lib_custom_diffusion.formats import read_words
+from lib_custom_diffusion.tokens import embedding_pt, file_name, initial_vectors, split_tokens
 from tiny import WIDTH, TinyBackend
 
 
@@ -63,7 +63,7 @@ def test_token_without_a_letter_names_no_file() -> None:
 def test_embedding_is_read_back_and_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
     vectors = torch.randn(2, 5)
     (tmp_path / "a.pt").write_bytes(embedding_pt(vectors, "a", 7))
-    assert torch.equal(load_embedding(tmp_path / "a.pt")[1], vectors)
+    assert torch.equal(read_words(tmp_path / "a.pt")["<a>"], vectors)
     assert embedding_pt(vectors, "a", 7) == embedding_pt(vectors.clone(), "a", 7)
 
 
@@ -72,27 +72,3 @@ def test_embedding_has_only_records_that_the_webuis_safe_loader_allows() -> None
     names = zipfile.ZipFile(BytesIO(embedding_pt(torch.ones(1, 5), "a", 1))).namelist()
     assert len(names) >= 3
     assert all(allowed.match(name) for name in names)
-
-
-def test_diffusers_embeddings_are_read(tmp_path: Path) -> None:
-    save_file({"<new1>": torch.ones(5)}, tmp_path / "a.safetensors")
-    torch.save({"<new1>": torch.ones(5)}, tmp_path / "a.bin")
-    for name in ("a.safetensors", "a.bin"):
-        assert torch.equal(load_embedding(tmp_path / name)[1], torch.ones(1, 5))
-
-
-class Evil:
-    def __reduce__(self) -> tuple:
-        return Path.touch, (Path("executed"),)
-
-
-def test_bad_embeddings_are_refused_and_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"string_to_param": {"*": Evil()}}, "evil.pt")
-    Path("noise.pt").write_bytes(b"\x80\x04 noise")
-    torch.save({"string_to_param": {"*": torch.tensor([[torch.nan]])}}, "nan.pt")
-    torch.save({"string_to_param": {"a": torch.ones(1, 2), "b": torch.ones(1, 2)}}, "two.pt")
-    for name in ("evil.pt", "noise.pt", "nan.pt", "two.pt", "missing.pt"):
-        with pytest.raises(UserError, match=name):
-            load_embedding(Path(name))
-    assert not Path("executed").exists()

@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from torch import Tensor
+
 from ..delta import Delta
 from ..errors import UserError
+from ..reading import read_document
 from . import adobe, diffusers, embeddings, kohya, legacy
 from .base import Base
-from .document import read_document
 from .imported import Imported
 
 FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
@@ -33,9 +35,18 @@ def read(path: Path, base: Base | None = None) -> Imported:
                 return module.read(document, base)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
-    raise UserError(
-        f"{path} is of no known format; known are delta files, {', '.join(k for k in KINDS if k != 'delta')}"
-    )
+    raise UserError(f"{path} is {document.kind()}; read are delta files, {', '.join(k for k in KINDS if k != 'delta')}")
+
+
+def read_words(path: Path) -> dict[str, Tensor]:
+    """The vectors (n, width) by token of a file with words alone, as `--embedding` takes it.
+
+    Raises UserError as `read` does, and for a file that has layers, too.
+    """
+    delta = read(path).delta
+    if delta.entries or not delta.embeddings:
+        raise UserError(f"{path} holds {len(delta.entries)} layers, not only words; name it in the prompt instead")
+    return delta.embeddings
 
 
 def write(delta: Delta, kind: str, base: Base | None = None) -> dict[str, bytes]:
@@ -45,4 +56,4 @@ def write(delta: Delta, kind: str, base: Base | None = None) -> dict[str, bytes]
     return KINDS[kind].write(delta, base, kind)
 
 
-__all__ = ["FORMATS", "KINDS", "Base", "Imported", "read", "write"]
+__all__ = ["FORMATS", "KINDS", "Base", "Imported", "read", "read_words", "write"]

@@ -16,8 +16,8 @@ from ..algebra.blending import dense
 from ..attention import KEY_PREFIX
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
+from ..reading import Document, archive, matrix, vectors
 from .base import Base, difference, needed, resnets_of
-from .document import Document, archive, matrix, vectors
 from .imported import Imported
 from .names import diffusers_path, is_standard, key_of
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..algebra.blending import dense
 from ..delta import Delta, Entry
 from ..errors import UserError
+from ..reading import Document, matrix
 from ..storage import safetensors_bytes
 from .base import Base, difference, needed
-from .document import Document, matrix
 from .imported import Imported
 from .names import diffusers_path, key_of
 

@@ -1,7 +1,8 @@
 """Files with modifier tokens alone.
 
-A1111 `.pt`: {"string_to_param": {"*": (n, width)}, "name": …}; diffusers: {token: (width,) or (n, width)}, in a .bin or
-a safetensors file; SDXL: {"clip_l": (n, 768), "clip_g": (n, 1280)}, side by side in one of our vectors (n, 2048).
+A1111 `.pt`, and its pictures: {"string_to_param": {"*": (n, width)}, "name": …}; {"emb_params": (n, width)}; diffusers:
+{token: (width,) or (n, width)}, in a .bin or a safetensors file; SDXL: {"clip_l": (n, 768), "clip_g": (n, 1280)}, side
+by side in one of our vectors (n, 2048).
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
+from ..reading import Document, vectors
 from ..storage import safetensors_bytes
 from ..tokens import embedding_pt, file_name
 from .base import Base
-from .document import Document, vectors
 from .imported import Imported
 
 NAMES = {"embedding": "TOKEN.pt", "embedding-diffusers": "TOKEN.safetensors", "embedding-sdxl": "TOKEN.safetensors"}
 _CLIP_L = 768
+_UNNAMED = {"emb_params", "*"}
 
 
 def recognises(document: Document) -> bool:
@@ -27,7 +29,7 @@ def recognises(document: Document) -> bool:
 
 
 def _single(document: Document) -> str | None:
-    """The only token of a diffusers file."""
+    """The name of the only vectors of a file that is nothing else."""
     tensors = document.tensors()
     name, value = next(iter(tensors.items()), ("", None))
     plausible = len(document.content) == 1 and value is not None and value.ndim in (1, 2) and ".weight" not in str(name)
@@ -35,7 +37,7 @@ def _single(document: Document) -> str | None:
 
 
 def read(document: Document, base: Base | None) -> Imported:
-    """A delta of words only. A1111 and SDXL files do not say the token: it is <FILE'S NAME>, as in `generate`."""
+    """A delta of words only. Files that do not say their token have <FILE'S NAME>, as in `generate`."""
     content, token = document.content, f"<{document.name.strip('<>')}>"
     if "string_to_param" in content:
         held = content["string_to_param"]
@@ -47,7 +49,8 @@ def read(document: Document, base: Base | None) -> Imported:
         return Imported(Delta({}, {token: side_by_side(left, right)}))
     single = _single(document)
     assert single is not None
-    return Imported(Delta({}, {single: vectors(single, document.tensors()[single])}))
+    token = token if single in _UNNAMED else single
+    return Imported(Delta({}, {token: vectors(token, document.tensors()[single])}))
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
+from ..reading import Document, matrix, vectors
 from ..storage import safetensors_bytes
 from .base import Base, resnets_of
-from .document import Document, matrix, vectors
 from .embeddings import side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard

@@ -11,8 +11,8 @@ from dataclasses import replace
 from ..algebra.factors import QuantizedFactors
 from ..attention import KEY_PREFIX
 from ..delta import SUFFIX, Delta, Entry, Factors, from_tensors
+from ..reading import Document, matrix
 from .base import Base, difference, needed
-from .document import Document, matrix
 from .imported import Imported
 from .names import key_of
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from ..backend import Sampling
 from ..delta import Delta
 from ..errors import UserError
+from ..formats import read_words
 from ..injection import Injection
 from ..storage import write_atomically
-from ..tokens import load_embedding
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
 from .prompts import find_delta, split_deltas
@@ -92,7 +92,8 @@ def _vectors(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Seq
     vectors: dict[str, Tensor] = {}
     for delta in deltas:
         vectors |= delta.embeddings
-    vectors |= dict(load_embedding(path) for path in embeddings)
+    for path in embeddings:
+        vectors |= read_words(path)
     width = backend.token_vectors("a").shape[1]
     for token, found in vectors.items():
         if found.shape[1] != width:

@@ -7,11 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from ..attention import KEY_PREFIX
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
+from ..reading import read_header
 
 _EMBEDDING = "embedding."
 
@@ -42,20 +41,19 @@ class Summary:
 
 def summarize(path: Path) -> Summary:
     """Read the header alone, whatever the file's size. Raises UserError if it has none that can be read."""
+    header = read_header(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
-        stated = json.loads(metadata.get("custom_diffusion", "{}"))
+        stated = json.loads(header.metadata.get("custom_diffusion", "{}"))
         json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
         words = dict(stated.get("tokens", {}))
-        tokens = [name.removeprefix(_EMBEDDING) for name in names if name.startswith(_EMBEDDING)]
+        tokens = [name.removeprefix(_EMBEDDING) for name in header.names if name.startswith(_EMBEDDING)]
         return Summary(
             str(stated.get("architecture", "")),
             str(stated.get("checkpoint", "")),
             int(stated.get("steps", 0)),
             {token: str(words.get(token, "")) for token in tokens},
         )
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no delta file ({error})") from error
 
 

@@ -80,7 +80,7 @@ def test_a1111_files_of_no_or_several_tokens_are_refused(tmp_path: Path, held: o
 
 def test_several_bare_vectors_are_no_word(tmp_path: Path) -> None:
     save_file({"a": torch.ones(6), "b": torch.ones(6)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="no known format"):
+    with pytest.raises(UserError, match=r"is 2 tensors \(a, b\)"):
         formats.read(tmp_path / "a.safetensors")
 
 
@@ -88,3 +88,24 @@ def test_files_are_named_by_the_token_without_what_no_file_system_takes() -> Non
     assert list(formats.write(Delta({}, {'a/b\\c:"d"?': torch.ones(1, 6)}), "embedding-diffusers")) == [
         "abcd.safetensors"
     ]
+
+
+def test_an_embedding_says_its_own_word_and_others_are_called_by_the_file(tmp_path: Path) -> None:
+    torch.save({"<cat-toy>": torch.ones(8)}, tmp_path / "learned_embeds.bin")
+    save_file({"emb_params": torch.ones(2, 8)}, tmp_path / "easy.safetensors")
+    assert list(formats.read_words(tmp_path / "learned_embeds.bin")) == ["<cat-toy>"]
+    assert list(formats.read_words(tmp_path / "easy.safetensors")) == ["<easy>"]
+
+
+def test_words_of_the_original_textual_inversion_code_are_read(tmp_path: Path) -> None:
+    vectors = torch.randn(2, 8)
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}, tmp_path / "cat.pt")
+    assert torch.equal(formats.read_words(tmp_path / "cat.pt")["<cat>"], vectors)
+
+
+def test_a_file_with_layers_is_no_file_of_words(tmp_path: Path) -> None:
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    Delta({key: torch.ones(4, 8)}, {"<new1>": torch.ones(1, 8)}).save(tmp_path / "a.delta.safetensors")
+    with pytest.raises(UserError, match="holds 1 layers, not only words"):
+        formats.read_words(tmp_path / "a.delta.safetensors")

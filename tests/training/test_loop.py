@@ -20,8 +20,8 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.tokens import load_embedding
 from lib_custom_diffusion.training import checkpoints
 from lib_custom_diffusion.training.loop import Progress, Trainer, TrainingConfig
 from lib_custom_diffusion.training.objective import add_noise
@@ -84,7 +84,7 @@ def test_files_left_behind(tmp_path: Path) -> None:
     saved = Delta.load(tmp_path / "tiny.delta.safetensors")
     assert saved.provenance.steps == 20
     assert saved.provenance.tokens == {"<new1>": "cat"}
-    assert torch.equal(load_embedding(tmp_path / "new1.pt")[1], result.delta.embeddings["<new1>"])
+    assert torch.equal(read_words(tmp_path / "new1.pt")["<new1>"], result.delta.embeddings["<new1>"])
     assert sorted(path.name for path in (tmp_path / "checkpoint-14").iterdir()) == [
         "new1.pt", "state.safetensors", "tiny.delta.safetensors"
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from test_extra_network import predict
 from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.tokens import load_embedding
+from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.training import loop as training
 from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
@@ -73,7 +73,7 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
     assert done.delta == tmp_path / "deltas" / "mycat.delta.safetensors"
     assert all(entry.abs().sum() > 0 for entry in delta.entries.values())
     assert delta.provenance.tokens == {"mycat": "cat"}
-    trained = load_embedding(tmp_path / "embeddings" / "mycat.pt")[1]
+    trained = read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"]
     assert torch.allclose(trained, delta.embeddings["mycat"].float(), atol=1e-2)
     assert torch.equal(sd_hijack.model_hijack.embedding_db.word_embeddings["mycat"].vec, trained)
     folder = done.log_directory
@@ -89,10 +89,10 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
 
 def test_only_the_new_word_has_moved(host, form, tmp_path):
     create_embedding("other", "red", 1, overwrite=False)
-    start = load_embedding(tmp_path / "embeddings" / "mycat.pt")[1]
+    start = read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"]
     other = (tmp_path / "embeddings" / "other.pt").read_bytes()
     train(form, str(tmp_path / "log"))
-    assert not torch.equal(load_embedding(tmp_path / "embeddings" / "mycat.pt")[1], start)
+    assert not torch.equal(read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"], start)
     assert (tmp_path / "embeddings" / "other.pt").read_bytes() == other
 
 
