@@ -111,8 +111,9 @@ def _cross_attention(unet: nn.Module) -> Iterator[Projection]:
         if leaf is None or not isinstance(module, nn.Linear):
             continue
         name = path if offsets is None else _ldm_path(path, offsets)
-        block = _LDM_BLOCKS[name.split(".", 1)[0]]
-        yield Projection(f"{KEY_PREFIX}{name}.weight", _ROLES[leaf[1]], block, module)
+        block = _LDM_BLOCKS.get(name.split(".", 1)[0])
+        if block is not None:  # some transformers without a UNet's blocks call their layers attn2 too
+            yield Projection(f"{KEY_PREFIX}{name}.weight", _ROLES[leaf[1]], block, module)
 
 
 def _diffusers_offsets(unet: nn.Module) -> dict[str, list[int]]:

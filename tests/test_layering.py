@@ -15,7 +15,7 @@ import pytest
 PACKAGE = "lib_custom_diffusion"
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES_OF_THE_CORE = {"torch", "safetensors", "numpy", "PIL", "tqdm"}
-FACES = {f"{PACKAGE}.standalone", f"{PACKAGE}.webui"}
+FACES = {f"{PACKAGE}.standalone", f"{PACKAGE}.webui", f"{PACKAGE}.comfyui"}
 SHOWN_BY_BOTH = f"{PACKAGE}.ui"
 LIBRARIES_OF_PAGES = {"gradio", "psutil"}
 
