@@ -92,3 +92,8 @@ def test_pattern_that_matches_nothing_is_refused() -> None:
 def test_network_without_cross_attention_is_refused() -> None:
     with pytest.raises(UserError, match="no cross-attention"):
         projections(nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_a_transformer_without_the_blocks_of_a_unet_is_refused() -> None:
+    with pytest.raises(UserError, match="no cross-attention"):
+        projections(attention_layer())
