@@ -1,15 +1,23 @@
 // Custom Diffusion: what its tabs need of the page beyond the WebUI's own functions.
 
-function refreshCustomDiffusionCards() {
-    // The host's own button, which reads all its pages anew: a training leaves a delta and an embedding.
-    for (const tab of ['txt2img', 'img2img']) extraNetworksControlRefreshOnClick(null, tab, 'deltas');
+function refreshCustomDiffusionCards(_event, tab) {
+    gradioApp().getElementById(tab + '_cd_refresh_cards').click();
 }
 
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
-    // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one.
-    gradioApp().querySelector('#' + outcomeId + '.prose').innerHTML = '';
+    // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one. It fills nothing in if
+    // the same is to be said again, so what is there is hidden, not removed.
+    const outcome = gradioApp().querySelector('#' + outcomeId + '.prose');
+    outcome.classList.add('cd-outdated');
+    const show = function() {
+        outcome.classList.remove('cd-outdated');
+        filled.disconnect();
+    };
+    const filled = new MutationObserver(show);
+    filled.observe(outcome, {childList: true, subtree: true, characterData: true});
     const atEnd = function() {
-        refreshCustomDiffusionCards();
+        setTimeout(show, 500); // the answer may come a little later than the end
+        for (const tab of ['txt2img', 'img2img']) refreshCustomDiffusionCards(null, tab);
         if (progressArea.id == 'cd_utils_gallery') showText.innerHTML = ''; // the curve of a training stays
     };
     requestProgress(id, progressArea, gallery, atEnd, function(progress) {
@@ -61,10 +69,15 @@ function endOfCustomDiffusionTraining() {
     return [customDiffusionTrainingFound];
 }
 
-function customDiffusionToTxt2img(prompt) {
-    const box = gradioApp().querySelector('#txt2img_prompt textarea');
-    box.value = prompt;
-    updateInput(box);
+function customDiffusionToTxt2img() {
     switch_to_txt2img();
+    return [];
+}
+
+function chooseCustomDiffusionToy(title) {
+    if (title) {
+        selectCheckpoint(title);
+        gradioApp().getElementById('cd_toy_preset').click();
+    }
     return [];
 }

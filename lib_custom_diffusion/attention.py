@@ -200,3 +200,15 @@ def architecture(unet: nn.Module) -> str:
     keys = projections(unet, "k")
     width = next(iter(keys.values())).module.in_features
     return _ARCHITECTURES.get((len(keys), width), f"crossattn-{len(keys)}x{width}")
+
+
+_FAMILIES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL"}
+_LEAST_TEXT_WIDTH = 512  # of CLIP's text encoders; those of small models to try things with are narrower
+
+
+def family(architecture: str) -> str:
+    """What people call the models of an `architecture`; one without a name of its own keeps its word."""
+    shape = re.fullmatch(r"crossattn-\d+x(\d+)", architecture)
+    if shape and int(shape[1]) < _LEAST_TEXT_WIDTH:
+        return "toy model"
+    return _FAMILIES.get(architecture, architecture)

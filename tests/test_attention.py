@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from lib_custom_diffusion.attention import architecture, projections
+from lib_custom_diffusion.attention import architecture, family, projections
 from lib_custom_diffusion.errors import UserError
 from tiny import TinyUNet
 
@@ -97,3 +97,18 @@ def test_network_without_cross_attention_is_refused() -> None:
 def test_a_transformer_without_the_blocks_of_a_unet_is_refused() -> None:
     with pytest.raises(UserError, match="no cross-attention"):
         projections(attention_layer())
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("sd1", "SD 1"),
+        ("sd2", "SD 2"),
+        ("sdxl", "SDXL"),
+        ("crossattn-10x128", "toy model"),
+        ("crossattn-30x768", "crossattn-30x768"),
+        ("", ""),
+    ],
+)
+def test_models_are_called_by_the_word_that_people_have_for_them(word, name):
+    assert family(word) == name

@@ -28,10 +28,11 @@ from ..errors import UserError
 from ..formats import KINDS
 from ..storage import write_atomically
 from ..tokens import file_name
-from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, refresh_button, table
+from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, table
 
 LIMITS = ("file size", "rank", "share of the effect")
 """What compression can keep to."""
+_LORA = "lora"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 _STAGES = 4  # the most that an operation of `algebra` tells of
 
@@ -164,18 +165,18 @@ def _rename(host: Host) -> list[Action]:
 def _convert(host: Host) -> list[Action]:
     gr.HTML(
         "<p>Reads and writes other programs' files. What a file is, its content says. Put files into the folder of"
-        " deltas, or upload them here; results go to that folder.</p>"
+        f" deltas, or upload them here; results go to that folder{_and_loras(host)}.</p>"
     )
     with gr.Row():
         names = gr.Dropdown(
             label="Files to convert", choices=_convertible(host), multiselect=True, elem_id="cd_convert_names",
             info="The one with the layers, and those with its words if they are apart",
         )  # fmt: skip
-        refresh_button(names, lambda: _convertible(host), "cd_convert_refresh")
+        host.lists.add(names, lambda: _convertible(host), "cd_convert_refresh")
     uploads = gr.File(label="Or upload them", file_count="multiple", height=120, elem_id="cd_convert_uploads")
     with gr.Row():
         kind = gr.Dropdown(
-            label="Format to write", choices=sorted(KINDS), value="lora", elem_id="cd_convert_kind",
+            label="Format to write", choices=sorted(KINDS), value=_LORA, elem_id="cd_convert_kind",
             info="lora: one file for the WebUI's own Lora, Forge, ComfyUI and diffusers",
         )  # fmt: skip
         rank = gr.Slider(
@@ -200,16 +201,26 @@ def _convert(host: Host) -> list[Action]:
             raise UserError("choose a file, or upload one")
         done = convert_files(sources, kind, host.loaded(fits), int(rank), _stages(show))
         name = result or sources[0].name.removesuffix(SUFFIX).removesuffix(sources[0].suffix)
-        paths = _places(host.deltas_dir, name, kind, list(done.files), overwrite)
+        paths = _places(_folder(host, kind), name, kind, list(done.files), overwrite)
         for path, content in zip(paths, done.files.values(), strict=True):
             write_atomically(path, content)
-        rows = {path.relative_to(host.deltas_dir).as_posix(): megabytes(path.stat().st_size) for path in paths}
+        rows = {str(path.absolute()): megabytes(path.stat().st_size) for path in paths}
+        if kind == _LORA and host.loras_dir:
+            rows["In a prompt"] = f"<lora:{paths[0].stem}:1>"
         if done.cut_layers:
             rows["Relative error"] = f"{done.error:.2%}: {done.cut_layers} layers cut to rank {int(rank)}"
         delta = file_name(name) if kind == "delta" else ""
         return Outcome(_report("Converted", rows, done.dropped, []), delta=delta, files=paths)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
+
+
+def _folder(host: Host, kind: str) -> Path:
+    return host.loras_dir if kind == _LORA and host.loras_dir else host.deltas_dir
+
+
+def _and_loras(host: Host) -> str:
+    return f", LoRAs to <code>{html.escape(str(host.loras_dir))}</code>" if host.loras_dir else ""
 
 
 def _convertible(host: Host) -> list[str]:

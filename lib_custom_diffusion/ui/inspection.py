@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..attention import KEY_PREFIX
+from ..attention import KEY_PREFIX, family
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_header
@@ -28,10 +28,15 @@ class Summary:
         """The tokens with their class words, as a prompt wants them: "<new1> cat"."""
         return ", ".join(f"{token} {word}".strip() for token, word in self.tokens.items())
 
+    @property
+    def made_for(self) -> str:
+        """The kind of model that it fits, in the word that people have for it; "" if the file does not say."""
+        return family(self.architecture)
+
     def table(self) -> dict[str, str]:
         """The same as rows for people, without those the file says nothing of."""
         rows = {
-            "Made for": self.architecture,
+            "Made for": self.made_for,
             "Checkpoint": self.checkpoint,
             "Steps": str(self.steps or ""),
             "Words": self.activation_text(),

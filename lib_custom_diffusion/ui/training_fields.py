@@ -35,16 +35,31 @@ class Face:
 
 @dataclass(frozen=True)
 class FormFields:
-    """All fields of the form: the number of concepts, those of each concept, and the others."""
+    """All fields of the form: the number of concepts, those of each concept, the others, and the preset.
+
+    presets: what each preset fills in.
+    """
 
     count: gr.Slider
     concepts: list[Fields]
     settings: Fields
+    preset: gr.Dropdown
+    presets: Mapping[str, Mapping[str, Any]]
 
     @property
     def inputs(self) -> list[gr.components.IOComponent]:
         """What an event must be given for `entered` to understand its values."""
         return [self.count, *(part for each in self.concepts for part in each.values()), *self.settings.values()]
+
+    @property
+    def filled(self) -> Fields:
+        """The fields that presets fill in."""
+        names = {name for values in self.presets.values() for name in values}
+        return {name: field for name, field in self.settings.items() if name in names}
+
+    def filled_by(self, preset: str) -> list[Any]:
+        """What a preset gives to the fields of `filled`."""
+        return [self.presets[preset].get(name, gr.update()) for name in self.filled]
 
     def entered(self, values: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """What was entered, by name: of each concept asked for, and the others; emptied numbers are left out."""
@@ -57,7 +72,11 @@ class FormFields:
 
 def form_fields(face: Face) -> FormFields:
     """Make all fields where the page is being built, and let presets and the number of concepts act on them."""
-    return FormFields(*_concepts(face), _settings(face))
+    fields = FormFields(*_concepts(face), *_settings(face), face.presets)
+    fields.preset.input(
+        fn=fields.filled_by, inputs=[fields.preset], outputs=[*fields.filled.values()], show_progress=False
+    )
+    return fields
 
 
 def _concepts(face: Face) -> tuple[gr.Slider, list[Fields]]:
@@ -104,8 +123,8 @@ def _concept(face: Face, number: int) -> Fields:
     return fields
 
 
-def _settings(face: Face) -> Fields:
-    """The fields of TrainingForm by name, without the concepts."""
+def _settings(face: Face) -> tuple[Fields, gr.Dropdown]:
+    """The fields of TrainingForm by name, without the concepts; and the choice of a preset."""
     fields: Fields = {}
     with face.row():
         preset = gr.Dropdown(
@@ -126,14 +145,7 @@ def _settings(face: Face) -> Fields:
     fields |= _amounts(face) | _rates(face) | _captions(face) | _intervals(face)
     with gr.Accordion("Advanced", open=False, elem_id="cd_more"):
         fields |= _preservation(face) | _layers_and_captions(face) | _views(face) | _gradients(face) | _size(face)
-    filled = sorted({name for values in face.presets.values() for name in values})
-    preset.input(
-        fn=lambda chosen: [face.presets[chosen].get(name, gr.update()) for name in filled],
-        inputs=[preset],
-        outputs=[fields[name] for name in filled],
-        show_progress=False,
-    )
-    return fields
+    return fields, preset
 
 
 def _first(face: Face) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,30 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """Choices that change while pages are served: a page asks for all at once when it is opened, or for one by 🔄."""
+
+    known: list[tuple[gr.Dropdown, Callable[[], list[str]]]] = field(default_factory=list)
+
+    def add(self, choice: gr.Dropdown, names: Callable[[], list[str]], part: str) -> None:
+        """Know a choice, and make its button where gradio is building a page."""
+        self.known.append((choice, names))
+        button = gr.Button("🔄", elem_id=part, elem_classes=["tool"])
+        button.click(
+            fn=lambda: gr.update(choices=names()), inputs=[], outputs=[choice], queue=False, show_progress=False
+        )
+
+    def ask_when_opened(self) -> None:
+        """To be called once all are known."""
+
+        def ask() -> list[Any]:
+            return [gr.update(choices=names()) for _, names in self.known]
+
+        choices = [choice for choice, _ in self.known]
+        Context.root_block.load(fn=ask, inputs=[], outputs=choices, queue=False, show_progress=False)
+
+
+@dataclass(frozen=True)
 class Host:
     """What the sections need of the face they are on.
 
@@ -77,6 +101,8 @@ class Host:
     bind:       has a click on an action's button run it as a job, and shows what comes of it.
     open_delta: has a click on the button open the delta that the text box names.
     interrupt:  asks the running job to stop.
+    lists:      the choices of the page.
+    loras_dir:  where a LoRA goes, so that `<lora:NAME:1>` finds it; with the deltas if there is no such place.
     """
 
     deltas_dir: Path
@@ -86,6 +112,8 @@ class Host:
     bind: Callable[[Action, Results], None]
     open_delta: Callable[[gr.Button, gr.Textbox], None]
     interrupt: Callable[[], None]
+    lists: Lists
+    loras_dir: Path | None = None
 
     def loaded(self, use: bool = True) -> Callable[[], Backend] | None:
         """What gives the loaded model, for the algebra; None if it is not to be used."""
@@ -139,15 +167,8 @@ def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.
     with gr.Row():
         part_name = f"{part}_names" if several else f"{part}_name"
         choice = gr.Dropdown(label=label, choices=names(), multiselect=several or None, elem_id=part_name)
-        refresh_button(choice, names, f"{part}_refresh")
+        host.lists.add(choice, names, f"{part}_refresh")
     return choice
-
-
-def refresh_button(choice: gr.Dropdown, names: Callable[[], list[str]], part: str) -> None:
-    """A small button that looks for the names anew, as a page does that is opened."""
-    button = gr.Button("🔄", elem_id=part, elem_classes=["tool"])
-    for event in (button.click, Context.root_block.load):
-        event(fn=lambda: gr.update(choices=names()), inputs=[], outputs=[choice], queue=False, show_progress=False)
 
 
 def chosen(host: Host, names: Sequence[str] | None) -> list[Path]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 from modules import shared, ui_extra_networks, ui_extra_networks_user_metadata
-from modules.ui_extra_networks import quote_js
 
 from ..errors import UserError
-from ..ui.inspection import summarize
+from ..ui.inspection import Summary, summarize
+from .card_notes import read_notes
 from .library import DeltaLibrary
+
+_UNSHOWABLE = re.compile(r'[<>"\x00-\x1f\ud800-\udfff]')
+"""The host puts names into its page as they are, and a name that is no text cannot be sent to it at all."""
 
 
 class DeltaCards(ui_extra_networks.ExtraNetworksPage):
@@ -20,6 +25,8 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
 
     def __init__(self, library: DeltaLibrary) -> None:
         super().__init__("Deltas")
+        # The host's own button reads all its pages anew, which fails while there is no checkpoint.
+        self.pane_tpl = self.pane_tpl.replace("extraNetworksControlRefreshOnClick(", "refreshCustomDiffusionCards(")
         self.library = library
         self._tabs: list[ui_extra_networks.ExtraNetworksUi] = []
         library.when_changed = self._forget_pages
@@ -33,11 +40,13 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
             tab.pages_contents = []
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
-        """What the host shows of a delta; None for a file that cannot be read."""
+        """What the host shows of a delta; None for a file that cannot be read or shown."""
         try:
             delta = self.library.find(name)
             summary = summarize(delta.path)
         except UserError:
+            return None
+        if _UNSHOWABLE.search(f"{name}{delta.path}"):
             return None
         stem = str(delta.path.with_suffix(""))  # NAME.delta, where the host keeps its notes and previews
         item: dict[str, Any] = {
@@ -58,15 +67,23 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         self.read_user_metadata(item)
         notes = item["user_metadata"]
         words = notes.get("activation text") or summary.activation_text()
-        weight = notes.get("preferred weight") or 0.0
-        item["prompt"] = " + ".join(
-            [
-                quote_js(f"<delta:{name}:"),
-                str(weight) if weight else "opts.extra_networks_default_multiplier",
-                quote_js(f"> {words}" if words else ">"),
-            ]
-        )
+        weight = notes.get("preferred weight") or "opts.extra_networks_default_multiplier"
+        # The host's page runs this as JavaScript.
+        item["prompt"] = f"{json.dumps(f'<delta:{name}:')} + {weight} + {json.dumps(f'> {words}' if words else '>')}"
+        item["summary"] = summary
         return item
+
+    def read_user_metadata(self, item: dict[str, Any], use_cache: bool = True) -> None:
+        """A person's notes beside the file, or whoever's it came with: texts are texts, and numbers numbers."""
+        item["user_metadata"] = notes = read_notes(item["filename"])
+        item["description"] = notes.get("description") or item.get("description")
+
+    def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> Any:
+        """The card; one without a description says what the delta is for. HTML of a description is shown as text."""
+        description = item["description"] or _at_a_glance(item["summary"])
+        if shared.opts.extra_networks_card_description_is_html:
+            description = html.escape(description)
+        return super().create_item_html(tabname, {**item, "description": description}, template)
 
     def list_items(self) -> Iterator[dict[str, Any]]:
         self.library.refresh()
@@ -80,7 +97,25 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
 
     def create_user_metadata_editor(self, ui: ui_extra_networks.ExtraNetworksUi, tabname: str) -> DeltaNotesEditor:
         self._tabs.append(ui)
+        self._add_refresh(ui.pages[-1], tabname)
         return DeltaNotesEditor(ui, tabname, self)
+
+    def _add_refresh(self, cards: gr.HTML, tabname: str) -> None:
+        """What the page presses to have these cards made anew, see javascript/custom_diffusion.js."""
+
+        def made_anew() -> str:
+            self.refresh()
+            return self.create_html(tabname)
+
+        refresh = gr.Button(visible=False, elem_id=f"{tabname}_cd_refresh_cards")
+        refresh.click(fn=made_anew, inputs=[], outputs=[cards]).then(
+            fn=None, _js=f"() => {{ applyExtraNetworkFilter('{tabname}_deltas'); setupAllResizeHandles(); }}"
+        )
+
+
+def _at_a_glance(summary: Summary) -> str:
+    """ "SD 1 · <new1> cat"."""
+    return " · ".join(filter(None, (summary.made_for, summary.activation_text())))
 
 
 class DeltaNotesEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
@@ -93,8 +128,8 @@ class DeltaNotesEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
 
     def put_values_into_components(self, name: str) -> list[Any]:
         notes = self.get_user_metadata(name)
-        weight = float(notes.get("preferred weight") or 0.0)
-        return [*super().put_values_into_components(name), notes.get("activation text", ""), weight]
+        words, weight = notes.get("activation text", ""), notes.get("preferred weight", 0.0)
+        return [*super().put_values_into_components(name), words, weight]
 
     def save(self, name: str, description: str, notes: str, activation_text: str, preferred_weight: float) -> None:
         metadata = self.get_user_metadata(name)

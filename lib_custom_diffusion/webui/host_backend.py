@@ -52,7 +52,7 @@ class HostBackend:
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
         self.alphas_cumprod = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
         self.captions = captions_beside(Path(model.sd_checkpoint_info.filename))
-        self.resolution = 768 if model.is_sd2 and self.prediction_type == "v_prediction" else 8 * model.image_size
+        self.resolution = model_resolution(model)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
@@ -157,6 +157,16 @@ class HostBackend:
                 if len(pictures) < start + len(batch):
                     break
         return pictures
+
+
+def model_resolution(model: Any) -> int:
+    """The side in pixels of the pictures that a model of the host's was made for; without a model SD 1's."""
+    if model is None:
+        return 512
+    if model.is_sdxl:
+        return 1024
+    v_prediction = _PREDICTION_TYPES.get(model.parameterization) == "v_prediction"
+    return 768 if model.is_sd2 and v_prediction else 8 * model.image_size
 
 
 def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:

@@ -1,16 +1,20 @@
-"""The toy model among the WebUI's checkpoints, to try everything with."""
+"""The toy model among the WebUI's checkpoints, to try everything with, and the button that puts it there."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 from pathlib import Path
 
+import gradio as gr
 from modules import sd_models, shared
+from modules.call_queue import wrap_queued_call
 
 from ..errors import UserError
 from ..storage import write_atomically
+from ..ui.training_page import error_html
 
 TOY = Path(__file__).resolve().parents[1] / "standalone" / "toy"
 NAME = "custom-diffusion-toy"
@@ -39,3 +43,32 @@ def install_toy() -> Path:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
     sd_models.list_models()
     return target
+
+
+def no_checkpoint() -> bool:
+    """Whether the host has none to draw or train with."""
+    return not sd_models.checkpoints_list
+
+
+def toy_button(part: str) -> None:
+    """A button that installs the toy and chooses it, as checkpoint and as preset of the training form, by the page."""
+    gr.HTML(
+        "<p>No checkpoint at hand? The toy model is a very small model of drawings, with which everything here can be"
+        " tried in minutes on any computer. It is copied to the WebUI's checkpoints.</p>"
+    )
+    button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
+    told = gr.HTML(elem_id=f"{part}_told")
+    title = gr.Textbox(visible=False, elem_id=f"{part}_title")
+    button.click(fn=wrap_queued_call(_install), inputs=[], outputs=[title, told]).then(
+        fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
+    )
+
+
+def _install() -> tuple[str, str]:
+    """The checkpoint's title, as the host's list of checkpoints has it, and what to say."""
+    try:
+        path = install_toy()
+    except UserError as error:
+        return "", error_html(error)
+    found = sd_models.get_closet_checkpoint_match(path.name)
+    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and chose it as checkpoint.</p>"

@@ -1,4 +1,4 @@
-"""The tab "Train Custom Diffusion" inside the WebUI's Train tab."""
+"""The tab "Custom Diffusion" inside the WebUI's Train tab."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import torch
 from gradio.context import Context
-from modules import script_callbacks, sd_hijack, shared
+from modules import script_callbacks, sd_hijack, sd_models, sd_samplers, shared
 from modules.call_queue import wrap_gradio_gpu_call, wrap_queued_call
 from modules.textual_inversion import textual_inversion
 from modules.ui_common import create_refresh_button
@@ -21,30 +21,36 @@ from ..errors import UserError
 from ..ui.training_fields import Face, FormFields, form_fields
 from ..ui.training_form import PRESETS, TOY_PRESETS, ConceptForm, TrainingForm
 from ..ui.training_page import OUT_OF_MEMORY, error_html
+from .host_backend import model_resolution
 from .new_embedding import MAX_VECTORS, create_embedding
 from .reopened_page import Shown, end_of, failed, succeeded
+from .toy_model import no_checkpoint, toy_button
 from .training_job import LOG_DIRECTORY, estimate, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
+_SENT = ("prompt", "steps", "sampler_name", "cfg_scale", "width", "height")
+"""What of these is sent there with a prompt to try."""
 
 
 def build(params: script_callbacks.UiTrainTabParams) -> None:
     """Make the tab; the host calls this while it makes its Train tab."""
-    with gr.Tab(label="Train Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train"):
+    with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train"):
         gr.HTML(
             "<p>Teach the model a thing, a face or a style from a few pictures. It learns a new word and a small change"
             " of how it reads prompts, and keeps both in one file that you can share.</p>"
         )
+        with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
+            toy_button("cd_train_toy")
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         create = _create_embedding_box()
         fields = form_fields(Face(FormRow, _word, _template, {**PRESETS, **TOY_PRESETS}))
         words = [concept["embedding"] for concept in fields.concepts]
         create(words)
-        # The page is made once, when the host starts; words come and go while it runs.
+        # The page is made once, when the host starts; checkpoints and words come and go while it runs.
         Context.root_block.load(
-            fn=lambda: [gr.update(choices=_embedding_names()) for _ in words], inputs=[], outputs=words, queue=False,
-            show_progress=False,
+            fn=lambda: [gr.update(visible=no_checkpoint()), *(gr.update(choices=_embedding_names()) for _ in words)],
+            inputs=[], outputs=[offer, *words], queue=False, show_progress=False,
         )  # fmt: skip
         log_directory = gr.Textbox(
             label="Folder for logs, copies and previews",
@@ -68,6 +74,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
             send = gr.Button("Send to txt2img", visible=False, elem_id="cd_send")
             reopened = gr.Button(visible=False, elem_id="cd_reopened")
+            toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
 
     def run(_task: str, from_txt2img: bool, log_directory: str, *values: Any) -> Shown:
         entered, preview = values[: len(fields.inputs)], values[len(fields.inputs) :]
@@ -89,7 +96,16 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         outputs=[told],
     )
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
-    send.click(fn=None, _js="customDiffusionToTxt2img", inputs=[prompt], outputs=[])
+    # Pressed by the page when the toy was installed.
+    toy_preset.click(
+        fn=lambda: [gr.update(visible=False), next(iter(TOY_PRESETS)), *fields.filled_by(next(iter(TOY_PRESETS)))],
+        inputs=[], outputs=[offer, fields.preset, *fields.filled.values()],
+        show_progress=False,
+    )  # fmt: skip
+    txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
+    send.click(
+        fn=_to_txt2img, inputs=[prompt], outputs=[txt2img_fields[name] for name in _SENT], show_progress=False
+    ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
 
 
 def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None) -> Shown:
@@ -108,6 +124,12 @@ def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2im
     except torch.cuda.OutOfMemoryError:
         return failed(error_html(OUT_OF_MEMORY))
     return succeeded(done)
+
+
+def _to_txt2img(prompt: str) -> list[Any]:
+    """The fields of `_SENT` as the previews had them: as suits the model that is loaded."""
+    side, usual = model_resolution(sd_models.model_data.sd_model), Sampling()
+    return [prompt, usual.steps, sd_samplers.visible_sampler_names()[0], usual.guidance_scale, side, side]
 
 
 def _estimate(fields: FormFields, values: Sequence[Any]) -> str:

@@ -14,10 +14,10 @@ from modules.textual_inversion import textual_inversion
 from ..errors import UserError
 from ..ui.sections import SECTIONS
 from ..ui.training_page import error_html
-from ..ui.utilities import Action, Host, Interrupted, Outcome, Results, Section, Show, add_utilities, shown
+from ..ui.utilities import Action, Host, Interrupted, Lists, Results, Section, add_utilities, shown
 from .drawing_backend import DrawingBackend
 from .library import library
-from .toy_model import install_toy
+from .toy_model import no_checkpoint, toy_button
 
 JOB = "custom-diffusion-utility"
 _DEFAULT_SAMPLER = "Euler a"
@@ -27,7 +27,10 @@ def build() -> list[tuple[gr.Blocks, str, str]]:
     """The tab, as the host asks for it."""
     with gr.Blocks(analytics_enabled=False) as blocks:
         task = gr.Textbox(visible=False, elem_id="cd_utils_task")
-        add_utilities(_host(task), [*SECTIONS, Section("Toy model", "cd_toy_section", _toy)])
+        toy = Section("Toy model", "cd_toy_section", _toy)
+        host = _host(task)
+        add_utilities(host, [toy, *SECTIONS] if no_checkpoint() else [*SECTIONS, toy])
+        host.lists.ask_when_opened()
     return [(blocks, "Custom Diffusion Utils", "custom_diffusion_utils")]
 
 
@@ -41,6 +44,8 @@ def _host(task: gr.Textbox) -> Host:
         bind=lambda action, results: _bind(task, action, results),
         open_delta=lambda button, delta: button.click(fn=None, _js="customDiffusionShowCard", inputs=[delta]),
         interrupt=lambda: shared.state.interrupt(),
+        lists=Lists(),
+        loras_dir=Path(shared.cmd_opts.lora_dir) if getattr(shared.cmd_opts, "lora_dir", None) else None,
     )
 
 
@@ -72,14 +77,5 @@ def _show(done: int, total: int, what: str = "") -> None:
 
 
 def _toy(_host: Host) -> list[Action]:
-    gr.HTML(
-        "<p>A very small model of drawings, with which everything here can be tried in minutes, on any computer. It is"
-        " copied to the WebUI's checkpoints.</p>"
-    )
-    button = gr.Button("Install the toy model", variant="primary", elem_id="cd_toy")
-
-    def run(_show: Show) -> Outcome:
-        path = html.escape(str(install_toy()))
-        return Outcome(f"<p>Installed <code>{path}</code>. Press 🔄 beside the checkpoints at the top to see it.</p>")
-
-    return [Action(button, run, [])]
+    toy_button("cd_toy")
+    return []  # a copied file is no job

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from modules import shared
 from modules.ui_extra_networks import ExtraNetworksUi
 from test_extra_network import save
 
+from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.webui.library import DeltaLibrary
 
 pytest.importorskip("gradio")
+import gradio as gr
+
 from lib_custom_diffusion.webui.cards import DeltaCards, DeltaNotesEditor
+from page import parts
+
+
+def write_notes(tmp_path: Path, notes: object) -> None:
+    (tmp_path / "deltas" / "cat.delta.json").write_text(json.dumps(notes))
 
 
 @pytest.fixture
@@ -37,9 +47,84 @@ def test_notes_of_a_person_come_first(cards, tmp_path):
     assert item["prompt"] == '"<delta:cat:" + 0.7 + "> my <new1> kitten"'
 
 
+@pytest.mark.parametrize("weight", ["1+alert(1)", ["alert(1)"], {"a": 1}, True, float("nan"), float("inf"), "", None])
+def test_a_weight_of_a_stranger_that_is_no_number_is_left_out(cards, tmp_path, weight):
+    write_notes(tmp_path, {"preferred weight": weight, "activation text": "kitten"})
+    [item] = cards.list_items()
+    assert item["prompt"] == '"<delta:cat:" + opts.extra_networks_default_multiplier + "> kitten"'
+
+
+def test_a_weight_written_as_text_is_a_number(cards, tmp_path):
+    write_notes(tmp_path, {"preferred weight": "0.25"})
+    [item] = cards.list_items()
+    assert '"<delta:cat:" + 0.25 + ' in item["prompt"]
+
+
+@pytest.mark.parametrize(
+    "notes", [[], 5, None, "text", {"description": {"a": 1}, "activation text": 3, "notes": ["x"]}]
+)
+def test_notes_that_are_no_notes_are_as_none(cards, tmp_path, notes):
+    write_notes(tmp_path, notes)
+    [item] = cards.list_items()
+    assert item["user_metadata"] == {} and item["prompt"].endswith('+ "> <new1>"')
+    editor = DeltaNotesEditor(None, "txt2img", cards)
+    cards.items = {"cat": item}
+    assert editor.put_values_into_components("cat")[-2:] == ["", 0.0]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"description": "\\ud800"}'])
+def test_damaged_notes_are_as_none(cards, tmp_path, content):
+    (tmp_path / "deltas" / "cat.delta.json").write_bytes(content)
+    assert [item["user_metadata"] for item in cards.list_items()] == [{}]
+
+
+def test_words_of_notes_stay_text_in_the_pages_script_and_html(cards, tmp_path, monkeypatch):
+    words = '"); alert(1); ("\n\u2028</div>'
+    write_notes(tmp_path, {"activation text": words, "description": "<img src=x onerror=alert(1)>"})
+    [item] = cards.list_items()
+    *_, last = item["prompt"].split(" + ")
+    assert json.loads(last) == f"> {words}"
+    for is_html, shown in ((False, "&lt;img"), (True, "&amp;lt;img")):  # the stand-in escapes; the host as it is set
+        monkeypatch.setattr(shared.opts, "extra_networks_card_description_is_html", is_html)
+        assert shown in cards.create_item_html("txt2img", item, "card")
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", 'a"onclick="alert(1)', "a\nb", "a\udcffb"])
+def test_a_file_with_a_name_that_the_page_cannot_show_is_one_card_less(cards, tmp_path, name):
+    file = tmp_path / "deltas" / "cat.delta.safetensors"
+    (tmp_path / "deltas" / f"{name}.delta.safetensors").write_bytes(file.read_bytes())
+    assert [item["name"] for item in cards.list_items()] == ["cat"]
+
+
+def test_a_card_says_what_it_is_for_until_a_person_says_more(cards, tmp_path):
+    delta = Delta.load(tmp_path / "deltas" / "cat.delta.safetensors")
+    delta.provenance = Provenance("crossattn-10x128", tokens={"<new1>": "cat"})
+    delta.save(tmp_path / "deltas" / "cat.delta.safetensors")
+    [item] = cards.list_items()
+    assert "toy model · &lt;new1&gt; cat" in cards.create_item_html("txt2img", item, "card")
+    write_notes(tmp_path, {"description": "a cat of mine"})
+    [item] = cards.list_items()
+    card = cards.create_item_html("txt2img", item, "card")
+    assert "a cat of mine" in card and "toy model" not in card
+
+
+def test_the_cards_are_made_anew_by_themselves_because_the_hosts_way_wants_a_checkpoint(cards, host, tmp_path):
+    with gr.Blocks() as blocks:
+        tab = ExtraNetworksUi()
+        tab.pages.append(gr.HTML(elem_id="cards"))
+        cards.create_user_metadata_editor(tab, "txt2img")
+    save(tmp_path / "deltas", "dog", host)
+    [event, *_] = parts(blocks)["txt2img_cd_refresh_cards"].events
+    assert [part.elem_id for part in event.outputs] == ["cards"]
+    assert "dog" in event.fn() and "extraNetworksControlRefreshOnClick" not in event.fn()
+    assert "refreshCustomDiffusionCards(event, 'txt2img'" in event.fn()
+
+
 def test_the_host_makes_its_cards_anew_when_other_files_are_there(cards, host, tmp_path):
     tab = ExtraNetworksUi()
-    cards.create_user_metadata_editor(tab, "txt2img")
+    with gr.Blocks():
+        tab.pages.append(gr.HTML())
+        cards.create_user_metadata_editor(tab, "txt2img")
     cards.library.refresh()
     tab.pages_contents = ["made before"]
     cards.library.refresh()

@@ -72,7 +72,8 @@ def test_options_and_flags_that_we_read_are_the_hosts() -> None:
 
     declared = Path(WEBUI, "modules/shared_options.py").read_text(encoding="utf-8")
     assert [name for name in vars(shared.opts) if f'"{name}"' not in declared] == []
-    flags = Path(WEBUI, "modules/cmd_args.py").read_text(encoding="utf-8")
+    declaring = ("modules/cmd_args.py", "extensions-builtin/Lora/preload.py")
+    flags = "".join(Path(WEBUI, path).read_text(encoding="utf-8") for path in declaring)
     ours = {"deltas_dir"}
     assert [
         name for name in vars(shared.cmd_opts) if f'"--{name.replace("_", "-")}"' not in flags and name not in ours

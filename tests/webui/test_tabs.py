@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 import torch
 from host import _vector
-from modules import sd_hijack
+from modules import sd_hijack, sd_models
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
@@ -30,7 +30,7 @@ def page(host, tmp_path, monkeypatch) -> gr.Blocks:
     monkeypatch.setattr(library, "folder", tmp_path / "deltas")
     monkeypatch.setattr(textual_inversion, "textual_inversion_templates", {"subject_filewords.txt": None})
     with gr.Blocks() as blocks:
-        train_tab.build(UiTrainTabParams([gr.Textbox("") for _ in range(8)]))
+        train_tab.build(UiTrainTabParams([gr.Textbox("", elem_id=name) for name in train_tab._PREVIEW_FIELDS]))
     return blocks
 
 
@@ -124,12 +124,39 @@ def test_a_new_word_is_created_from_the_page(made, tmp_path):
 def test_a_page_knows_the_words_before_the_host_has_read_them_and_after(page, host, tmp_path, monkeypatch):
     create_embedding("dog", "cat", 1, overwrite=False)
     [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
-    word = at_load["outputs"][0]
-    choices = page.fns[page.dependencies.index(at_load)].fn()[0]["choices"]
+    word = at_load["outputs"][1]
+    choices = page.fns[page.dependencies.index(at_load)].fn()[1]["choices"]
     assert page.blocks[word].elem_id == "cd_embedding_1" and choices == ["dog"]
     monkeypatch.setattr(sd_hijack.model_hijack.embedding_db, "word_embeddings", {})
     (tmp_path / "embeddings" / "dog.txt").touch()
     assert shown().concepts[0]["embedding"].choices == ["dog"]
+
+
+def test_a_prompt_is_sent_with_the_size_and_the_sampling_that_suit_the_model(made, monkeypatch):
+    sent = made["cd_send"].events[0]
+    assert [part.elem_id for part in sent.outputs] == [
+        "prompt",
+        "steps",
+        "sampler_name",
+        "cfg_scale",
+        "width",
+        "height",
+    ]
+    assert sent.fn("a mycat") == ["a mycat", 25, "Euler a", 6.0, 16, 16]  # the stand-in's model draws 16 pixels
+    monkeypatch.setattr(sd_models.model_data, "sd_model", None)
+    assert sent.fn("a mycat")[-2:] == [512, 512]
+
+
+def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(page, made, monkeypatch):
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    asked = page.fns[page.dependencies.index(at_load)].fn
+    assert page.blocks[at_load["outputs"][0]].elem_id == "cd_no_checkpoint" and asked()[0]["visible"]
+    monkeypatch.setattr(sd_models, "checkpoints_list", {"one.safetensors": None})
+    assert not asked()[0]["visible"]
+    [event] = made["cd_toy_preset"].events
+    filled = dict(zip([part.elem_id for part in event.outputs], event.fn(), strict=True))
+    assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "5e-3"
+    assert not filled["cd_no_checkpoint"]["visible"]
 
 
 def test_concepts_have_a_field_for_each_part(made):

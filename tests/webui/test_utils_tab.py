@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from modules import shared
+from modules import sd_models, shared
 from modules.textual_inversion import textual_inversion
 from PIL import Image
 from safetensors.torch import load_file
@@ -29,6 +29,7 @@ def page(host, tmp_path, monkeypatch) -> gr.Blocks:
     found = {"kinds.txt": textual_inversion.TextualInversionTemplate("kinds.txt", str(template))}
     monkeypatch.setattr(textual_inversion, "textual_inversion_templates", found)
     monkeypatch.setattr(library, "folder", tmp_path / "deltas")
+    monkeypatch.setattr(shared.cmd_opts, "lora_dir", str(tmp_path / "Lora"))
     for seed, name in enumerate(("cat", "dog")):
         save(tmp_path / "deltas", name, host, "<new1>", seed=seed)
     [(blocks, title, part)] = utils_tab.build()
@@ -100,7 +101,8 @@ def test_merge_tells_the_residual(made, tmp_path):
 def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_rank": 1}
     told = report(made["cd_convert"].press(**entered))
-    lora = tmp_path / "deltas" / "cat.safetensors"
+    lora = tmp_path / "Lora" / "cat.safetensors"  # where the host finds it by <lora:cat:1>
+    assert str(lora) in told and "&lt;lora:cat:1&gt;" in told
     assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
     assert "cut to rank 1" in told
     upload = SimpleNamespace(name=str(lora))
@@ -210,19 +212,38 @@ def test_captions_that_are_nearest_are_picked(made, tmp_path):
     assert "1 pictures listed" in told and [Path(picture).name for picture in pictures] == ["2.png"]
 
 
-def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(made, tmp_path, monkeypatch):
+def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(page, made, tmp_path, monkeypatch):
     toy = tmp_path / "toy"
     toy.mkdir()
     (toy / "toy.safetensors").write_bytes(b"weights")
     (toy / "toy.yaml").write_text("cond_stage_config:\n  params:\n    version: config/tokenizer\n    device: cpu\n")
     (toy / "toy.captions.txt").write_text("a dog\n")
     monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
-    assert "Installed" in report(made["cd_toy"].press())
+    title, told = made["cd_toy"].press()
+    assert title == "custom-diffusion-toy.safetensors" and "Installed" in told
+    assert "chooseCustomDiffusionToy" in {event["js"] for event in page.dependencies}
     assert (tmp_path / "models" / "custom-diffusion-toy.safetensors").read_bytes() == b"weights"
     checkpoint = tmp_path / "models" / "custom-diffusion-toy.safetensors"
     assert captions_beside(checkpoint).read_text() == "a dog\n"
     config = checkpoint.with_suffix(".yaml").read_text()
     assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
+
+
+def test_the_toy_is_offered_first_where_there_is_no_checkpoint(page, monkeypatch):
+    def first(blocks: gr.Blocks) -> str:
+        return next(part.elem_id for part in blocks.blocks.values() if isinstance(part, gr.Tab))
+
+    assert first(page) == "cd_toy_section_tab"
+    monkeypatch.setattr(sd_models, "checkpoints_list", {"one.safetensors": None})
+    assert first(utils_tab.build()[0][0]) == "cd_draw_section_tab"
+
+
+def test_a_page_that_is_opened_asks_once_for_all_lists(page, tmp_path):
+    [asked] = [event for event in page.dependencies if event["trigger"] == "load"]
+    (tmp_path / "deltas" / "dog.delta.safetensors").unlink()
+    lists = page.fns[page.dependencies.index(asked)].fn()
+    assert len(lists) == len(asked["outputs"]) == 6
+    assert {tuple(each["choices"]) for each in lists} == {("cat",), ("cat.delta.safetensors",)}
 
 
 def test_inspect_shows_tokens_and_layers(made):

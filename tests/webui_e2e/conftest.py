@@ -231,7 +231,7 @@ class Page:
 
     def open_training(self) -> None:
         self.tab("Train")
-        self.tab("Train Custom Diffusion", "#train_tabs")
+        self.tab("Custom Diffusion", "#train_tabs")
 
     def fill_form(self, word: str, pictures: Path, name: str, steps: int) -> None:
         """Fill in the training form, previews every 20 steps."""

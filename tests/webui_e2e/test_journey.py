@@ -46,6 +46,7 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     assert webui.picture(PROMPT)[0] == untouched
     page.page.locator("#txt2img_deltas_cards .card[data-name=wedge]").wait_for(state="attached")  # by itself
     page.press("cd_send")
+    page.page.wait_for_function("() => document.querySelector('#txt2img_width input').value === '128'")
     assert page.value("txt2img_prompt") == "photo of a mywedge house <delta:wedge:1>"
 
 
@@ -118,7 +119,7 @@ def test_a_delta_is_inspected_and_the_toy_installed(webui: WebUI, page: Page) ->
     page.tab("Custom Diffusion Utils")
     page.tab("Toy model", "#cd_utils_tabs")
     page.press("cd_toy")
-    page.wait_for("cd_utils_outcome", "Installed", 60)
+    page.wait_for("cd_toy_told", "Installed", 60)
     assert (webui.data / "models/Stable-diffusion/custom-diffusion-toy.safetensors").is_file()
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "wedge")

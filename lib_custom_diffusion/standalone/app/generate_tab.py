@@ -18,7 +18,7 @@ from ...deltas_folder import named_deltas
 from ...errors import UserError
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
-from ...ui.utilities import refresh_button
+from ...ui.utilities import Lists
 from ..generate import draw, find_deltas
 from .drawing import before_each_step
 from .jobs import Job, Jobs
@@ -29,7 +29,7 @@ _BATCH = 4  # as the command's, for the same pictures: a batch's size has a part
 _EXAMPLE = "a cat on a red background"
 
 
-def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -> gr.Textbox:
+def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists) -> gr.Textbox:
     """Make the tab where gradio is building one; returns the field of the prompt."""
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -43,7 +43,7 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -
                     label="Use a delta", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
                     info="Puts it and its words into the prompt",
                 )  # fmt: skip
-                refresh_button(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
+                lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
             with gr.Row():
                 steps = gr.Slider(label="Steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps")
                 scale = gr.Slider(label="CFG", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_gen_cfg")

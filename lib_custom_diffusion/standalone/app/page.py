@@ -15,7 +15,7 @@ from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
 from ...ui.training_page import error_html
-from ...ui.utilities import Action, Host, Interrupted, Outcome, Results, add_utilities, shown
+from ...ui.utilities import Action, Host, Interrupted, Lists, Outcome, Results, add_utilities, shown
 from .drawing import before_each_step
 from .generate_tab import add_generate_tab
 from .jobs import Job, Jobs
@@ -33,7 +33,7 @@ _TRAINING = Path("training")
 def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
     """The page for the model of that name and the deltas in that folder. Fonts are the system's: nothing is fetched."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    jobs = Jobs(models.lock)
+    jobs, lists = Jobs(models.lock), Lists()
     with gr.Blocks(title="Custom Diffusion", css=_css(), theme=theme, analytics_enabled=False) as blocks:
         gr.HTML(
             f"<h1>Custom Diffusion</h1><p>Model: <b>{html.escape(model)}</b>. Deltas are in"
@@ -42,13 +42,14 @@ def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
         )
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                prompt = add_generate_tab(models, model, deltas_dir, jobs)
+                prompt = add_generate_tab(models, model, deltas_dir, jobs, lists)
             with gr.Tab("Train", id="train"):
                 build_train_tab(
                     jobs, models, model, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
                 )
             with gr.Tab("Utilities", id="utilities"):
-                add_utilities(_host(models, model, deltas_dir, jobs), SECTIONS)
+                add_utilities(_host(models, model, deltas_dir, jobs, lists), SECTIONS)
+        lists.ask_when_opened()
     return blocks
 
 
@@ -60,7 +61,7 @@ def _send(button: gr.Button, text: gr.Textbox, prompt: gr.Textbox, tabs: gr.Tabs
     )  # fmt: skip
 
 
-def _host(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -> Host:
+def _host(models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists) -> Host:
     return Host(
         deltas_dir=deltas_dir,
         backend=lambda _sampler: models.get(model),
@@ -69,6 +70,7 @@ def _host(models: Models, model: str, deltas_dir: Path, jobs: Jobs) -> Host:
         bind=lambda action, results: _bind(models, model, jobs, action, results),
         open_delta=lambda button, delta: _open_delta(button, delta, deltas_dir),
         interrupt=jobs.interrupt,
+        lists=lists,
     )
 
 

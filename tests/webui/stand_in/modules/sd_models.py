@@ -1,11 +1,16 @@
 from types import SimpleNamespace
 
 model_path = "/nowhere"
+checkpoints_list = {}
 model_data = SimpleNamespace(sd_model=None)
 
 
 def list_models():
     pass
+
+
+def get_closet_checkpoint_match(search_string):
+    return SimpleNamespace(title=search_string)
 
 
 def reload_model_weights(sd_model=None, info=None, forced_reload=False):

@@ -7,9 +7,16 @@ class Options(SimpleNamespace):
 
 
 cmd_opts = SimpleNamespace(
-    deltas_dir="/nowhere", embeddings_dir="/nowhere", ckpt_dir=None, api=True, nowebui=False, api_auth=None
+    deltas_dir="/nowhere",
+    embeddings_dir="/nowhere",
+    lora_dir="/nowhere",
+    ckpt_dir=None,
+    api=True,
+    nowebui=False,
+    api_auth=None,
 )
 opts = Options(
+    extra_networks_card_description_is_html=False,
     samples_format="png",
     save_optimizer_state=False,
     save_training_settings_to_txt=True,

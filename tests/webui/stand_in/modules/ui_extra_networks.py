@@ -1,3 +1,4 @@
+import html
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,17 @@ def quote_js(s):
 class ExtraNetworksPage:
     def __init__(self, title):
         self.title, self.name, self.items = title, title.lower(), {}
+        self.pane_tpl = """<div onclick="extraNetworksControlRefreshOnClick(event, 'txt2img', 'deltas')"></div>"""
+
+    def refresh(self):
+        pass
+
+    def create_html(self, tabname, *, empty=False):
+        self.items = {item["name"]: item for item in ([] if empty else self.list_items())}
+        return self.pane_tpl + "".join(self.create_item_html(tabname, item, "card") for item in self.items.values())
+
+    def create_item_html(self, tabname, item, template=None):
+        return f'<div onclick="{html.escape(item["prompt"])}">{item["name"]} {html.escape(item["description"])}</div>'
 
     def find_preview(self, path):
         return f"{path}.png" if os.path.exists(f"{path}.png") else None
@@ -30,7 +42,7 @@ class ExtraNetworksPage:
 
 class ExtraNetworksUi:
     def __init__(self):
-        self.pages_contents = None
+        self.pages_contents, self.pages = None, []
 
 
 def register_page(page):

@@ -5,6 +5,10 @@ class UserMetadataEditor:
     def get_user_metadata(self, name):
         return self.page.items[name]["user_metadata"]
 
+    def put_values_into_components(self, name):
+        notes = self.get_user_metadata(name)
+        return name, notes.get("description", ""), "", "", notes.get("notes", "")
+
     def get_metadata_table(self, name):
         return [("Filename: ", name)]
 
