@@ -23,6 +23,8 @@ _UNSHOWABLE = re.compile(r'[<>"\x00-\x1f\ud800-\udfff]')
 class DeltaCards(ui_extra_networks.ExtraNetworksPage):
     """Clicking a card writes the delta's tag and its tokens into the prompt."""
 
+    pane_tpl: str  # the host's
+
     def __init__(self, library: DeltaLibrary) -> None:
         super().__init__("Deltas")
         # The host's own button reads all its pages anew, which fails while there is no checkpoint.
