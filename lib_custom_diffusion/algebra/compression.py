@@ -35,7 +35,7 @@ from .spectrum import Spectrum, spectrum_of, square_root
 _SAVINGS = NOISE[:-1] - NOISE[1:]  # of one more bit, by how many there are
 _COMPONENT_BYTES = 6  # of an entry: its step, its two numbers of bits
 _BISECTIONS = 20
-_TRIES = 4
+_TRIES = 6
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -68,8 +68,14 @@ def compress(delta: Delta, limit: Limit, moment: Tensor | None = None, quantized
     moment:    E[c cᵀ] (width, width) of text features; None weighs all directions alike.
     quantized: whether numbers may take fewer bits than float16, as the first extension and other readers do not know.
 
-    A limit to the rank means float16. Raises UserError if the byte limit is below what the smallest such file takes.
+    A limit to the rank means float16. The delta itself is returned where it is within the limit, or, for a share of the
+    effect, where nothing smaller is. Raises UserError if the byte limit is below what the smallest such file takes.
     """
+    readable = quantized or not any(isinstance(entry, QuantizedFactors) for entry in delta.entries.values())
+    if limit.max_bytes is not None and readable and len(delta.to_bytes()) <= limit.max_bytes:
+        return delta
+    if limit.rank is not None and readable and _ranks_within(delta, limit.rank):
+        return delta
     half = None if moment is None else square_root(moment)
     quantized &= limit.rank is None
     spectra = _spectra(delta.entries, half, shared=quantized)
@@ -86,15 +92,15 @@ def _within_loss(
     delta: Delta, spectra: Sequence[Spectrum], quantized: bool, loss: float, moment: Tensor | None
 ) -> Delta:
     """The fewest bytes that lose no more than this share of the squared effect, measured and not only reckoned."""
-    total, aim, small = sum(spectrum.tail(0) for spectrum in spectra), loss, delta
+    total, aim = sum(spectrum.tail(0) for spectrum in spectra), loss
     for _ in range(_TRIES):
         fits = partial(_loses, aim * total)
         small = replace(delta, entries=_entries(_best(spectra, quantized, fits, cheap=True)))
         measured = functional_error(delta, small, moment) ** 2
         if measured <= loss:
-            break
+            return small if len(small.to_bytes()) < len(delta.to_bytes()) else delta
         aim *= 0.97 * loss / measured
-    return small
+    return delta
 
 
 def _within_bytes(delta: Delta, spectra: Sequence[Spectrum], quantized: bool, max_bytes: int) -> Delta:
@@ -111,30 +117,47 @@ def _within_bytes(delta: Delta, spectra: Sequence[Spectrum], quantized: bool, ma
     )
 
 
+def _ranks_within(delta: Delta, rank: int) -> bool:
+    return all(isinstance(entry, Factors) and entry.us.shape[1] <= rank for entry in delta.entries.values())
+
+
 def functional_error(delta: Delta, approximation: Delta, moment: Tensor | None = None) -> float:
     """(Σ E‖(Δ − Δ̂)c‖² / Σ E‖Δc‖²)^½ over all layers; moment as in `compress`, best of captions that it did not see."""
     missed = total = 0.0
     for key, entry in delta.entries.items():
-        matrix = dense(entry)
-        other = approximation.entries.get(key)
-        missed += _effect(matrix - dense(other) if other is not None else matrix, _moment_of(key, matrix, moment))
-        total += _effect(matrix, _moment_of(key, matrix, moment))
+        other, seen = approximation.entries.get(key), _moment_of(key, entry, moment)
+        missed += _effect(_difference(entry, other) if other is not None else entry, seen)
+        total += _effect(entry, seen)
     return (missed / total) ** 0.5 if total else 0.0
 
 
-def _effect(matrix: Tensor, moment: Tensor | None) -> float:
-    weighted = matrix if moment is None else matrix @ moment.to(matrix)
-    return max((weighted * matrix).sum().item(), 0.0)
+def _difference(entry: Entry, other: Entry) -> Entry:
+    """Δ − Δ̂; of two low-rank matrices without making either, which may be far larger than their factors."""
+    if isinstance(entry, Factors) and isinstance(other, Factors):
+        us = torch.cat([entry.us.float(), -other.us.float()], dim=1)
+        if us.shape[1] < min(entry.shape):
+            return Factors(us, torch.cat([entry.vh.float(), other.vh.float()]))
+    return dense(entry) - dense(other)
 
 
-def _moment_of(key: str, entry: Entry, moment: Tensor | None) -> Tensor | None:
+def _effect(entry: Entry, moment: Tensor | float) -> float:
+    """E‖Δc‖² = tr(Δ M Δᵀ)."""
+    rows = entry.vh.double() if isinstance(entry, Factors) else dense(entry)
+    weighted = rows * moment if isinstance(moment, float) else rows @ moment.to(rows)
+    if isinstance(entry, Factors):
+        us = entry.us.double()
+        return max(((us.T @ us) * (weighted @ rows.T)).sum().item(), 0.0)
+    return max((weighted * rows).sum().item(), 0.0)
+
+
+def _moment_of(key: str, entry: Entry, moment: Tensor | None) -> Tensor | float:
     """The moment of what a layer reads: text for to_k and to_v; for to_q and to_out unknown, so all directions alike.
 
     Raises UserError if the text features are of another width than the layer reads.
     """
-    if moment is None or _reads_text(key, entry, moment):
-        return moment
-    return torch.eye(entry.shape[1], dtype=moment.dtype) * moment.diagonal().mean()
+    if moment is None:
+        return 1.0
+    return moment if _reads_text(key, entry, moment) else moment.diagonal().mean().item()
 
 
 def _half_of(key: str, entry: Entry, half: Tensor | None) -> Tensor | None:
@@ -307,7 +330,7 @@ def _quantized_entries(choice: _Choice) -> dict[str, Entry]:
     us_bits, vh_bits = (torch.from_numpy(bits).to(torch.uint8) for bits in choice.bits)
     spectrum = choice.spectrum
     vh, _ = quantize(spectrum.vh(choice.rank), vh_bits)
-    parts = spectrum.us(vh).split(list(spectrum.outs.values()))
+    parts = spectrum.us(vh, NOISE[choice.bits[0]])
     entries: dict[str, Entry] = {}
     for key, part, bits in zip(spectrum.outs, parts, us_bits):
         levels, step = quantize(part.T, bits)

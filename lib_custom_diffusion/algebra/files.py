@@ -16,9 +16,10 @@ from torch import Tensor
 from .. import formats
 from ..attention import projections
 from ..backend import Backend
-from ..delta import Delta, Factors
+from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError
 from ..formats import Base, Imported
+from ..storage import write_atomically
 from ..text_features import Moments, read_captions, second_moments, spoken_features
 from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error
@@ -91,6 +92,8 @@ class Compressed(Result):
     quantized_layers: int
     ranks: tuple[int, int]
     """The least and the greatest."""
+    unchanged: bool
+    """Whether it was within the limit as it was, or nothing smaller is."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,10 @@ def compress_file(
     moments = moments_of(delta, load_model, captions, tell) if load_model is not None else None
     tell("Finding the ranks")
     small = compress(delta, limit, moments.fitted if moments else None, quantized=quantized)
-    small.save(output)
+    if small is delta and source.name.lower().endswith(SUFFIX):
+        write_atomically(output, source.read_bytes())
+    else:
+        small.save(output)
     tell("Measuring the error")
     ranks = [entry.us.shape[1] for entry in small.entries.values() if isinstance(entry, Factors)]
     return Compressed(
@@ -158,11 +164,14 @@ def compress_file(
         layers=(len(small.entries), len(delta.entries)),
         quantized_layers=sum(isinstance(entry, QuantizedFactors) for entry in small.entries.values()),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
+        unchanged=small is delta,
     )  # fmt: skip
 
 
 def compressed_text(done: Compressed) -> str:
     """What compression did, as a sentence."""
+    if done.unchanged:
+        return f"It was small enough already: {done.size / 1e6:.2f} MB, nothing was lost."
     return (
         f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
         f" {done.error:.1%}."

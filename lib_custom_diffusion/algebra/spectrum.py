@@ -15,6 +15,7 @@ from ..delta import Entry
 from .factors import Factors
 
 _RIDGE = 1e-4  # of the moment, relative to its mean eigenvalue: captions nobody thought of
+_MADE_GOOD = 0.9  # of errors within what vh spans; all of small ones, but in few bits they are not small
 _NEGLIGIBLE = 1e-9  # of the squared effect: less than a delta in float16 loses by rounding
 
 
@@ -51,11 +52,19 @@ class Spectrum:
         """uᵀΔ (rank, in), which makes u · vh the best Δ̂ of the rank."""
         return self.turn[:, :rank].T @ self.inner
 
-    def us(self, vh: Tensor) -> Tensor:
-        """(Σ outs, rank), the best to go with some other vh (rank, in) of full rank: least squares in the effect."""
+    def us(self, vh: Tensor, noise: npt.NDArray[np.float64]) -> list[Tensor]:
+        """Of each entry (out, rank), the best to go with some other vh (rank, in) once it is rounded itself.
+
+        noise: (entries, rank) squared error of that rounding, relative to the squares of each column. Least squares in
+        the effect, that of the rounding included: without it columns that nearly cancel out could grow without bound.
+        """
         read = (vh if self.half is None else vh @ self.half).double()
-        mixture = torch.linalg.lstsq(read @ read.T, read @ self.effect.double().T).solution.float()  # (rank, n)
-        return self.u @ mixture.T
+        gram, wanted = read @ read.T, read @ self.effect.double().T
+        spoils = torch.from_numpy(noise / np.maximum(1 - noise, 1e-9)) * gram.diagonal()
+        return [
+            part @ torch.linalg.solve(gram + torch.diag(spoil + _NEGLIGIBLE * gram.diagonal().mean()), wanted).T.float()
+            for part, spoil in zip(self.u.split(list(self.outs.values())), spoils)
+        ]
 
     @cached_property
     def squares(self) -> npt.NDArray[np.float64]:
@@ -89,10 +98,11 @@ class Spectrum:
     def outside(self, noise: npt.NDArray[np.float64]) -> float:
         """The share of such errors in a vh of some rank that `us` cannot make good.
 
-        That is all that lies outside what vh spans, and of the rest as much as the rounding of `us` itself spoils.
+        That is all that lies outside what vh spans, of the rest as much as the rounding of `us` itself spoils, and some
+        for errors too large to be made good one by one.
         noise: (rank,) squared error of that rounding, relative to the squares of each column of `us`.
         """
-        return 1 - float(self._inside[: len(noise)] @ (1 - noise))
+        return 1 - _MADE_GOOD * float(self._inside[: len(noise)] @ (1 - noise))
 
     @cached_property
     def _inside(self) -> npt.NDArray[np.float64]:

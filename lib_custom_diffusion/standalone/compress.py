@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..algebra.compression import Limit
-from ..algebra.files import Compressed, LoadModel, compress_file
+from ..algebra.files import Compressed, LoadModel, compress_file, compressed_text
 from ..delta import SUFFIX
 from .algebra_cli import size
 
@@ -49,6 +49,8 @@ def dropped_text(dropped: Mapping[Path, Sequence[str]]) -> str:
 
 
 def _report(done: Compressed) -> str:
+    if done.unchanged:
+        return f"{done.path}: {compressed_text(done)}"
     measured = "on captions held out" if done.weighed else "of the matrices themselves (no --model given)"
     return (
         f"{done.path}: {done.size / 1e6:.2f} MB, was {done.size_before / 1e6:.2f} MB"

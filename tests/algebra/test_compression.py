@@ -221,7 +221,7 @@ def test_the_error_that_is_reckoned_is_that_of_the_entries(moment: Tensor | None
     choices = [_at_price(spectrum, price, quantized=True) for spectrum in spectra]
     lost = functional_error(delta, Delta(_entries(choices)), moment) ** 2
     reckoned = sum(choice.error for choice in choices) / sum(spectrum.tail(0) for spectrum in spectra)
-    assert lost == pytest.approx(reckoned, rel=0.25)
+    assert lost == pytest.approx(reckoned, rel=0.4)
 
 
 def test_later_threads_are_as_many_as_before() -> None:
@@ -272,7 +272,7 @@ def test_k_and_v_that_read_the_same_directions_share_them(tmp_path: Path) -> Non
 
 def test_k_and_v_are_apart_in_float16_and_where_they_read_different_things() -> None:
     delta = Delta({key(0, "k"): decaying(OUT), key(0, "v"): decaying(OUT)})
-    halves = compress(delta, Limit(max_bytes=14_000), quantized=False).entries
+    halves = compress(delta, Limit(max_bytes=len(delta.to_bytes()) - 1), quantized=False).entries
     assert halves[key(0, "v")].vh is not halves[key(0, "k")].vh
     odd = compress(Delta({key(0, "k"): torch.randn(OUT, 16), key(0, "v"): torch.randn(OUT, 24)}), Limit(energy=0.9))
     assert [tuple(entry.shape) for entry in odd.entries.values()] == [(OUT, 16), (OUT, 24)]
@@ -375,3 +375,53 @@ def test_a_limit_that_leaves_no_room_beside_the_words_is_refused(room: int) -> N
 def test_a_model_of_another_width_is_refused() -> None:
     with pytest.raises(UserError, match="made for another model"):
         compress(random_delta(), Limit(rank=2), torch.eye(WIDTH + 1))
+
+
+def near_full_rank(width: int = 64) -> tuple[Delta, torch.Tensor]:
+    """Deltas whose every direction counts, and text of which few directions are strong."""
+    torch.manual_seed(0)
+    features = torch.randn(500, width) * torch.logspace(0, -2, width)
+    place = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"
+    entries = {f"{place}.{role}.weight": torch.randn(width, width) / width for role in ("to_k", "to_v")}
+    return Delta(dict(entries)), features.T @ features / 500
+
+
+def test_more_bytes_never_lose_more_however_full_the_rank() -> None:
+    delta, moment = near_full_rank()
+    full = len(delta.to_bytes())
+    errors = [
+        functional_error(delta, compress(delta, Limit(max_bytes=full * share // 100), moment), moment)
+        for share in (30, 40, 50, 60, 80)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.15 and errors[2] < 0.04 and errors[4] < 0.01
+
+
+@pytest.mark.parametrize("energy", [0.9, 0.99, 0.999])
+def test_a_share_of_the_effect_is_kept_however_full_the_rank(energy: float) -> None:
+    delta, moment = near_full_rank()
+    small = compress(delta, Limit(energy=energy), moment)
+    assert 1 - functional_error(delta, small, moment) ** 2 >= energy
+    assert len(small.to_bytes()) < len(delta.to_bytes())
+
+
+def test_what_is_within_the_limit_is_left_as_it_is() -> None:
+    delta, moment = near_full_rank(16)
+    size = len(delta.to_bytes())
+    assert compress(delta, Limit(max_bytes=size), moment) is delta
+    assert compress(delta, Limit(energy=1 - 1e-12), moment) is delta
+    low = compress(delta, Limit(rank=4), moment)
+    assert compress(low, Limit(rank=4), moment) is low
+    assert compress(delta, Limit(max_bytes=size - 1), moment) is not delta
+
+
+def test_the_error_of_factors_is_that_of_the_matrices() -> None:
+    torch.manual_seed(1)
+    delta, moment = near_full_rank()
+    low = compress(delta, Limit(rank=6), moment)
+    lower = compress(low, Limit(rank=3), moment)
+    dense_low, dense_lower = (Delta({k: e.dense() for k, e in d.entries.items()}) for d in (low, lower))
+    for weighed in (None, moment):
+        assert functional_error(low, lower, weighed) == pytest.approx(
+            functional_error(dense_low, dense_lower, weighed), rel=1e-4
+        )

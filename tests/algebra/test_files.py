@@ -13,6 +13,7 @@ from lib_custom_diffusion.algebra.compression import Limit, compress, functional
 from lib_custom_diffusion.algebra.files import (
     blend_files,
     compress_file,
+    compressed_text,
     convert_files,
     merge_files,
     parse_prompts,
@@ -175,3 +176,10 @@ def test_a_word_that_is_not_there_or_a_name_that_is_none_is_refused(
     with pytest.raises(UserError, match=message):
         rename_file(cat, old, new, tmp_path / "renamed.delta.safetensors")
     assert not (tmp_path / "renamed.delta.safetensors").exists()
+
+
+def test_a_file_that_is_small_enough_is_copied_byte_for_byte_and_that_is_said(cat: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.delta.safetensors"
+    done = compress_file(cat, copy, Limit(max_bytes=5_000_000), TinyBackend)
+    assert copy.read_bytes() == cat.read_bytes()
+    assert done.unchanged and done.error == 0 and "small enough already" in compressed_text(done)
