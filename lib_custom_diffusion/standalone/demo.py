@@ -34,6 +34,10 @@ SEEDS = range(1000, 1004)
 CLASS_SAMPLING = replace(SAMPLING, steps=15)
 CLASS_SEEDS = range(1000, 1048)  # a class is not one picture
 CLASS_IMAGES = 32
+# In the report: how many pictures of each kind of row, and how large, in pixels.
+OWN_SHOWN, OWN_SIDE = 6, 128
+LARGE_SHOWN, LARGE_SIDE = 2, 192
+SMALL_SHOWN, SMALL_SIDE = 4, 92
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -106,13 +110,7 @@ def _write_report(
     result: TrainingResult,
     output: Path,
 ) -> DemoResult:
-    shown = len(SEEDS) + 1
-    own = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)][:shown]
-    rows = [Row("The concept's pictures", own)]
-    for prompt in (*bundled.prompts[:2], bundled.class_prompt, bundled.unrelated_prompts[0]):
-        rows += [
-            Row(f"{prompt}: {when}", drawn.of(prompt)[:shown]) for when, drawn in (("before", before), ("after", after))
-        ]
+    rows = _rows(bundled, before, after)
     report = DemoResult(
         bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt, result.files,
         output / "loss.csv",
@@ -120,6 +118,31 @@ def _write_report(
     contact_sheet(rows).save(output / "before_after.png")
     write_atomically(output / "report.html", report_html(report).encode())
     return report
+
+
+def _rows(bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> list[Row]:
+    """What was taught; large, what its word draws before and after; small, what should have stayed."""
+    own = _references(bundled)[:OWN_SHOWN]
+    rows = [
+        Row(
+            "What it was taught from",
+            own,
+            side=OWN_SIDE,
+            sentence=f"These pictures, and the words “{bundled.instance_prompt}”.",
+        )
+    ]
+    for prompt, sentence in zip(bundled.prompts, bundled.sentences):
+        rows.append(Row(prompt, before.of(prompt)[:LARGE_SHOWN], after.of(prompt)[:LARGE_SHOWN], sentence, LARGE_SIDE))
+    for prompt, sentence in (
+        (bundled.class_prompt, "The class without the new word should be as varied as it was."),
+        (bundled.unrelated_prompts[0], "What has nothing to do with it should be left alone."),
+    ):
+        rows.append(Row(prompt, before.of(prompt)[:SMALL_SHOWN], after.of(prompt)[:SMALL_SHOWN], sentence, SMALL_SIDE))
+    return rows
+
+
+def _references(bundled: BundledConcept) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)]
 
 
 class DemoPictures:
@@ -153,11 +176,12 @@ class DemoPictures:
 
 def _metrics(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
     """Likeness to the concept's pictures, agreement with the prompts, and what moved that should have stayed."""
-    references = [Image.open(path).convert("RGB") for path in find_pictures(bundled.folder)]
+    references = _references(bundled)
     captions = [caption for caption in bundled.judge_captions for _ in SEEDS]
     return {
         "likeness_before": judge.likeness(before.some(bundled.prompts), references),
         "likeness_after": judge.likeness(after.some(bundled.prompts), references),
+        "likeness_ceiling": judge.likeness(references[::2], references[1::2]),
         "text_alignment_before": judge.text_alignment(before.some(bundled.prompts), captions),
         "text_alignment_after": judge.text_alignment(after.some(bundled.prompts), captions),
         "drift": judge.drift(before.of(bundled.class_prompt), after.of(bundled.class_prompt)),

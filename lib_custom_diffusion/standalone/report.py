@@ -13,17 +13,27 @@ from PIL import Image, ImageDraw, ImageFont
 from ..ui.loss_plot import loss_svg
 from ..ui.training_page import picture_html
 
-CELL = 128  # pixels of one picture
+CELL = 128  # pixels of one picture, where a row doesn't say otherwise
 GAP = 8
-LABEL = 26  # pixels of a line of text above a row
+ARROW = 40  # pixels between before and after
+LABEL = 22  # pixels of a line of text above a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of pictures under a heading."""
+    """A line of pictures, `side` pixels each, under a heading: alone, or as they were before beside those `after`."""
 
     heading: str
     pictures: list[Image.Image]
+    after: list[Image.Image] | None = None
+    sentence: str = ""
+    side: int = CELL
+
+    @property
+    def width(self) -> int:
+        """Of all its pictures side by side, in pixels."""
+        count = len(self.pictures) + len(self.after or ())
+        return count * (self.side + GAP) + (ARROW if self.after else 0)
 
 
 @dataclass(frozen=True)
@@ -41,27 +51,49 @@ class DemoResult:
 
 
 def contact_sheet(rows: Sequence[Row]) -> Image.Image:
-    """The rows below each other, each under its heading; no pictures are scaled up."""
-    width = GAP + max(len(row.pictures) for row in rows) * (CELL + GAP)
-    sheet = Image.new("RGB", (width, GAP + len(rows) * (LABEL + CELL + GAP)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for number, row in enumerate(rows):
-        top = GAP + number * (LABEL + CELL + GAP)
-        draw.text((GAP, top), row.heading, "black", font)
-        for column, picture in enumerate(row.pictures):
-            thumbnail = picture.convert("RGB")
-            thumbnail.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-            sheet.paste(thumbnail, (GAP + column * (CELL + GAP), top + LABEL))
+    """The rows below each other, each under its heading and sentence; before and after with an arrow between them."""
+    heights = [LABEL * (2 if row.sentence else 1) + row.side + 2 * GAP for row in rows]
+    sheet = Image.new("RGB", (GAP + max(row.width for row in rows), GAP + sum(heights)), "white")
+    draw, top = ImageDraw.Draw(sheet), GAP
+    for row, height in zip(rows, heights):
+        draw.text((GAP, top), row.heading, "black", ImageFont.load_default(16))
+        if row.sentence:
+            draw.text((GAP, top + LABEL), row.sentence, (96, 96, 96), ImageFont.load_default(14))
+        pictures_top = top + height - row.side - 2 * GAP
+        left = _paste_all(sheet, row.pictures, GAP, pictures_top, row.side)
+        if row.after:
+            _draw_arrow(draw, left, pictures_top + row.side // 2)
+            _paste_all(sheet, row.after, left + ARROW, pictures_top, row.side)
+        top += height
     return sheet
+
+
+def _paste_all(sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: int, side: int) -> int:
+    """Put pictures side by side; returns where the next one would begin."""
+    for picture in pictures:
+        sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, top))
+        left += side + GAP
+    return left
+
+
+def _draw_arrow(draw: ImageDraw.ImageDraw, left: int, middle: int) -> None:
+    start, end = left, left + ARROW - GAP
+    draw.line((start, middle, end - 8, middle), "black", 3)
+    draw.polygon(((end, middle), (end - 12, middle - 8), (end - 12, middle + 8)), "black")
+
+
+def _row_html(row: Row) -> str:
+    sentence = f"<p>{html.escape(row.sentence)}</p>" if row.sentence else ""
+    after = f"<span class=arrow>→</span>{''.join(map(picture_html, row.after))}" if row.after else ""
+    pictures = "".join(map(picture_html, row.pictures))
+    return f"""<h3>{html.escape(row.heading)}</h3>{sentence}
+<div class=row style="--side: {row.side}px">{pictures}{after}</div>"""
 
 
 def report_html(result: DemoResult) -> str:
     """One self-contained page: pictures, figures, loss curve, and what to do next."""
     m, esc = result.metrics, html.escape
-    rows = "\n".join(
-        f"<h3>{esc(row.heading)}</h3><div class=row>{''.join(map(picture_html, row.pictures))}</div>"
-        for row in result.rows
-    )
+    rows = "\n".join(map(_row_html, result.rows))
     files = "".join(
         f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e3:,.0f} kB)</li>" for path in result.files
     )
@@ -70,9 +102,12 @@ def report_html(result: DemoResult) -> str:
 <title>Custom Diffusion: {esc(result.name)}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-.row {{ display: flex; flex-wrap: wrap; gap: .5rem; }}
-.row img {{ width: 128px; height: 128px; border-radius: 4px; }}
-h3 {{ font-size: 1rem; font-weight: 600; margin: 1.2rem 0 .4rem; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }}
+.row img {{ width: var(--side); height: var(--side); border-radius: 4px; }}
+.arrow {{ font-size: 2rem; padding: 0 .3rem; }}
+h3 {{ font-size: 1rem; font-weight: 600; margin: 1.4rem 0 0; }}
+h3 + p {{ margin: 0 0 .4rem; color: #555; }}
+h3 + .row {{ margin-top: .4rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .3rem 1rem .3rem 0; text-align: left; }}
 td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
@@ -89,7 +124,8 @@ code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
 (1 = the same, 0 = nothing in common).</p>
 <table>
 <tr><th></th><th>before</th><th>after</th><th>good is</th></tr>
-<tr><td>likeness to the concept's pictures</td><td class=n>{m["likeness_before"]:.3f}</td>
+<tr><td>likeness to the concept's pictures, which are {m["likeness_ceiling"]:.3f} like each other</td>
+<td class=n>{m["likeness_before"]:.3f}</td>
 <td class=n>{m["likeness_after"]:.3f}</td><td>higher</td></tr>
 <tr><td>agreement with the rest of the prompt</td><td class=n>{m["text_alignment_before"]:.3f}</td>
 <td class=n>{m["text_alignment_after"]:.3f}</td><td>not lower</td></tr>

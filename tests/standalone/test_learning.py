@@ -78,7 +78,7 @@ def test_pictures_still_show_what_the_prompt_says(taught: DemoResult) -> None:
 def test_report_can_be_looked_at(taught: DemoResult) -> None:
     folder = taught.loss_csv.parent
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == sum(len(row.pictures) for row in taught.rows)
+    assert page.count("data:image/png;base64,") == sum(len(row.pictures) + len(row.after or ()) for row in taught.rows)
     assert page.count("<polyline") == 2  # the loss, raw and smoothed
     assert 'src="http' not in page and "href=" not in page
     with Image.open(folder / "before_after.png") as sheet:

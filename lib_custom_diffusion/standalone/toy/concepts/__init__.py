@@ -23,6 +23,7 @@ class BundledConcept:
     judge_captions:    what each of `prompts` should show, in words that the judge knows. They name a look that is to be
                        learned, because to the judge a blue cat is no "cat": a true one is at 0.47 from that word and
                        at 0.74 from "recoloured cat" (cosines).
+    sentences:         what to look for in the pictures of each of `prompts`, for a layman.
     unrelated_prompts: what should look as it did before.
     settings:          of its training, where they are not the toy's recipe. The raccoon's word is a noun that starts
                        from "animal", for to the toy's text encoder "an animal" and "a <new1> animal" are the same but
@@ -40,6 +41,7 @@ class BundledConcept:
     caption_source: str
     prompts: tuple[str, ...]
     judge_captions: tuple[str, ...]
+    sentences: tuple[str, ...]
     unrelated_prompts: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
