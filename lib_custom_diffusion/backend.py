@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+"""What a UNet may predict, in diffusers' words: the noise, or velocity."""
+
 
 @dataclass(frozen=True)
 class Conditioning:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..attention import SELECTIONS
+from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
 from ..tokens import DEFAULT_INITIALIZERS
@@ -62,7 +63,14 @@ def _command(commands: argparse._SubParsersAction, name: str, description: str) 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", "--pretrained_model_name_or_path", default="toy",
-        help="a folder in diffusers' layout, a single-file checkpoint, or toy",
+        help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), or toy",
+    )  # fmt: skip
+    command.add_argument(
+        "--vae", type=Path, metavar="FILE", help="a VAE to use instead of the model's own, or where it has none"
+    )
+    command.add_argument(
+        "--prediction_type", choices=PREDICTION_TYPES,
+        help="what the model predicts; told by its files and keys, or measured, if not given",
     )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def generate(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
     device = best_device()
-    backend = load_model(options.model, torch.float16 if device.type == "cuda" else torch.float32, device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
     with tqdm(total=options.num_images, unit="picture") as bar:
         for drawn in draw(
             backend, options.prompt, deltas, sampling_of(options), options.seed, options.num_images, options.embedding

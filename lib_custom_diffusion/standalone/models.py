@@ -1,27 +1,30 @@
-"""Which model `--model` names: "toy", a diffusers folder, or a single-file checkpoint."""
+"""Which model `--model` names: "toy", a diffusers folder, a single-file checkpoint, or a model of the Hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
-from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..text_features import captions_beside
 from . import toy
 from .diffusers_backend import DiffusersBackend
+from .kinds import USABLE, refuse_channels
+from .single_file import load_checkpoint, load_vae
+from .weights import refuse_torn
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def best_device() -> torch.device:
@@ -31,63 +34,102 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> DiffusersBackend:
+def load_model(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    vae: Path | None = None,
+    prediction_type: str | None = None,
+) -> DiffusersBackend:
     """The model of that name on `device`, its UNet and text encoder in `dtype`, its VAE in float32.
 
-    Raises UserError if there is no such model, or it is none that can be trained.
+    name:            "toy", a diffusers folder, a checkpoint file, or a model of the Hub (OWNER/NAME).
+    vae:             a file or folder of a VAE to take instead of the model's own.
+    prediction_type: what the UNet predicts, "epsilon" or "v_prediction", if the model doesn't tell.
+
+    Nothing but a name of the Hub asks for a network. Raises UserError if there is no such model, or it is none that
+    can be trained.
     """
-    pipeline = toy.load() if name == "toy" else _load_pipeline(Path(name))
+    path = toy.CHECKPOINT if name == "toy" else Path(name).expanduser()
+    if path.is_file():
+        pipeline = load_checkpoint(path, vae, prediction_type)
+    else:
+        path = path if path.is_dir() else _from_hub(name)
+        pipeline = _load_folder(path, prediction_type)
+        if vae is not None:
+            pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
     device = device or best_device()
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
-    if name == "toy":
-        return DiffusersBackend(pipeline, name, _short_hash(toy.CHECKPOINT), captions_beside(toy.CHECKPOINT))
-    path = Path(name)
-    return DiffusersBackend(pipeline, path.stem, _short_hash(_weights(path)), captions_beside(path))
+    called = name if name == "toy" else path.stem
+    return DiffusersBackend(pipeline, called, _short_hash(_weights(path)), captions_beside(path))
 
 
-def _load_pipeline(path: Path) -> StableDiffusionPipeline:
-    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+def _load_folder(folder: Path, prediction_type: str | None) -> StableDiffusionPipeline:
+    _refuse_other_pipelines(folder)
+    variant = "fp16" if _has_only_variant(folder / "unet") else None
     try:
-        if path.is_dir():
-            _refuse_other_pipelines(path)
-            return StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **options)
-        if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
-            _refuse_other_checkpoints(path)
-            config = path.with_suffix(".yaml")
-            return StableDiffusionPipeline.from_single_file(
-                str(path), original_config=str(config) if config.is_file() else None, **options
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, variant=variant, safety_checker=None, requires_safety_checker=False
+        )
+    except Exception as error:  # of damaged files and settings, by diffusers, transformers, tokenizers, torch, json
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be loaded as a Stable Diffusion model: {reason}") from error
-    raise UserError(
-        f"there is no model {str(path)!r}; give toy, a folder in diffusers' layout, or a checkpoint file"
-        f" ({', '.join(CHECKPOINT_SUFFIXES)})"
-    )
+        raise UserError(f"{folder} cannot be loaded as a Stable Diffusion model: {reason}") from error
+    if prediction_type is not None:
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    return pipeline
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a model of the Hub, downloaded unless it was before. Raises UserError if there is none."""
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES):
+        raise UserError(
+            f"there is no model {name!r}; give toy, a folder in diffusers' layout, a checkpoint file"
+            f" ({', '.join(CHECKPOINT_SUFFIXES)}), or a model of the Hub (OWNER/NAME)"
+        )
+    try:
+        return Path(StableDiffusionPipeline.download(name))
+    except Exception as error:  # by the network, the Hub, and what it holds
+        raise UserError(
+            f"there is no file or folder {name!r}, and no such model could be had from the Hub ({type(error).__name__})"
+        ) from error
+
+
+def _has_only_variant(folder: Path) -> bool:
+    """Whether a part of a pipeline is there in half precision only, as diffusers names such files."""
+    files = [file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    return bool(files) and all(".fp16." in file for file in files)
 
 
 def _refuse_other_pipelines(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{folder} is no diffusers model: it has no model_index.json")
-    kind = json.loads(index.read_text()).get("_class_name", "")
+    kind = str(_json(index).get("_class_name", ""))
     if "StableDiffusionXL" in kind:
         raise UserError(f"{folder} is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2")
     if kind != "StableDiffusionPipeline":
-        raise UserError(f"{folder} is a {kind}; only Stable Diffusion 1 and 2 can be used")
+        raise UserError(f"{folder} is a {kind or 'model of unknown kind'}; only {USABLE} can be used")
+    unet = _json(folder / "unet" / "config.json")
+    refuse_channels(str(folder), unet.get("in_channels", 4), unet.get("out_channels", 4))
+    for part in ("unet", "vae", "text_encoder"):
+        for kind in ("*.safetensors", "*.bin"):
+            for file in (folder / part).glob(kind):
+                refuse_torn(file)
 
 
-def _refuse_other_checkpoints(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        return
-    with safe_open(str(path), framework="pt") as file:
-        keys = set(file.keys())
-    if any(key.startswith("conditioner.embedders.") for key in keys):
-        raise UserError(f"{path} is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2")
-    if not any(key.startswith("model.diffusion_model.") for key in keys):
-        raise UserError(f"{path} is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model)")
+def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises UserError if it isn't there, or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: the model isn't whole") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not the description of a model")
+    return content
 
 
 def _weights(path: Path) -> Path | None:

@@ -16,7 +16,7 @@ def regularize(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
     sampling = sampling_of(options)
-    backend = load_model(options.model)
+    backend = load_model(options.model, vae=options.vae, prediction_type=options.prediction_type)
     if options.pick_from is None:
         draw_regularization(backend, options.class_prompt, folder, options.num_class_images, sampling, options.seed)
     else:

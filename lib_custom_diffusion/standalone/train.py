@@ -61,7 +61,7 @@ def train(options: argparse.Namespace) -> int:
         if options.with_prior_preservation and not concept.class_prompt:
             raise UserError(f"concept {number} needs a class_prompt for prior preservation, such as cat")
     resume = checkpoints.resolve_checkpoint(output, options.resume_from_checkpoint)
-    backend = load_model(options.model, _weight_dtype(config, device), device)
+    backend = load_model(options.model, _weight_dtype(config, device), device, options.vae, options.prediction_type)
     projections(backend.unet, config.freeze_model, config.train_blocks)
     initial_vectors(backend, config.modifier_tokens, config.initializer_tokens, config.vectors_per_token)
     if parallel.rank() == 0:

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from lib_custom_diffusion.standalone import clip
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.text_features import count_tokens
 from lib_custom_diffusion.tokens import initial_vectors
 from tiny_pipeline import WIDTH, stable_diffusion_2
 
-MERGES = Path(__file__).parent / "clip" / "merges.txt.gz"
-
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
-    """CLIP's tokenizer: 256 bytes, the same as ends of words, an entry for each merge, start and end."""
-    merges = gzip.decompress(MERGES.read_bytes()).decode()
-    letters = list(bytes_to_unicode().values())
-    entries = [*letters, *(f"{letter}</w>" for letter in letters)]
-    entries += [merge.replace(" ", "") for merge in merges.splitlines()]
-    entries += ["<|startoftext|>", "<|endoftext|>"]
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "vocab.json").write_text(json.dumps({entry: number for number, entry in enumerate(entries)}))
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+def tokenizer() -> CLIPTokenizer:
+    return clip.tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from transformers import CLIPTokenizer
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.standalone import toy
-from lib_custom_diffusion.standalone.toy import layout, vocabulary, world
+from lib_custom_diffusion.standalone import layout, toy
+from lib_custom_diffusion.standalone.toy import vocabulary, world
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import torch
 
@@ -11,9 +12,10 @@ from ..models import best_device, load_model
 
 
 class Models:
-    """Loaded models by name. Whoever computes on one holds `lock`."""
+    """Loaded models by name. Whoever computes on one holds `lock`. The arguments are those of `load_model`."""
 
-    def __init__(self) -> None:
+    def __init__(self, vae: Path | None = None, prediction_type: str | None = None) -> None:
+        self._vae, self._prediction_type = vae, prediction_type
         self.lock = threading.Lock()
         self._loaded: dict[str, DiffusersBackend] = {}
 
@@ -22,5 +24,5 @@ class Models:
         if name not in self._loaded:
             device = best_device()
             dtype = torch.float16 if device.type == "cuda" else torch.float32
-            self._loaded[name] = load_model(name, dtype, device)
+            self._loaded[name] = load_model(name, dtype, device, self._vae, self._prediction_type)
         return self._loaded[name]

@@ -52,7 +52,7 @@ def ui(options: argparse.Namespace) -> int:
             flush=True,
         )
     options.deltas_dir.mkdir(parents=True, exist_ok=True)
-    models = Models()
+    models = Models(options.vae, options.prediction_type)
     models.get(options.model)  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)

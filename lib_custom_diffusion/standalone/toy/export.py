@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from . import CHECKPOINT, CHECKPOINT_CONFIG, CONFIG, architecture, layout
+from .. import layout
+from . import CHECKPOINT, CHECKPOINT_CONFIG, CONFIG, architecture
 from .train_diffusion import Denoiser
 
 # `version` is where FrozenCLIPEmbedder finds the tokenizer and the text encoder's config.json: a path from the folder

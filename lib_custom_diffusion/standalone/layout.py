@@ -11,6 +11,7 @@ import torch
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
+OPEN_CLIP_PREFIX = "cond_stage_model.model."
 
 Tensors = dict[str, torch.Tensor]
 
@@ -18,6 +19,8 @@ _UNET_ENDS = {
     "conv_in.": "input_blocks.0.0.",
     "time_embedding.linear_1.": "time_embed.0.",
     "time_embedding.linear_2.": "time_embed.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
     "mid_block.resnets.0.": "middle_block.0.",
@@ -33,6 +36,37 @@ _UNET_RESNET = {
     "conv_shortcut.": "skip_connection.",
 }
 _VAE_ATTENTION = {"group_norm.": "norm.", "to_q.": "q.", "to_k.": "k.", "to_v.": "v.", "to_out.0.": "proj_out."}
+
+_OPEN_CLIP = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def open_clip_state(tensors: Tensors, layers: int) -> Tensors:
+    """An OpenCLIP text encoder's tensors under transformers' names, those of its first `layers` layers.
+
+    OpenCLIP keeps query, key and value of a layer in one matrix (3 width, width).
+    Raises KeyError for a tensor that isn't there.
+    """
+    state = {f"text_model.{ours}": tensors[theirs] for theirs, ours in _OPEN_CLIP.items()}
+    for layer in range(layers):
+        old, new = f"transformer.resblocks.{layer}.", f"text_model.encoder.layers.{layer}."
+        for kind in ("weight", "bias"):
+            for theirs, ours in _OPEN_CLIP_LAYER.items():
+                state[f"{new}{ours}.{kind}"] = tensors[f"{old}{theirs}.{kind}"]
+            for part, projection in zip(tensors[f"{old}attn.in_proj_{kind}"].chunk(3), "qkv"):
+                state[f"{new}self_attn.{projection}_proj.{kind}"] = part
+    return state
 
 
 def unet_modules(config: dict) -> dict[str, str]:
@@ -105,8 +139,3 @@ def to_checkpoint(unet: Tensors, unet_config: dict, vae: Tensors, vae_config: di
         is_projection = ".attentions." in key and tensor.ndim == 2
         checkpoint[vae_name(key, vae_config)] = tensor[:, :, None, None] if is_projection else tensor
     return checkpoint | {TEXT_PREFIX + key: tensor for key, tensor in text_encoder.items()}
-
-
-def from_checkpoint(checkpoint: Tensors, names: dict[str, str], shapes: dict[str, torch.Size]) -> Tensors:
-    """A model's state under diffusers' names: `names` maps them to the checkpoint's, `shapes` to the model's own."""
-    return {key: checkpoint[name].reshape(shapes[key]) for key, name in names.items()}

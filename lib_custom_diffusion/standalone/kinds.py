@@ -1,0 +1,161 @@
+"""What a file of weights is, told by the names and shapes in it: a model that can be used, or the reason why not.
+
+Names are those of the programs that wrote the files: CompVis' and Stability's single-file layouts, ComfyUI's, kohya's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from ..errors import UserError
+from .layout import UNET_PREFIX, VAE_PREFIX
+from .weights import Weights
+
+USABLE = "Stable Diffusion 1 and 2"
+
+_OTHER_MODELS = (
+    ("joint_blocks.0.", "Stable Diffusion 3"),
+    ("distilled_guidance_layer.", "Chroma"),
+    ("single_stream_modulation.", "FLUX.2"),
+    ("txt_in.individual_token_refiner.", "HunyuanVideo"),
+    ("double_blocks.0.img_attn.", "FLUX"),
+    ("single_transformer_blocks.0.", "FLUX"),
+    ("double_layers.0.", "AuraFlow"),
+    ("double_stream_blocks.0.", "HiDream"),
+    ("layers.0.adaLN_modulation.", "Lumina or Z-Image"),
+    ("cap_embedder.", "Lumina or Z-Image"),
+    ("transformer_blocks.0.img_mod.", "Qwen-Image"),
+    ("cross_attn.kv_linear.", "PixArt or Sana"),
+    ("patchify_proj.", "LTX-Video"),
+    ("blocks.0.attn.qkv_x.", "Mochi, a video model"),
+    ("head.modulation", "Wan, a video model"),
+    ("extra_pos_embedder.", "Cosmos, a video model"),
+    ("pos_embedder.dim_spatial_range", "Cosmos, a video model"),
+    ("time_stack.", "Stable Video Diffusion"),
+    ("temporal_transformer_blocks.", "Stable Video Diffusion"),
+    ("temopral_conv.", "ModelScope's video model"),
+    ("clip_txt_mapper.", "Stable Cascade"),
+    ("channelwise.0.", "Stable Cascade"),
+    ("depth_model.", "Stable Diffusion 2 with depth"),
+    ("cc_projection.", "Zero-1-to-3"),
+    ("cond_stage_model.roberta.", "AltDiffusion"),
+    ("embedder.model.visual.", "an unCLIP model, of pictures' variations"),
+    ("edm_mean", "Playground 2.5"),
+)
+"""A part of a name that only this model's files have."""
+
+_NO_MODELS = (
+    ("lora_unet_", "a LoRA"),
+    ("lora_te", "a LoRA"),
+    (".lora_down.", "a LoRA"),
+    (".lora_A.", "a LoRA"),
+    (".lora.down.", "a LoRA"),
+    ("_lora.down.", "a LoRA"),
+    (".hada_w1_a", "a LoRA (LoHa)"),
+    (".lokr_w1", "a LoRA (LoKr)"),
+    ("motion_modules.", "an AnimateDiff motion module"),
+    ("control_model.", "a ControlNet"),
+    ("controlnet_", "a ControlNet"),
+    ("ip_adapter", "an IP-Adapter"),
+)
+
+FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
+
+_CHANNELS = {
+    9: "an inpainting model",
+    8: "an InstructPix2Pix model",
+    7: "an upscaler",
+    5: "a depth model",
+}
+"""What models are that take other latents beside the noisy one's four channels."""
+
+
+def refuse_other_kinds(weights: Weights) -> None:
+    """Raise UserError, which names what the file is, unless it is a checkpoint of a kind that can be used."""
+    path, names = weights.path, weights.tensors
+    lines = "\n".join(names)
+    if FIRST_LAYER not in names:
+        raise UserError(f"{path} {_without_unet(weights, lines)}")
+    for part, model in _OTHER_MODELS:
+        if part in lines:
+            raise UserError(f"{path} is {model}; only {USABLE} can be used")
+    refuse_channels(str(path), _channels(weights.tensors), _out_channels(weights.tensors))
+    if any(name.startswith(f"{UNET_PREFIX}label_emb.") for name in names):
+        raise UserError(f"{path} {_with_added_conditioning(weights.tensors)}")
+
+
+def refuse_channels(path: str, channels: int | None, out_channels: int | None) -> None:
+    """Raise UserError unless a UNet takes and gives four channels, as those numbers say."""
+    if channels is not None and channels != 4:
+        kind = _CHANNELS.get(channels, "a model of another kind")
+        raise UserError(f"{path} is {kind}: its UNet takes {channels} channels, not 4; only {USABLE} can be used")
+    if out_channels is not None and out_channels != 4:
+        raise UserError(f"{path} is a model of another kind: its UNet gives {out_channels} channels, not 4")
+
+
+def _channels(tensors: dict[str, Tensor]) -> int | None:
+    first = tensors[FIRST_LAYER]
+    return first.shape[1] if first.ndim == 4 else None
+
+
+def _out_channels(tensors: dict[str, Tensor]) -> int | None:
+    last = tensors.get(f"{UNET_PREFIX}out.2.weight")
+    return None if last is None else last.shape[0]
+
+
+def _with_added_conditioning(tensors: dict[str, Tensor]) -> str:
+    if f"{UNET_PREFIX}label_emb.weight" in tensors:
+        return f"is an upscaler; only {USABLE} can be used"
+    keys = [name for name in tensors if name.endswith("attn2.to_k.weight") and name.startswith(UNET_PREFIX)]
+    width = tensors[keys[0]].shape[1] if keys else 0
+    if width == 1280:
+        return f"is SDXL's refiner; only {USABLE} can be used"
+    if width == 1024:
+        return f"is an unCLIP model, of pictures' variations; only {USABLE} can be used"
+    if not any(name.startswith(f"{UNET_PREFIX}middle_block.1.") for name in tensors):
+        return f"is a distilled SDXL (SSD-1B or Segmind Vega); only {USABLE} can be used"
+    return "is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2"
+
+
+def _without_unet(weights: Weights, lines: str) -> str:
+    """What a file is that has no UNet under its name in a checkpoint."""
+    names, tensors = frozenset(weights.tensors), weights.tensors
+    if "string_to_param" in weights.entries or "emb_params" in names or {"clip_l", "clip_g"} & names:
+        return "is an embedding, not a model; give the model that it belongs to, and the embedding by --embedding"
+    if _is_delta(weights):
+        return "is a delta, not a model; give the model, and the delta in the prompt (<delta:NAME>)"
+    for part, thing in _NO_MODELS:
+        if part in lines:
+            return f"is {thing}, not a model; give the checkpoint that it belongs to"
+    for part, model in _OTHER_MODELS:
+        if part in lines:
+            return f"is {model}; only {USABLE} can be used"
+    if "model_ema.diffusion_model" in lines:
+        return "has only averaged (EMA) weights under their names in training; give a file that was made for drawing"
+    if _starts(names, "down_blocks.") and _starts(names, "mid_block."):
+        return "is only the UNet of a diffusers folder; give the folder, which holds model_index.json"
+    if _starts(names, "input_blocks.") and _starts(names, "output_blocks."):
+        return "is only a UNet, without a text encoder and a VAE; give the whole checkpoint"
+    if _starts(names, "decoder.conv_in.") or _starts(names, VAE_PREFIX):
+        return "is only a VAE; give the model by --model, and the VAE by --vae"
+    if "text_model.encoder.layers." in lines or "transformer.resblocks." in lines:
+        return "is only a text encoder; give the whole checkpoint"
+    if "RRDB_trunk" in lines or "model.1.sub." in lines or "rdb1.conv1" in lines:
+        return "is an upscaler, not a model to train"
+    if 0 < len(tensors) <= 2 and all(tensor.ndim <= 2 for tensor in tensors.values()):
+        return "is an embedding, or another small file, and no model; give the model that it belongs to"
+    if not tensors:
+        return "holds no weights"
+    return f"is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model…), but {min(names)[:80]}"
+
+
+def _is_delta(weights: Weights) -> bool:
+    return "custom_diffusion" in weights.metadata or any(
+        name.startswith("embedding.") or name.endswith("attn2.to_k.weight.US") for name in weights.tensors
+    )
+
+
+def _starts(names: Collection[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)

@@ -1,0 +1,370 @@
+"""A single-file checkpoint as a diffusers pipeline, without a network: what diffusers asks the Hub for is in the file.
+
+How many blocks, channels and layers a model has is told by the shapes of its weights. What no shape tells (heads, noise
+schedule, what the UNet predicts) is the same in all models of a kind, or stands in the .yaml beside the file, which is
+the WebUI's way to describe any other model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..errors import UserError
+from . import clip, toy
+from .kinds import FIRST_LAYER, refuse_other_kinds
+from .layout import (
+    OPEN_CLIP_PREFIX,
+    TEXT_PREFIX,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    Tensors,
+    open_clip_state,
+    unet_name,
+    vae_name,
+)
+from .weights import Weights, read_weights
+
+_HEADS = 8  # of all attentions in Stable Diffusion 1
+_HEAD_WIDTH = 64  # in Stable Diffusion 2 and XL, and in every CLIP
+_LATENT_SCALE = 0.18215
+_SIDE = 64  # of the latents that the models were trained at
+_SIDE_OF_VELOCITY = 96  # of those of Stable Diffusion 2 that predict velocity
+_PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+
+_OLD_TEXT_NAMES = re.compile(rf"^{re.escape(TEXT_PREFIX)}(?=embeddings\.|encoder\.|final_layer_norm\.)")
+_TURBO_PREFIX = "conditioner.embedders.0.model."
+_OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a .yaml in LDM's layout says of a checkpoint beside it; empty without one.
+
+    model, unet, text: `params` of the model, its unet_config and its cond_stage_config.
+    folder: where the .yaml lies; paths in it are meant from there.
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    unet: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+
+def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | None = None) -> StableDiffusionPipeline:
+    """The checkpoint, in evaluation mode, in its own precision, on the CPU.
+
+    vae:             a VAE to take instead of the file's own.
+    prediction_type: what the UNet predicts, if neither the file nor its .yaml tells; otherwise that is found out.
+
+    Raises UserError for what is no checkpoint, one of a kind that cannot be used, or one that lacks a part.
+    """
+    weights = read_weights(path)
+    refuse_other_kinds(weights)
+    described = read_description(path.with_suffix(".yaml"))
+    tensors = {_renamed(name): tensor for name, tensor in weights.tensors.items()}
+    second = f"{OPEN_CLIP_PREFIX}ln_final.weight" in tensors
+    if not second and f"{TEXT_PREFIX}text_model.final_layer_norm.weight" not in tensors:
+        raise UserError(f"{path} has no text encoder: it was left out to save room; give the whole checkpoint")
+    unet = load_unet(path, tensors, described)
+    text_encoder, tokenizer = (_open_clip if second else _clip)(path, tensors, described)
+    width = unet.config.cross_attention_dim
+    if text_encoder.config.hidden_size != width:
+        raise UserError(
+            f"{path} does not fit together: its UNet reads text {width} wide, its text encoder gives"
+            f" {text_encoder.config.hidden_size}"
+        )
+    scale = float(described.model.get("scale_factor", _LATENT_SCALE))
+    autoencoder = load_autoencoder(path, _part(tensors, VAE_PREFIX), scale) if vae is None else load_vae(vae, scale)
+    prediction = prediction_type or _told_prediction_type(described, weights)
+    if prediction is None:
+        prediction = measured_prediction_type(unet) if second else "epsilon"
+    side = int(described.model.get("image_size", _SIDE))  # Stability's .yaml files say 64 for both heads
+    of_velocity = second and prediction == "v_prediction" and side == _SIDE
+    unet.register_to_config(sample_size=_SIDE_OF_VELOCITY if of_velocity else side)
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=_scheduler(described, prediction, "ztsnr" in weights.tensors),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def read_description(path: Path) -> Described:
+    """What the .yaml says; nothing if it isn't there. Raises UserError if it is in no layout of LDM's."""
+    if not path.is_file():
+        return Described()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = content["model"]["params"]
+        unet = model["unet_config"]["params"]
+        text = (model.get("cond_stage_config") or {}).get("params") or {}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} describes no checkpoint in LDM's layout; mend it, or take it away") from error
+    return Described(model, unet, text, path.parent)
+
+
+def unet_config(tensors: Mapping[str, Tensor], described: Described = Described()) -> dict[str, Any]:
+    """The configuration of a diffusers UNet, by the names and shapes of an LDM checkpoint's. Values are not read."""
+    blocks = [
+        f"{UNET_PREFIX}input_blocks.{number}." for number in range(_count(tensors, UNET_PREFIX + "input_blocks."))
+    ]
+    levels: list[list[str]] = [[]]
+    for block in blocks[1:]:
+        if f"{block}0.op.weight" in tensors:
+            levels.append([])
+        else:
+            levels[-1].append(block)
+    channels = [tensors[f"{level[0]}0.out_layers.3.weight"].shape[0] for level in levels]
+    depths = [_count(tensors, f"{level[0]}1.transformer_blocks.") for level in levels]
+    key = next(name for name in tensors if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight"))
+    linear = tensors[f"{key.partition('transformer_blocks')[0]}proj_in.weight"].ndim == 2
+    heads: Any = int(described.unet.get("num_heads", -1))
+    if heads < 1:
+        width = int(described.unet.get("num_head_channels", _HEAD_WIDTH if linear else -1))
+        heads = [max(1, channel // width) for channel in channels] if width > 0 else _HEADS
+    attend = [depth > 0 for depth in depths]
+    return {
+        "in_channels": tensors[FIRST_LAYER].shape[1],
+        "out_channels": tensors[f"{UNET_PREFIX}out.2.weight"].shape[0],
+        "down_block_types": ["CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attend],
+        "up_block_types": ["CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attend)],
+        "block_out_channels": channels,
+        "layers_per_block": len(levels[0]),
+        "transformer_layers_per_block": [max(1, depth) for depth in depths],
+        "attention_head_dim": heads,
+        "cross_attention_dim": tensors[key].shape[1],
+        "use_linear_projection": linear,
+    }
+
+
+def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The configuration of an AutoencoderKL, by names and shapes under LDM's names or diffusers', without a prefix."""
+    ldm = _count(tensors, "decoder.up.")
+    levels = ldm or _count(tensors, "decoder.up_blocks.")
+    # LDM counts the decoder's levels from the finest, diffusers in the order in which they run.
+    blocks = [
+        f"decoder.up.{level}.block." if ldm else f"decoder.up_blocks.{levels - 1 - level}.resnets."
+        for level in range(levels)
+    ]
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": [tensors[f"{block}0.conv1.weight"].shape[0] for block in blocks],
+        "layers_per_block": _count(tensors, blocks[0]) - 1,
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+    }
+
+
+def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DConditionModel:
+    """The UNet of a checkpoint's tensors. Raises UserError if it isn't whole."""
+    with _whole(path, "UNet"):
+        config = unet_config(tensors, described)
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config)
+    return _filled(path, "UNet", unet, lambda key: tensors.get(unet_name(key, config)))
+
+
+def load_vae(path: Path, scale: float) -> AutoencoderKL:
+    """A VAE by itself: a file in either layout, or a diffusers folder. Latents keep the model's own `scale`.
+
+    Raises UserError if it is none, isn't whole, or belongs to models of other latents.
+    """
+    if path.is_dir():
+        inside = [path / "vae"] if (path / "vae").is_dir() else [path]
+        found = sorted(file for folder in inside for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
+        if not found:
+            raise UserError(f"{path} holds no VAE: it has no .safetensors and no .bin file")
+        path = found[-1]
+    if not path.is_file():
+        raise UserError(f"there is no VAE {path}")
+    tensors = read_weights(path).tensors
+    return load_autoencoder(path, _part(tensors, VAE_PREFIX) or tensors, scale)
+
+
+def load_autoencoder(path: Path, tensors: Tensors, scale: float) -> AutoencoderKL:
+    """A VAE of tensors under LDM's or diffusers' names. Raises as `load_vae`."""
+    if "decoder.conv_in.weight" not in tensors:
+        raise UserError(f"{path} has no VAE; give one that belongs to the model by --vae FILE")
+    with _whole(path, "VAE"):
+        config = autoencoder_config(tensors)
+    if config["latent_channels"] != 4:
+        raise UserError(
+            f"{path} holds a VAE of another kind of model: its latents have {config['latent_channels']} channels, not 4"
+        )
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config({**config, "scaling_factor": scale})
+    if any(name.startswith("decoder.up_blocks.") for name in tensors):
+        renamed = {_new_vae_name(name): tensor for name, tensor in tensors.items()}
+        return _filled(path, "VAE", vae, renamed.get)
+    return _filled(path, "VAE", vae, lambda key: tensors.get(vae_name(key, config).removeprefix(VAE_PREFIX)))
+
+
+def measured_prediction_type(unet: UNet2DConditionModel) -> str:
+    """What a UNet of Stable Diffusion 2 predicts, told by its answer where all is noise, as the WebUI tells it.
+
+    There the noise is the input itself, and velocity is far below it. (is_using_v_parameterization_for_sd2 in the
+    WebUI's modules/sd_models_config.py has the input and the threshold.)
+    """
+    unet.float()
+    noise = torch.full((1, 4, 8, 8), 0.5)
+    text = torch.full((1, 2, unet.config.cross_attention_dim), 0.5)
+    with torch.no_grad():
+        answer = unet(noise, torch.tensor([999]), encoder_hidden_states=text).sample
+    return "v_prediction" if (answer - noise).mean().item() < -1 else "epsilon"
+
+
+def _clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text encoder of Stable Diffusion 1, and its tokenizer."""
+    own = _part(tensors, TEXT_PREFIX)
+    with _whole(path, "text encoder"):
+        words, width = own["text_model.embeddings.token_embedding.weight"].shape
+        config: dict[str, Any] = dict(
+            vocab_size=words,
+            hidden_size=width,
+            intermediate_size=own["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+            num_hidden_layers=_count(own, "text_model.encoder.layers."),
+            max_position_embeddings=own["text_model.embeddings.position_embedding.weight"].shape[0],
+            hidden_act="quick_gelu",
+        )
+    folder = described.folder / str(described.text.get("version", ""))
+    if not (folder / "vocab.json").is_file():
+        folder = toy.CONFIG / "tokenizer"
+        if words == clip.WORDS:
+            return _text_model(path, config, own.get), clip.tokenizer(positions=config["max_position_embeddings"])
+        if CLIPTextConfig.from_pretrained(folder).vocab_size != words:
+            raise UserError(
+                f"{path} has a vocabulary of its own, of {words:,} words: name the folder of its tokenizer"
+                f" (cond_stage_config.params.version) in {path.with_suffix('.yaml').name}"
+            )
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    if (folder / "config.json").is_file():
+        config["num_attention_heads"] = CLIPTextConfig.from_pretrained(folder).num_attention_heads
+    return _text_model(path, config, own.get, tokenizer), tokenizer
+
+
+def _open_clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text encoder of Stable Diffusion 2, whose last layer but one is read, and its tokenizer."""
+    own = _part(tensors, OPEN_CLIP_PREFIX)
+    with _whole(path, "text encoder"):
+        words, width = own["token_embedding.weight"].shape
+        layers = _count(own, "transformer.resblocks.") - (described.text.get("layer", "penultimate") == "penultimate")
+        config = dict(
+            vocab_size=words,
+            hidden_size=width,
+            intermediate_size=own["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            num_hidden_layers=layers,
+            max_position_embeddings=own["positional_embedding"].shape[0],
+            hidden_act="gelu",
+        )
+        state = open_clip_state(own, layers)
+    if words != clip.WORDS:
+        raise UserError(f"{path} has a vocabulary of {words:,} words; that of Stable Diffusion 2 has {clip.WORDS:,}")
+    return _text_model(path, config, state.get), clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+
+
+def _text_model(
+    path: Path,
+    config: Mapping[str, Any],
+    find: Callable[[str], Tensor | None],
+    tokenizer: CLIPTokenizer | None = None,
+) -> CLIPTextModel:
+    heads = config.get("num_attention_heads", max(1, config["hidden_size"] // _HEAD_WIDTH))
+    words = config["vocab_size"]
+    begin, end = (words - 2, words - 1) if tokenizer is None else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    with torch.device("meta"):
+        model = CLIPTextModel(
+            CLIPTextConfig(**{**config, "num_attention_heads": heads, "bos_token_id": begin, "eos_token_id": end})
+        )
+    positions = torch.arange(config["max_position_embeddings"])[None]
+    model.text_model.embeddings.register_buffer("position_ids", positions, persistent=False)
+    return _filled(path, "text encoder", model, find)
+
+
+def _told_prediction_type(described: Described, weights: Weights) -> str | None:
+    """What the .yaml, a key of the file (`v_pred`) or its metadata (modelspec) say that the UNet predicts."""
+    said = described.model.get("parameterization") or weights.metadata.get("modelspec.prediction_type")
+    if said is not None:
+        if str(said) not in _PREDICTIONS:
+            raise UserError(f"{weights.path} predicts {said!r}; only epsilon and v_prediction can be trained")
+        return _PREDICTIONS[str(said)]
+    return "v_prediction" if "v_pred" in weights.tensors else None
+
+
+def _scheduler(described: Described, prediction_type: str, zero_terminal_snr: bool) -> DDIMScheduler:
+    model = described.model
+    return DDIMScheduler(
+        num_train_timesteps=int(model.get("timesteps", 1000)),
+        beta_start=float(model.get("linear_start", 0.00085)),
+        beta_end=float(model.get("linear_end", 0.012)),
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
+    )
+
+
+def _renamed(name: str) -> str:
+    """A name of a checkpoint's tensor as it is today: older files, and SD-Turbo's, name the text encoder otherwise."""
+    if name.startswith(_TURBO_PREFIX):
+        return OPEN_CLIP_PREFIX + name.removeprefix(_TURBO_PREFIX)
+    return _OLD_TEXT_NAMES.sub(f"{TEXT_PREFIX}text_model.", name)
+
+
+def _new_vae_name(name: str) -> str:
+    """The name of today for the parts of an attention in a VAE that an older diffusers wrote."""
+    for old, new in _OLD_VAE_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    """How many numbers follow the prefix in names such as PREFIX3.weight."""
+    return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})
+
+
+@contextmanager
+def _whole(path: Path, part: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:
+        lacks = f": it lacks {error.args[0]}" if isinstance(error, KeyError) else ""
+        raise UserError(f"the {part} of {path} isn't whole, or of another kind{lacks}") from error
+
+
+def _filled(path: Path, part: str, model: nn.Module, find: Callable[[str], Tensor | None]) -> Any:
+    """The model with its weights. Raises UserError, which names one, if some are missing or of other shapes."""
+    state = {}
+    for key, own in model.state_dict().items():
+        tensor = find(key)
+        if tensor is None:
+            raise UserError(f"the {part} of {path} isn't whole: it lacks {key} (by diffusers' name)")
+        if tensor.squeeze().shape != own.squeeze().shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(own.shape)}"
+            raise UserError(f"the {part} of {path} is of another kind: {key} (by diffusers' name) is {shapes}")
+        state[key] = tensor.reshape(own.shape)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,93 @@
+"""Which files are models that can be used, and what the others are called. Names and shapes are those of real files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.kinds import refuse_other_kinds
+from lib_custom_diffusion.standalone.weights import Weights
+
+U = "model.diffusion_model."
+
+
+def unet(channels: int = 4, width: int = 768, out: int = 4) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{U}input_blocks.0.0.weight": (320, channels, 3, 3),
+        f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width),
+        f"{U}middle_block.1.proj_in.weight": (1280, 1280, 1, 1),
+        f"{U}out.2.weight": (out, 320, 3, 3),
+    }
+
+
+def with_vector(width: int) -> dict[str, tuple[int, ...]]:
+    return unet(width=width) | {f"{U}label_emb.0.0.weight": (1280, 2816)}
+
+
+OTHERS = {
+    "Stable Diffusion 3": {f"{U}joint_blocks.0.x_block.attn.qkv.weight": (1, 1), f"{U}x_embedder.proj.weight": (1, 1)},
+    "FLUX": {f"{U}double_blocks.0.img_attn.qkv.weight": (1, 1)},
+    "FLUX;": {"double_blocks.0.img_attn.norm.key_norm.scale": (1,)},
+    "FLUX; only": {"transformer_blocks.0.attn.to_q.weight": (1, 1), "single_transformer_blocks.0.proj_mlp.bias": (1,)},
+    "Chroma": {"distilled_guidance_layer.in_proj.bias": (1,), "double_blocks.0.img_attn.qkv.weight": (1, 1)},
+    "HunyuanVideo": {"txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias": (1,)},
+    "Wan, a video model": {f"{U}head.modulation": (1, 2, 3), f"{U}blocks.0.self_attn.q.weight": (1, 1)},
+    "LTX-Video": {f"{U}patchify_proj.weight": (1, 1)},
+    "Stable Video Diffusion": unet(8) | {f"{U}input_blocks.1.0.time_stack.in_layers.0.weight": (1,)},
+    "Qwen-Image": {"transformer_blocks.0.img_mod.1.weight": (1, 1)},
+    "Stable Cascade": {"clip_txt_mapper.weight": (1, 1)},
+    "AuraFlow": {"double_layers.0.attn.w2q.weight": (1, 1)},
+    "an inpainting model: its UNet takes 9 channels": unet(9),
+    "an InstructPix2Pix model": unet(8),
+    "an upscaler": unet(7) | {f"{U}label_emb.weight": (1000, 1)},
+    "a depth model": unet(5),
+    "gives 8 channels": unet(out=8),
+    "takes 16 channels": unet(16),
+    "SDXL's refiner": with_vector(1280),
+    "an SDXL model": with_vector(2048),
+    "a distilled SDXL": {name: shape for name, shape in with_vector(2048).items() if "middle_block" not in name},
+    "an unCLIP model": unet(width=1024) | {"embedder.model.visual.proj": (1, 1)},
+    "AltDiffusion": unet() | {"cond_stage_model.roberta.embeddings.word_embeddings.weight": (1, 1)},
+    "Playground 2.5": with_vector(2048) | {"edm_mean": (4,)},
+    "a LoRA, not a model": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 4)},
+    "a LoRA": {"unet.down_blocks.0.attentions.0.attn1.to_k.lora_A.weight": (4, 4)},
+    "LoHa": {"layer.hada_w1_a": (4, 4)},
+    "an embedding, not a model": {"emb_params": (2, 768)},
+    "an embedding": {"clip_l": (2, 768), "clip_g": (2, 1280)},
+    "an embedding, or another small file": {"<cat-toy>": (768,)},
+    "a delta, not a model": {f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight.US": (320, 4)},
+    "only a VAE": {"decoder.conv_in.weight": (512, 4, 3, 3), "encoder.conv_in.weight": (128, 3, 3, 3)},
+    "only a text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (1, 1)},
+    "only the UNet of a diffusers folder": {"down_blocks.0.resnets.0.conv1.weight": (1,), "mid_block.x": (1,)},
+    "only a UNet, without": {"input_blocks.0.0.weight": (320, 4, 3, 3), "output_blocks.0.0.out_layers.0.bias": (1,)},
+    "only averaged": {"model_ema.diffusion_modelinput_blocks00weight": (320, 4, 3, 3)},
+    "a ControlNet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
+    "an AnimateDiff motion module": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (1,)},
+    "an IP-Adapter": {"ip_adapter.1.to_k_ip.weight": (1, 1)},
+    "an upscaler, not a model to train": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.bias": (1,)},
+    "holds no weights": {},
+    "it has no UNet .*, but foo.bar": {"foo.bar": (1, 2, 3)},
+}
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> Weights:
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return Weights(Path("model.safetensors"), tensors, frozenset(tensors))
+
+
+@pytest.mark.parametrize("said", OTHERS)
+def test_every_other_kind_is_refused_by_its_name_in_one_sentence(said: str) -> None:
+    with pytest.raises(UserError, match=f"^model.safetensors .*{said}") as error:
+        refuse_other_kinds(weights(OTHERS[said]))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_a_webui_embedding_is_told_by_its_entries() -> None:
+    with pytest.raises(UserError, match="is an embedding, not a model"):
+        refuse_other_kinds(Weights(Path("a.pt"), {}, frozenset({"string_to_token", "string_to_param", "name"})))
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_stable_diffusion_1_and_2_pass(width: int) -> None:
+    refuse_other_kinds(weights(unet(width=width)))

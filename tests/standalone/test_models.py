@@ -1,0 +1,106 @@
+"""What --model may name, and that all else is refused in one sentence, without a network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.cli import main
+from lib_custom_diffusion.standalone.models import load_model
+from offline import offline  # noqa: F401 - a fixture
+from tiny_pipeline import stable_diffusion_2
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    """A copy of a diffusers folder, to be damaged."""
+    return Path(shutil.copytree(model, tmp_path / "folder"))
+
+
+def refusal(name: object) -> str:
+    with pytest.raises(UserError) as error:
+        load_model(str(name))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_in_half_precision_only(tmp_path: Path) -> None:
+    pipeline = stable_diffusion_2().to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    assert not list((tmp_path / "model").rglob("diffusion_pytorch_model.safetensors"))
+    ours, theirs = load_model(str(tmp_path / "model")).unet.state_dict(), pipeline.unet.state_dict()
+    assert all(torch.equal(ours[key], theirs[key].float()) for key in theirs)
+
+
+def test_a_folder_with_a_vae_and_a_prediction_of_its_own(model: Path, tmp_path: Path) -> None:
+    other = stable_diffusion_2().vae
+    with torch.no_grad():
+        other.decoder.conv_out.bias.fill_(3)
+    other.save_pretrained(tmp_path / "vae")
+    backend = load_model(str(model), vae=tmp_path / "vae", prediction_type="epsilon")
+    assert backend.pipeline.vae.decoder.conv_out.bias.tolist() == [3, 3, 3]
+    assert backend.prediction_type == "epsilon" and load_model(str(model)).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("content", ["{oops", "[]", "3", ""])
+def test_a_damaged_index_is_told(folder: Path, content: str) -> None:
+    (folder / "model_index.json").write_text(content)
+    assert "model_index.json" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInpaintPipeline", "WanPipeline", ""]
+)
+def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: str) -> None:
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1 and 2 can be used" in refusal(folder)
+
+
+def test_a_folder_of_other_channels_is_refused_whatever_it_is_called(folder: Path) -> None:
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    assert "is an inpainting model: its UNet takes 9 channels, not 4" in refusal(folder)
+
+
+def test_a_torn_file_and_one_that_git_lfs_did_not_bring_are_told_by_name(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "unet/diffusion_pytorch_model.safetensors is torn" in refusal(folder)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 4265380512\n")
+    assert "it is a Git LFS pointer" in refusal(folder)
+    weights.unlink()
+    assert "cannot be loaded" in refusal(folder)
+    (folder / "unet" / "config.json").unlink()
+    assert "config.json is missing" in refusal(folder)
+
+
+def test_what_is_no_name_of_the_hub_never_asks_the_hub(offline: list[str], tmp_path: Path) -> None:  # noqa: F811
+    for name in (
+        tmp_path / "missing", tmp_path / "missing.safetensors", "models/missing.ckpt", "missing", "a/b/c", "./a/b",
+        "UPPER/NAME.SAFETENSORS",
+    ):  # fmt: skip
+        assert "there is no model" in refusal(name)
+    assert "it has no model_index.json" in refusal(tmp_path)
+    assert offline == []
+
+
+def test_a_name_of_the_hub_asks_it_and_says_so_if_nobody_answers() -> None:
+    assert "no such model could be had from the Hub" in refusal("owner/no-such-model")
+
+
+def test_a_command_refuses_what_is_no_model_before_it_touches_a_picture(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "page.safetensors").write_bytes(b"<!doctype html><title>Log in</title>")
+    output = tmp_path / "out"
+    assert main([
+        "train", "--model", str(tmp_path / "page.safetensors"), "--instance_data_dir", str(pictures),
+        "--instance_prompt", "a <new1> cat", "--output_dir", str(output),
+    ]) == 2  # fmt: skip
+    assert "it is a web page" in capsys.readouterr().err
+    assert not output.exists()

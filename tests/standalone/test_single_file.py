@@ -1,0 +1,286 @@
+"""Checkpoints of one file without a network: everything in them is found, and nothing is asked of anybody."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+import tiny_checkpoints as tiny
+from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone import toy
+from lib_custom_diffusion.standalone.cli import main
+from lib_custom_diffusion.standalone.models import load_model
+from lib_custom_diffusion.standalone.single_file import load_checkpoint, measured_prediction_type
+from offline import offline  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.usefixtures("offline")
+KINDS = {"sd1": (tiny.sd1, tiny.stable_diffusion_1), "sd2": (tiny.sd2, tiny.stable_diffusion_2)}
+
+
+def saved(path: Path, tensors: tiny.Tensors, **metadata: str) -> Path:
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata or None)
+    return path
+
+
+def parted(tensors: tiny.Tensors, *prefixes: str) -> tiny.Tensors:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def assert_same_tensors(loaded: StableDiffusionPipeline, original: StableDiffusionPipeline) -> None:
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(loaded, part).state_dict(), getattr(original, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key].to(ours[key].dtype)) for key in ours)
+
+
+def answers(pipeline: StableDiffusionPipeline) -> list[torch.Tensor]:
+    """What each part makes of the same inputs: told by its tensors, and by heads, activations and padding."""
+    generator = torch.Generator().manual_seed(0)
+    latents, pixels = torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 3, 32, 32, generator=generator)
+    text = pipeline.encode_prompt(["a cat", "two dogs"], "cpu", 1, False)[0]
+    noise = pipeline.unet(latents, torch.tensor([500]), encoder_hidden_states=text[:1]).sample
+    return [text, noise, pipeline.vae.encode(pixels).latent_dist.mean, pipeline.vae.decode(latents).sample]
+
+
+def same_answers(loaded: StableDiffusionPipeline, original: StableDiffusionPipeline) -> bool:
+    with torch.no_grad():
+        return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(answers(loaded), answers(original)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_the_model_it_was_made_of(kind: str, tmp_path: Path) -> None:
+    tensors, original = KINDS[kind]
+    loaded = load_checkpoint(saved(tmp_path / "a.safetensors", tensors()))
+    assert_same_tensors(loaded, original())
+    assert (
+        loaded.tokenizer(["a photo of a cat"], padding="max_length").input_ids
+        == original().tokenizer(["a photo of a cat"], padding="max_length").input_ids
+    )
+    assert loaded.scheduler.config.prediction_type == "epsilon"
+    assert loaded.scheduler.alphas_cumprod[[0, -1]].tolist() == pytest.approx([0.99915, 0.0047], rel=1e-2)
+    assert loaded.vae.config.scaling_factor == 0.18215
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_files(kind: str, tmp_path: Path) -> None:
+    tensors, original = KINDS[kind]
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors().items()}
+    loaded = load_checkpoint(saved(tmp_path / "a.safetensors", halves))
+    assert loaded.vae.dtype == loaded.text_encoder.dtype == torch.float16
+    assert_same_tensors(loaded.to(torch.float16), original())
+
+
+def test_averaged_weights_beside_are_left_aside_as_in_the_webui(tmp_path: Path) -> None:
+    tensors = tiny.sd1()
+    averaged = {
+        f"model_ema.{name.removeprefix('model.').replace('.', '')}": tensor + 1
+        for name, tensor in tensors.items() if name.startswith("model.")
+    }  # fmt: skip
+    assert_same_tensors(
+        load_checkpoint(saved(tmp_path / "a.safetensors", tensors | averaged)), tiny.stable_diffusion_1()
+    )
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_ckpt_files_nested_and_flat(nested: bool, tmp_path: Path) -> None:
+    content = {"state_dict": tiny.sd1(), "global_step": 470000} if nested else tiny.sd1()
+    torch.save(content, tmp_path / "a.ckpt")
+    assert_same_tensors(load_checkpoint(tmp_path / "a.ckpt"), tiny.stable_diffusion_1())
+
+
+def test_older_names_of_the_text_encoder_and_those_of_sd_turbo(tmp_path: Path) -> None:
+    older = {name.replace(".transformer.text_model.", ".transformer."): value for name, value in tiny.sd1().items()}
+    assert_same_tensors(load_checkpoint(saved(tmp_path / "a.safetensors", older)), tiny.stable_diffusion_1())
+    turbo = {
+        name.replace("cond_stage_model.model.", "conditioner.embedders.0.model."): value
+        for name, value in tiny.sd2().items()
+    }
+    assert_same_tensors(load_checkpoint(saved(tmp_path / "b.safetensors", turbo)), tiny.stable_diffusion_2())
+
+
+def test_every_way_to_train_on_one_file_works_without_a_network(
+    tmp_path: Path,
+    pictures: Path,
+    offline: list[str],  # noqa: F811
+) -> None:
+    path = saved(tmp_path / "my model (v1).SAFETENSORS", tiny.sd1())
+    output = tmp_path / "out"
+    assert main([
+        "train", "--model", str(path), "--instance_data_dir", str(pictures), "--instance_prompt", "a <new1> cat",
+        "--output_dir", str(output), "--max_train_steps", "1", "--resolution", "64", "--prior", "none",
+        "--train_batch_size", "1",
+    ]) == 0  # fmt: skip
+    assert offline == []
+    assert Delta.load(output / "new1.delta.safetensors").embeddings["<new1>"].shape == (1, tiny.WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("first_stage_model.", "has no VAE; give one that belongs to the model by --vae FILE"),
+        ("cond_stage_model.", "has no text encoder"),
+        ("first_stage_model.decoder.mid.block_1.conv1.bias", r"the VAE of .* isn't whole: it lacks decoder\.mid_block"),
+        ("model.diffusion_model.out.2.bias", r"the UNet of .* isn't whole: it lacks conv_out\.bias"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias", "the text encoder of .* lacks"),
+    ],
+)
+def test_a_file_that_lacks_a_part_is_refused_by_its_name(left_out: str, said: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "pruned.safetensors", parted(tiny.sd1(), left_out))
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(path)
+
+
+def _ldm_vae(folder: Path) -> Path:
+    own = {name: value for name, value in tiny.sd1().items() if name.startswith("first_stage_model.")}
+    return saved(folder / "vae.safetensors", own)
+
+
+def _webui_vae(folder: Path) -> Path:
+    """As vae-ft-mse-840000-ema-pruned.ckpt: nested, without a prefix, with the loss of its training."""
+    own = {
+        name.removeprefix("first_stage_model."): value
+        for name, value in tiny.sd1().items() if name.startswith("first_stage_model.")
+    }  # fmt: skip
+    torch.save({"state_dict": own | {"loss.logvar": torch.zeros(())}}, folder / "vae.pt")
+    return folder / "vae.pt"
+
+
+def _diffusers_vae(folder: Path) -> Path:
+    tiny.stable_diffusion_1().vae.save_pretrained(folder / "vae")
+    return folder / "vae"
+
+
+def _older_diffusers_vae(folder: Path) -> Path:
+    """As sd-vae-ft-mse's diffusion_pytorch_model.safetensors names the attentions."""
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    named = {}
+    for name, value in tiny.stable_diffusion_1().vae.state_dict().items():
+        for new, older in old.items():
+            name = name.replace(new, older)
+        named[name] = value
+    return saved(folder / "diffusion_pytorch_model.safetensors", named)
+
+
+@pytest.mark.parametrize("made", [_ldm_vae, _webui_vae, _diffusers_vae, _older_diffusers_vae])
+def test_a_vae_by_itself_takes_the_place_of_the_one_left_out(made: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = saved(tmp_path / "pruned.safetensors", parted(tiny.sd1(), "first_stage_model."))
+    assert_same_tensors(load_checkpoint(path, made(tmp_path)), tiny.stable_diffusion_1())
+
+
+def test_a_vae_of_other_latents_or_none_at_all_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd1())
+    flux = {
+        "encoder.conv_in.weight": torch.zeros(32, 3, 3, 3), "decoder.conv_in.weight": torch.zeros(32, 16, 3, 3),
+        "decoder.conv_out.weight": torch.zeros(3, 32, 3, 3),
+        "decoder.up.0.block.0.conv1.weight": torch.zeros(32, 32, 3, 3),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="latents have 16 channels, not 4"):
+        load_checkpoint(path, saved(tmp_path / "flux.safetensors", flux))
+    with pytest.raises(UserError, match=r"lora.safetensors has no VAE"):
+        load_checkpoint(path, saved(tmp_path / "lora.safetensors", {"lora_unet_x": torch.zeros(1)}))
+    with pytest.raises(UserError, match="there is no VAE"):
+        load_checkpoint(path, tmp_path / "missing.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no VAE"):
+        load_checkpoint(path, tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "yaml", "option", "predicts"),
+    [
+        ({}, {}, "", None, "epsilon"),
+        ({"v_pred": torch.tensor([])}, {}, "", None, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "v"}, "", None, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "epsilon"}, "", None, "epsilon"),
+        ({}, {}, "    parameterization: v", None, "v_prediction"),
+        ({"v_pred": torch.tensor([])}, {}, "    parameterization: eps", None, "epsilon"),
+        ({}, {}, "", "v_prediction", "v_prediction"),
+        ({"v_pred": torch.tensor([])}, {}, "", "epsilon", "epsilon"),
+    ],
+)
+def test_what_the_unet_predicts_is_told_by_the_option_the_yaml_the_metadata_or_a_key(
+    keys: dict, metadata: dict, yaml: str, option: str | None, predicts: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd1() | keys, **metadata)
+    if yaml:
+        path.with_suffix(".yaml").write_text(f"model:\n  params:\n{yaml}\n    unet_config:\n      params: {{}}\n")
+    assert load_checkpoint(path, prediction_type=option).scheduler.config.prediction_type == predicts
+
+
+def test_zero_terminal_snr_is_told_by_its_key(tmp_path: Path) -> None:
+    keys = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    scheduler = load_checkpoint(saved(tmp_path / "a.safetensors", tiny.sd1() | keys)).scheduler
+    assert scheduler.alphas_cumprod[-1] == 0 and scheduler.config.timestep_spacing == "trailing"
+
+
+class Answers(torch.nn.Module):
+    """A UNet that says what one of that prediction says where all is noise."""
+
+    def __init__(self, of_noise: float) -> None:
+        super().__init__()
+        self.of_noise, self.config = of_noise, type("Config", (), {"cross_attention_dim": 1024})
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> object:
+        assert timestep.item() == 999 and encoder_hidden_states.shape[-1] == 1024
+        return type("Output", (), {"sample": self.of_noise * noisy})
+
+
+def test_which_head_of_stable_diffusion_2_it_is_is_measured() -> None:
+    assert measured_prediction_type(Answers(1.0)) == "epsilon"  # the noise itself
+    assert measured_prediction_type(Answers(-2.0)) == "v_prediction"
+
+
+def test_stable_diffusion_2_has_768_pixels_where_it_predicts_velocity(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd2())
+    assert load_model(str(path)).resolution == 512
+    backend = load_model(str(path), prediction_type="v_prediction")
+    assert backend.resolution == 768 and backend.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("yaml", ["{oops", "[]", "model: 3", "model:\n  params:\n    unet_config: nothing"])
+def test_a_damaged_yaml_is_told(yaml: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd1())
+    path.with_suffix(".yaml").write_text(yaml)
+    with pytest.raises(UserError, match=r"a\.yaml describes no checkpoint"):
+        load_checkpoint(path)
+
+
+def test_copies_of_the_toy_are_the_toy_with_its_yaml_and_without(tmp_path: Path) -> None:
+    original = toy.load()
+    shutil.copy(toy.CHECKPOINT, tmp_path / "copy.safetensors")
+    without = load_checkpoint(tmp_path / "copy.safetensors")
+    assert_same_tensors(without, original)
+    assert len(without.tokenizer) == 1099
+    shutil.copy(toy.CHECKPOINT_CONFIG, tmp_path / "copy.yaml")
+    loaded = load_checkpoint(tmp_path / "copy.safetensors")
+    assert loaded.vae.config.scaling_factor == 1.0
+    assert loaded.unet.config.attention_head_dim == 4
+
+
+def test_a_vocabulary_of_its_own_is_found_by_the_yaml_or_asked_for(tmp_path: Path) -> None:
+    tensors = tiny.sd1()
+    words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    tensors[words] = tensors[words][:1000]
+    path = saved(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(UserError, match=r"vocabulary of its own, of 1,000 words: name the folder of its tokenizer"):
+        load_checkpoint(path)
+    CLIPTokenizer.from_pretrained(toy.CONFIG / "tokenizer").save_pretrained(tmp_path / "words")
+    path.with_suffix(".yaml").write_text(
+        "model:\n  params:\n    unet_config:\n      params: {}\n    cond_stage_config:\n"
+        "      params: {version: words}\n"
+    )
+    assert len(load_checkpoint(path).tokenizer) == 1099
+
+
+def test_projections_are_those_of_the_files_own_names(tmp_path: Path) -> None:
+    tensors = tiny.sd1()
+    found = projections(load_checkpoint(saved(tmp_path / "a.safetensors", tensors)).unet)
+    assert found.keys() == {name for name in tensors if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert all(torch.equal(layer.module.weight, tensors[key]) for key, layer in found.items())
