@@ -112,13 +112,16 @@ def pictures_in(folder: Path) -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def raccoon_and_flamingo(backend: DiffusersBackend, tmp_path_factory: pytest.TempPathFactory) -> Delta:
     concepts = [
-        Concept("photo of a <new1> animal", bundled_concepts()["raccoon"].folder, "animal"),
-        Concept("photo of a <new2> animal", FLAMINGO, "animal"),
+        Concept("photo of a <new1> bear", bundled_concepts()["raccoon"].folder, "bear"),
+        Concept("photo of a <new2> swan", FLAMINGO, "swan"),
     ]
     config = replace(
         TOY_RECIPE,
         modifier_tokens=("<new1>", "<new2>"),
         initializer_tokens=("ktn", "pll"),
+        learning_rate="1e-3",
+        embedding_learning_rate="1e-3",
+        snr_gamma=1.0,
         max_train_steps=2 * TOY_RECIPE.max_train_steps,
     )
     output = tmp_path_factory.mktemp("both")
@@ -128,7 +131,7 @@ def raccoon_and_flamingo(backend: DiffusersBackend, tmp_path_factory: pytest.Tem
 def test_two_concepts_learned_together_meet_in_one_picture(
     backend: DiffusersBackend, judge: Judge, raccoon_and_flamingo: Delta
 ) -> None:
-    prompt = "a <new1> animal and a <new2> animal on a green background"
+    prompt = "a <new1> bear and a <new2> swan on a green background"
     pictures = draw(backend, prompt, raccoon_and_flamingo)
     halves = [[half_alone(picture, side) for picture in pictures] for side in (0, 1)]
     raccoons, flamingos = pictures_in(bundled_concepts()["raccoon"].folder), pictures_in(FLAMINGO)
@@ -139,7 +142,7 @@ def test_two_concepts_learned_together_meet_in_one_picture(
 def test_a_folder_of_other_pictures_is_learned_as_well(
     backend: DiffusersBackend, judge: Judge, raccoon_and_flamingo: Delta
 ) -> None:
-    prompt, flamingos = "a <new2> animal on a white background", pictures_in(FLAMINGO)
+    prompt, flamingos = "a <new2> swan on a white background", pictures_in(FLAMINGO)
     untaught = replace(raccoon_and_flamingo, entries={}, embeddings={"<new2>": backend.token_vectors("pll")})
     before, after = (
         judge.likeness(draw(backend, prompt, delta), flamingos) for delta in (untaught, raccoon_and_flamingo)
