@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        *(_add_demo, _add_train, _add_generate, _add_regularize, _add_info),
+        *(_add_demo, _add_train, _add_generate, _add_regularize, _add_evaluate, _add_info),
         *(add_compress, add_blend, add_merge, add_rename, add_convert, _add_ui),
     ):
         add(commands)
@@ -273,6 +273,45 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="rather than draw, take those of this folder whose captions are nearest to the class prompt",
     )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    def run(options: argparse.Namespace) -> int:
+        from .evaluation.command import evaluate
+
+        return evaluate(options)
+
+    command = _command(commands, "evaluate", "Measure deltas, or the saves of a training, on a model.")
+    command.set_defaults(run=run)
+    _add_model(command)
+    _add_sampling(command)
+    add = command.add_argument
+    add(
+        "--delta",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="delta files, or folders with them; the folder of a training stands for all its saves",
+    )
+    add("--instance_data_dir", type=Path, required=True, help="folder with pictures of the concept")
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='what to draw, one a line, such as "{} in times square", where {} stands for the new word and what it is;'
+        " after a tab a line may say what the picture should show, in plain words",
+    )
+    add("--num_images", type=int, default=4, help="pictures of each prompt; each has the seed after the one before")
+    add("--class_prompt", default="", help='measure KID, too, of pictures of this, such as "photo of a cat"')
+    add("--num_class_images", type=int, default=50, help="how many of those pictures to draw")
+    add("--class_data_dir", type=Path, help="real pictures to compare them with; the model's own if not given")
+    add(
+        "--clip",
+        help="CLIP model, a folder or a name on the Hub; openai/clip-vit-base-patch32 if not given, the judge for toy",
+    )
+    add("--dino", help="measure by this DINO model, too, such as facebook/dino-vits16; a folder or a name on the Hub")
+    add("--output", type=Path, default=Path("evaluation"), help="folder for figures, page and pictures")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:

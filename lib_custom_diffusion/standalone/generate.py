@@ -68,7 +68,7 @@ def draw(
     Raises UserError if a delta or a word was made for another model.
     """
     text, _ = split_deltas(prompt)
-    vectors = _vectors(backend, [delta for delta, _ in deltas], embeddings)
+    vectors = words_of(backend, [delta for delta, _ in deltas], embeddings)
     seeds = range(seed, seed + count)
     with Injection(backend.unet, deltas):
         for start in range(0, count, sampling.batch_size):
@@ -88,7 +88,7 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     )
 
 
-def _vectors(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Sequence[Path]) -> dict[str, Tensor]:
+def words_of(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Sequence[Path] = ()) -> dict[str, Tensor]:
     """The new words of the deltas and embedding files. Raises UserError if one is of another width than the model's."""
     vectors: dict[str, Tensor] = {}
     for delta in deltas:

@@ -1,0 +1,105 @@
+"""The evaluate command: deltas or the saves of a training, measured on one's own model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ...attention import projections
+from ...backend import Sampling
+from ...data.concepts import find_pictures
+from ...delta import SUFFIX, Delta
+from ...errors import UserError
+from ..generate import sampling_of, words_of
+from ..models import best_device, load_model
+from . import report
+from .eyes import CLIP, ClipEyes, DinoEyes, Eyes, JudgeEyes
+from .measuring import Candidate, Measuring
+from .questions import question, read_lines
+
+_Asked = tuple[list[Candidate], list[str], list[Image.Image], list[Image.Image], Sampling]
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
+    candidates, lines, own, of_class, sampling = _checked(options)
+    device = best_device()
+    eyes: Eyes = JudgeEyes() if options.model == "toy" and not options.clip else ClipEyes(options.clip or CLIP, device)
+    dino = DinoEyes(options.dino, device) if options.dino else None
+    backend = load_model(options.model, torch.float16 if device.type == "cuda" else torch.float32, device)
+    for each in candidates:
+        each.delta.check_fits(projections(backend.unet, "crossattn"))
+        words_of(backend, [each.delta])
+    class_count = options.num_class_images if options.class_prompt else 0
+    total = (len(candidates) + 1) * (len(lines) * options.num_images + class_count)
+    with tqdm(total=total + (0 if of_class else class_count), unit="picture") as bar, torch.no_grad():
+        seeds = range(options.seed, options.seed + options.num_images)
+        measuring = Measuring(backend, eyes, dino, own, sampling, seeds, bar.update)
+        if class_count:
+            measuring.watch_class([options.class_prompt] * class_count, of_class)
+        questions = [question(line, candidates[0].delta, options.class_prompt) for line in lines]
+        alone = measuring.alone(questions)
+        measured = [alone] + [measuring.of(each, lines, options.class_prompt, alone) for each in candidates]
+    report.write(options.output, measured, own, eyes.name, options.dino)
+    print(report.text_table(measured))
+    best = report.best_of(measured).candidate
+    assert best is not None
+    print(f"the highest score: {best.path}\nlook at {options.output / 'evaluation.html'}")
+    return 0
+
+
+def _checked(options: argparse.Namespace) -> _Asked:
+    """All that the flags name, read and found good before the model is loaded."""
+    for name in ("num_images", "num_class_images"):
+        least = 2 if name == "num_class_images" else 1
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} must be {least} or more, not {getattr(options, name)}")
+    if options.class_data_dir and not options.class_prompt:
+        raise UserError("--class_data_dir needs a --class_prompt: what to draw to compare with those pictures")
+    of_class = _pictures(options.class_data_dir) if options.class_data_dir else []
+    if len(of_class) == 1:
+        raise UserError(f"{options.class_data_dir} has one picture; KID needs 2 or more, better 100")
+    return (
+        find_candidates(options.delta),
+        read_lines(options.prompts),
+        _pictures(options.instance_data_dir),
+        of_class,
+        sampling_of(options),
+    )
+
+
+def _pictures(folder: Path) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in find_pictures(folder)]
+
+
+def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
+    """The deltas of files and of folders. A training's folder stands for its saves, in their order.
+
+    Raises UserError for a folder without deltas, and a file that is none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = _saves(path) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path} has no deltas: neither checkpoint-STEP/NAME{SUFFIX} nor NAME{SUFFIX}")
+        files += found
+    deltas = [Delta.load(path) for path in files]
+    names = [f"step {delta.provenance.steps}" for delta in deltas]
+    if len(set(names)) < len(names) or len(paths) > 1:
+        names = [path.name.removesuffix(SUFFIX) for path in files]
+    if len(set(names)) < len(names):
+        names = [path.as_posix().removesuffix(SUFFIX) for path in files]
+    return [Candidate(*each) for each in zip(names, files, deltas)]
+
+
+def _saves(folder: Path) -> list[Path]:
+    """The deltas of a training's checkpoints by step, and its last if that is of another step."""
+    saves: dict[int, Path] = {}
+    for path in [*folder.glob(f"checkpoint-*/*{SUFFIX}"), *folder.glob(f"*{SUFFIX}")]:
+        saves.setdefault(Delta.load(path).provenance.steps, path)
+    return [saves[step] for step in sorted(saves)]

@@ -1,0 +1,57 @@
+"""What is asked of a delta: prompts with its words, and what their pictures should show in plain words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...delta import Delta
+from ...errors import UserError
+from ...tokens import split_at_tokens
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the caption that its pictures are measured by."""
+
+    prompt: str
+    caption: str
+
+
+def read_lines(path: Path) -> list[str]:
+    """The prompts of a text file, one a line. Raises UserError if it cannot be read or has none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts in {path} cannot be read; give a text file with one a line") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise UserError(f"{path} has no prompts; write one a line")
+    return lines
+
+
+def question(line: str, delta: Delta, class_word: str) -> Question:
+    """A line of the file, for a delta.
+
+    `{}` stands for the delta's words and what they are, such as "<new1> cat", as in CustomConcept101's prompts. The
+    caption is the prompt without new words; where one stands for a noun, its class word takes its place. After a tab
+    the line may say the caption itself.
+
+    class_word: what the concept is, where the delta does not say it.
+    """
+    prompt, _, caption = (part.strip() for part in line.partition("\t"))
+    nouns = {token: delta.provenance.tokens.get(token) or class_word for token in delta.embeddings}
+    spoken = " and ".join(f"{token} {noun}".strip() for token, noun in nouns.items())
+    prompt = prompt.replace("{}", spoken)
+    return Question(prompt, caption or _plain(prompt, nouns))
+
+
+def _plain(prompt: str, nouns: dict[str, str]) -> str:
+    parts = split_at_tokens(prompt, nouns)
+    for index, part in enumerate(parts):
+        if part in nouns:
+            after = parts[index + 1].lower() if index + 1 < len(parts) else ""
+            noun = nouns[part]
+            parts[index] = "" if re.match(rf"\s*{re.escape(noun.lower())}(?!\w)", after) else noun
+    return re.sub(r"\s+([,.!?;:])", r"\1", re.sub(r"\s+", " ", " ".join(parts))).strip()
