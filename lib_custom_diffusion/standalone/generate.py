@@ -20,6 +20,7 @@ from ..formats import read_words
 from ..injection import Injection
 from ..storage import write_atomically
 from .diffusers_backend import DiffusersBackend
+from .infotext import infotext
 from .models import best_device, load_model
 from .prompts import find_delta, split_deltas
 
@@ -74,7 +75,8 @@ def draw(
         for start in range(0, count, sampling.batch_size):
             batch = seeds[start : start + sampling.batch_size]
             for number, picture in zip(batch, backend.generate([text] * len(batch), batch, sampling, vectors)):
-                yield Drawn(number, _png(picture, f"{prompt}\nSteps: {sampling.steps}, Seed: {number}"))
+                said = infotext(prompt, sampling, number, picture.size, backend.name, backend.checkpoint_hash)
+                yield Drawn(number, _png(picture, said))
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:

@@ -147,7 +147,8 @@ def test_a_delta_is_used_as_the_command_uses_it_and_nothing_is_fetched_from_else
 ) -> None:
     prompt = "a cat on a red background"
     for part, value in {
-        "cd_gen_prompt": prompt, "cd_gen_steps": 3, "cd_gen_count": 1, "cd_gen_seed": 7, "cd_gen_size": 64
+        "cd_gen_prompt": prompt, "cd_gen_steps": 3, "cd_gen_count": 1, "cd_gen_seed": 7, "cd_gen_width": 64,
+        "cd_gen_height": 64,
     }.items():  # fmt: skip
         page.fill(part, value)
     [without] = generate(page)

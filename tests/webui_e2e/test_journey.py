@@ -121,6 +121,10 @@ def test_a_delta_is_inspected_and_the_toy_installed(webui: WebUI, page: Page) ->
     page.press("cd_toy")
     page.wait_for("cd_toy_told", "Installed", 60)
     assert (webui.data / "models/Stable-diffusion/custom-diffusion-toy.safetensors").is_file()
+    page.page.wait_for_function(
+        "() => document.querySelector('#setting_sd_model_checkpoint input').value.includes('custom-diffusion-toy')"
+    )
+    webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")  # as it was
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "wedge")
     page.press("cd_inspect")

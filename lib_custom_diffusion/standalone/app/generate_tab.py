@@ -7,7 +7,7 @@ import math
 import random
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
 from ..generate import draw, find_deltas
+from ..infotext import read_parameters
 from .drawing import before_each_step
 from .jobs import Job, Jobs
 from .models import Models
+from .prompt_history import PromptHistory
 
 MAX_STEPS, MAX_PICTURES, MAX_SIDE = 200, 64, 2048
 _BATCH = 4  # as the command's, for the same pictures: a batch's size has a part in how numbers are rounded
 _EXAMPLE = "a cat on a red background"
 
 
-def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists) -> gr.Textbox:
+def add_generate_tab(
+    models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory
+) -> gr.Textbox:
     """Make the tab where gradio is building one; returns the field of the prompt."""
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -39,19 +43,35 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs, l
             )  # fmt: skip
             negative = gr.Textbox(label="Negative prompt", info="What not to draw", elem_id="cd_gen_negative_prompt")
             with gr.Row():
+                earlier = gr.Dropdown(
+                    label="Prompt history", choices=history.all(), elem_id="cd_gen_history",
+                    info="Puts an earlier prompt in the place of this one",
+                )  # fmt: skip
+                lists.add(earlier, history.all, "cd_gen_history_refresh")
+                read = gr.UploadButton("Read from picture", file_types=["image"], size="sm", elem_id="cd_gen_read")
+            with gr.Row():
                 delta = gr.Dropdown(
                     label="Use a delta", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
                     info="Puts it and its words into the prompt",
                 )  # fmt: skip
                 lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
             with gr.Row():
-                steps = gr.Slider(label="Steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps")
-                scale = gr.Slider(label="CFG", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_gen_cfg")
-            with gr.Row():
-                count = gr.Number(
-                    label="Pictures", value=4, precision=0, info="Each has the next seed", elem_id="cd_gen_count"
+                steps = gr.Slider(
+                    label="Sampling steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps"
                 )
-                side = gr.Number(label="Size", value=0, precision=0, info="0: the model's own", elem_id="cd_gen_size")
+                scale = gr.Slider(
+                    label="CFG Scale", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_gen_cfg"
+                )
+            with gr.Row():
+                width = gr.Number(
+                    label="Width", value=0, precision=0, info="0: the model's own", elem_id="cd_gen_width"
+                )
+                height = gr.Number(
+                    label="Height", value=0, precision=0, info="0: the model's own", elem_id="cd_gen_height"
+                )
+                count = gr.Number(
+                    label="Batch count", value=4, precision=0, info="Each has the next seed", elem_id="cd_gen_count"
+                )
                 seed = gr.Number(label="Seed", value=-1, precision=0, info="-1: any", elem_id="cd_gen_seed")
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="cd_generate")
@@ -61,23 +81,34 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs, l
             gallery = gr.Gallery(label="Pictures", columns=2, object_fit="contain", elem_id="cd_gallery")
 
     def run(
-        prompt: str, negative: str, steps: float, scale: float, count: float, side: float, seed: float
-    ) -> Iterator[tuple[Any, str]]:
+        prompt: str, negative: str, steps: float, scale: float, count: float, width: float, height: float, seed: float
+    ) -> Iterator[tuple[Any, str, Any]]:
+        same = gr.update()
         try:
-            sampling = _sampling(negative, steps, scale, side)
+            sampling = _sampling(negative, steps, scale, width, height)
             asked = _number(count, "number of pictures", 1, MAX_PICTURES)
             first = int(seed) if seed is not None and seed >= 0 else random.randrange(2**32)
             job = jobs.start(lambda job: _draw(models, model, deltas_dir, job, prompt or "", sampling, first, asked))
             for progress in job.watch():
-                yield gr.update(), progress
+                yield same, progress, same
             pictures = job.result()
+            with suppress(UserError):  # a full disk costs the prompt, not the pictures
+                history.add(prompt)
         except UserError as error:
-            yield gr.update(), error_html(error)
+            yield same, error_html(error), same
             return
-        yield [(str(path), path.stem.lstrip("0") or "0") for path in pictures], f"<p>{_seeds(first, asked)}</p>"
+        shown = [(str(path), path.stem.lstrip("0") or "0") for path in pictures]
+        yield shown, f"<p>{_seeds(first, asked)}</p>", gr.update(choices=history.all())
 
     start.click(
-        fn=run, inputs=[prompt, negative, steps, scale, count, side, seed], outputs=[gallery, told],
+        fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=[gallery, told, earlier],
+        show_progress=False,
+    )  # fmt: skip
+    earlier.input(
+        fn=lambda chosen: chosen or gr.update(), inputs=[earlier], outputs=[prompt], queue=False, show_progress=False
+    )
+    read.upload(
+        fn=_read, inputs=[read], outputs=[prompt, negative, steps, scale, width, height, seed, told], queue=False,
         show_progress=False,
     )  # fmt: skip
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
@@ -88,12 +119,31 @@ def add_generate_tab(models: Models, model: str, deltas_dir: Path, jobs: Jobs, l
     return prompt
 
 
-def _sampling(negative: str, steps: float, scale: float, side: float) -> Sampling:
-    size = int(side or 0)
-    if size < 0 or size > MAX_SIDE or size % 8:
-        raise UserError(f"the size should be a multiple of 8 up to {MAX_SIDE}, or 0 for the model's own, not {size}")
+def _read(picture: Any) -> list[Any]:
+    """What a picture says of how it was made, for the fields, and what to tell; what it does not say stays."""
+    try:
+        said = read_parameters(Path(picture.name))
+    except UserError as error:
+        return [*[gr.update()] * 7, error_html(error)]
+    width, height = said.size or (None, None)
+    numbers = (said.steps, said.cfg_scale, width, height, said.seed)
+    return [
+        said.prompt, said.negative_prompt, *(gr.update() if number is None else number for number in numbers),
+        "<p>These are the settings of that picture.</p>",
+    ]  # fmt: skip
+
+
+def _sampling(negative: str, steps: float, scale: float, width: float, height: float) -> Sampling:
+    size = int(width or 0), int(height or 0)
+    for side in size:
+        if side < 0 or side > MAX_SIDE or side % 8:
+            raise UserError(
+                f"width and height should be multiples of 8 up to {MAX_SIDE}, or 0 for the model's own, not {side}"
+            )
+    if any(size) and not all(size):
+        raise UserError("give both width and height, or 0 for both")
     chosen = _number(steps, "number of steps", 1, MAX_STEPS)
-    return Sampling(chosen, float(scale), negative or "", (size, size) if size else None, _BATCH)
+    return Sampling(chosen, float(scale), negative or "", size if all(size) else None, _BATCH)
 
 
 def _number(value: float | None, what: str, least: int, most: int) -> int:

@@ -20,6 +20,7 @@ from .drawing import before_each_step
 from .generate_tab import add_generate_tab
 from .jobs import Job, Jobs
 from .models import Models
+from .prompt_history import PromptHistory
 from .train_tab import build_train_tab
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -27,13 +28,13 @@ _SHARED_STYLE = (_PACKAGE / "ui" / "style.css", _PACKAGE.parent / "style.css")
 """Where it is in an installed package, and where the WebUI wants it in the repository."""
 _STYLE = Path(__file__).with_name("page.css")
 _TRAINING = Path("training")
-"""Where logs and checkpoints of trainings go, from the working directory."""
+"""Where logs and checkpoints of trainings go, and earlier prompts, from the working directory."""
 
 
 def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
     """The page for the model of that name and the deltas in that folder. Fonts are the system's: nothing is fetched."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    jobs, lists = Jobs(models.lock), Lists()
+    jobs, lists, history = Jobs(models.lock), Lists(), PromptHistory(_TRAINING / "prompts.json")
     with gr.Blocks(title="Custom Diffusion", css=_css(), theme=theme, analytics_enabled=False) as blocks:
         gr.HTML(
             f"<h1>Custom Diffusion</h1><p>Model: <b>{html.escape(model)}</b>. Deltas are in"
@@ -42,7 +43,7 @@ def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
         )
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                prompt = add_generate_tab(models, model, deltas_dir, jobs, lists)
+                prompt = add_generate_tab(models, model, deltas_dir, jobs, lists, history)
             with gr.Tab("Train", id="train"):
                 build_train_tab(
                     jobs, models, model, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)

@@ -1,0 +1,72 @@
+"""The app's Generate tab: earlier prompts are kept, and a picture gives back how it was made."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+pytest.importorskip("gradio")
+import gradio as gr
+
+from lib_custom_diffusion.standalone.app.generate_tab import add_generate_tab
+from lib_custom_diffusion.standalone.app.jobs import Jobs
+from lib_custom_diffusion.standalone.app.models import Models
+from lib_custom_diffusion.standalone.app.prompt_history import KEPT, PromptHistory
+from lib_custom_diffusion.ui.utilities import Lists
+from page import Part, parts
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> PromptHistory:
+    return PromptHistory(tmp_path / "prompts.json")
+
+
+@pytest.fixture
+def made(model: Path, tmp_path: Path, history: PromptHistory) -> dict[str, Part]:
+    with gr.Blocks() as blocks:
+        add_generate_tab(Models(), str(model), tmp_path / "deltas", Jobs(threading.Lock()), Lists(), history)
+    return parts(blocks)
+
+
+def test_prompts_are_kept_each_once_the_newest_first(history: PromptHistory) -> None:
+    for number in range(KEPT + 1):
+        history.add(f"cat {number}")
+    history.add("cat 5")
+    kept = PromptHistory(history.path).all()
+    assert kept[:3] == ["cat 5", "cat 100", "cat 99"] and len(kept) == len(set(kept)) == KEPT
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1, null]", b"\xff", b"[" * 100_000])
+def test_a_damaged_file_is_as_none(history: PromptHistory, content: bytes) -> None:
+    history.path.write_bytes(content)
+    assert history.all() == []
+
+
+def test_what_was_drawn_is_in_the_history_and_in_the_picture(made: dict[str, Part], history: PromptHistory) -> None:
+    settings = {"cd_gen_prompt": "a cat", "cd_gen_steps": 1, "cd_gen_count": 1, "cd_gen_seed": 5}
+    *_, (pictures, told, earlier) = made["cd_generate"].press(**settings, cd_gen_width=16, cd_gen_height=8)
+    assert "Seed 5" in told and earlier["choices"] == history.all() == ["a cat"]
+    [chosen] = made["cd_gen_history"].events
+    assert chosen.fn("a cat") == "a cat"
+    prompt, negative, *numbers, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=pictures[0][0]))
+    assert (prompt, negative, numbers) == ("a cat", "", [1, 6.0, 16, 8, 5]) and "settings of that picture" in said
+
+
+def test_a_picture_that_does_not_say_how_it_was_made_changes_nothing(made: dict[str, Part], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    *same, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=str(tmp_path / "photo.png")))
+    assert same == [gr.update()] * 7 and "<div class='error'>photo.png does not say" in said
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "a dog\nSeed: 3")
+    Image.new("RGB", (8, 8)).save(tmp_path / "half.png", pnginfo=text)
+    prompt, _, steps, *_ = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=str(tmp_path / "half.png")))
+    assert prompt == "a dog\nSeed: 3" and steps == gr.update()
+
+
+def test_half_a_size_is_refused(made: dict[str, Part]) -> None:
+    *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", cd_gen_width=16)
+    assert "give both width and height" in told
