@@ -162,6 +162,17 @@ class _Batch:
     instances: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one process computes between two exchanges: an equal share of the step's whole batch.
+
+    priors: regularization samples in the whole batch, divided by the number of parts.
+    """
+
+    batches: list[_Batch]
+    priors: float
+
+
 class Trainer:
     """Trains one delta on one backend, and leaves the backend as it was, however the training ends.
 
@@ -293,10 +304,12 @@ class Trainer:
     def _step(self) -> Tensor:
         """One optimizer step; returns the first four of losslog.NUMBERS without waiting for the device."""
         config, losses = self.config, []
-        for batches in self._draw():
-            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in batches]
-            instance, prior = (torch.cat(parts) for parts in zip(*errors))
-            loss, parts = prior_preservation_loss(torch.cat([instance, prior]), len(instance), config.prior_loss_weight)
+        for part in self._draw():
+            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in part.batches]
+            instance, prior = (torch.cat(each) for each in zip(*errors))
+            loss, parts = prior_preservation_loss(
+                torch.cat([instance, prior]), len(instance), config.prior_loss_weight, part.priors
+            )
             self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(torch.stack([loss.detach(), *parts]))
         penalty = self._update()
@@ -330,6 +343,9 @@ class Trainer:
 
     def _update(self) -> Tensor:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is None:  # a word that this process's part does not have, though another's may
+                parameter.grad = torch.zeros_like(parameter)
         parallel.average_([parameter.grad for parameter in parameters])
         self.scaler.unscale_(self.optimizer)
         penalty = torch.zeros((), device=self.backend.device)
@@ -346,7 +362,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return penalty
 
-    def _draw(self) -> list[list[_Batch]]:
+    def _draw(self) -> list[_Part]:
         """The micro-batches of this step for this process, each parted by the size of its samples.
 
         The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
@@ -358,7 +374,8 @@ class Trainer:
         begin = self.step * whole
         slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
-        return [_batches(slots[start : start + size], self.backend.device) for start in first]
+        priors = sum(sample.is_prior for slot in slots for sample in slot) * size / whole
+        return [_Part(_batches(slots[start : start + size], self.backend.device), priors) for start in first]
 
     def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
         """The instance sample at a position of the training, and its regularization sample if the concept has any.

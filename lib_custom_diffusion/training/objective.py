@@ -51,15 +51,20 @@ def masked_errors(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (errors * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
 
 
-def prior_preservation_loss(errors: Tensor, instances: int, weight: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def prior_preservation_loss(
+    errors: Tensor, instances: int, weight: float, priors: float | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Mean error of the concept's samples plus the weighted mean of the regularization ones (paper, §3.1).
 
-    errors (batch,) has the concept's `instances` samples first. Returns the loss and its two parts, detached; without
-    regularization samples the second is nan and does not count.
+    errors (batch,) has the concept's `instances` samples first. Of one of n equal parts of a batch, `priors` is the
+    number of regularization samples in the whole batch divided by n: the mean loss of the parts is then that of the
+    whole batch, however its regularization samples fall into them. By default the batch is one part.
+
+    Returns the loss and its two parts, detached; without regularization samples the second is 0.
     """
-    instance, prior = errors[:instances].mean(), errors[instances:].mean()
-    loss = instance + weight * prior if instances < len(errors) else instance
-    return loss, (instance.detach(), prior.detach())
+    count = len(errors) - instances if priors is None else priors
+    instance, prior = errors[:instances].mean(), errors[instances:].sum() / (count or 1)
+    return instance + weight * prior, (instance.detach(), prior.detach())
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -5,9 +5,8 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +25,16 @@ from lib_custom_diffusion.training import checkpoints
 from lib_custom_diffusion.training.loop import Progress, Trainer, TrainingConfig
 from lib_custom_diffusion.training.objective import add_noise
 from tiny import TinyBackend
-from train_tiny import CONCEPT, examples, trainer
+from train_tiny import CONCEPT, Trainings, examples, trainer
 
-PROGRAM = Path(__file__).parents[1] / "train_tiny.py"
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    program = Trainings()
+    yield program
+    program.close()
 
 
 def denoising_error(backend: TinyBackend, vectors: dict[str, Tensor]) -> float:
@@ -128,51 +133,90 @@ def test_interrupted_run_saves_and_resumes_to_the_same_bytes(tmp_path: Path) -> 
     assert (tmp_path / "cut" / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-    )
-
-
-def test_killed_run_leaves_valid_files_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    assert start(tmp_path / "whole", 60, 2).wait() == 0
+def test_killed_run_leaves_valid_files_and_resumes_to_the_same_bytes(tmp_path: Path, trainings: Trainings) -> None:
+    settings = {"max_train_steps": 60, "train_batch_size": 2}
+    whole = trainings.start(tmp_path / "whole", **settings)
     cut = tmp_path / "cut"
     for kill in range(3):
-        process = start(cut, 60, 2, 0.02)
+        (process,) = trainings.start(cut, pause=0.01, **settings)
         before = len(list(cut.glob("checkpoint-*")))
         deadline = time.monotonic() + 300
         while len(list(cut.glob("checkpoint-*"))) <= before and time.monotonic() < deadline:
             time.sleep(0.003 * (kill + 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        assert trainings.exit_codes([process]) == [-signal.SIGKILL]
         found = list(cut.glob("checkpoint-*"))
         assert len(found) > before
         for checkpoint in found:
             Delta.load(checkpoint / "tiny.delta.safetensors")
-            config = replace(trainer(tmp_path / "unused").config, max_train_steps=60, train_batch_size=2)
-            checkpoints.load_state(checkpoint, config.__dict__)
-    assert start(cut, 60, 2).wait() == 0
+            checkpoints.load_state(checkpoint, trainer(tmp_path / "unused", **settings).config.__dict__)
+    assert trainings.exit_codes([*trainings.start(cut, **settings), *whole]) == [0, 0]
     assert final_bytes(cut) == final_bytes(tmp_path / "whole")
+    assert (cut / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
 
 
-def free_port() -> int:
-    import socket
+@pytest.mark.parametrize("concepts", [1, 2])
+def test_two_processes_learn_what_one_learns_from_the_same_batch(
+    tmp_path: Path, trainings: Trainings, concepts: int
+) -> None:
+    """With two concepts and batches of one, each word is unknown to one of the processes in every step."""
+    settings = {"max_train_steps": 10, "concepts": concepts}
+    divisions = {"one": (1, 4, 1), "two": (2, 2, 1), "parts": (2, 1, 2)}
+    processes = [
+        process
+        for name, (ranks, batch, parts) in divisions.items()
+        for process in trainings.start(
+            tmp_path / name, ranks, train_batch_size=batch, gradient_accumulation_steps=parts, **settings
+        )
+    ]
+    assert trainings.exit_codes(processes) == [0] * 5
+    one, *others = (Delta.load(tmp_path / name / "tiny.delta.safetensors") for name in divisions)
+    losses = [losses_in(tmp_path / name) for name in divisions]
+    assert torch.isfinite(losses[0]).all() and losses[0][:, 2].gt(0).all()
+    for number, other in enumerate(others, start=1):
+        assert torch.allclose(losses[number], losses[0], rtol=1e-3)
+        for key, entry in one.entries.items():
+            assert entry.any()
+            assert torch.allclose(other.entries[key].float(), entry.float(), rtol=1e-2, atol=1e-4), key
+        for token, vectors in one.embeddings.items():
+            assert torch.allclose(other.embeddings[token].float(), vectors.float(), rtol=1e-3, atol=1e-3), token
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+
+def losses_in(folder: Path) -> Tensor:
+    """loss, instance_loss and prior_loss of each step."""
+    with (folder / "loss.csv").open() as file:
+        return torch.tensor([[float(cell) for cell in row[1:4]] for row in list(csv.reader(file))[1:]])
 
 
-def test_two_processes_learn_what_one_learns_from_the_same_batch(tmp_path: Path) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    pair = [start(tmp_path / "two", 10, 2, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    assert [process.wait() for process in pair] == [0, 0]
-    assert start(tmp_path / "one", 10, 4).wait() == 0
-    two, one = (Delta.load(tmp_path / folder / "tiny.delta.safetensors") for folder in ("two", "one"))
-    for key, entry in one.entries.items():
-        assert entry.any()
-        assert torch.allclose(two.entries[key].float(), entry.float(), rtol=1e-2, atol=1e-4), key
+def gradients(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the first step would give to the optimizer, which itself forgets how large it is."""
+    kept: list[Tensor] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        if not kept:
+            kept.extend(each.grad.clone() for group in optimizer.param_groups for each in group["params"])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", keep)
+    run.run()
+    return kept
+
+
+def test_accumulated_batches_have_the_gradients_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"max_train_steps": 1, "concepts": 2, "max_grad_norm": None}
+    whole = gradients(trainer(tmp_path / "a", train_batch_size=4, **settings), monkeypatch)
+    assert any(each.any() for each in whole)
+    for size in (1, 2):
+        divided = trainer(
+            tmp_path / str(size), train_batch_size=size, gradient_accumulation_steps=4 // size, **settings
+        )
+        for part, all_at_once in zip(gradients(divided, monkeypatch), whole, strict=True):
+            assert torch.allclose(part, all_at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_a_word_that_a_step_does_not_have_is_known_to_the_optimizer_all_the_same(tmp_path: Path) -> None:
+    trainer(tmp_path, concepts=2, train_batch_size=1, max_train_steps=1).run()
+    resume = checkpoints.resolve_checkpoint(tmp_path, "latest")
+    assert trainer(tmp_path, resume, concepts=2, train_batch_size=1, max_train_steps=3).run().step == 3
 
 
 def test_accumulated_batches_learn_what_one_batch_learns(tmp_path: Path) -> None:
@@ -275,8 +319,8 @@ def test_concepts_of_different_sizes_share_the_steps_equally_each_in_passes_of_i
     run = trainer_of([wide, mixed], tmp_path, train_batch_size=6)
     sizes_of_mixed = set()
     for run.step in range(20):
-        (batches,) = run._draw()
-        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in batches}
+        (part,) = run._draw()
+        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in part.batches}
         assert by_size.pop((2, 4)) == (3, 6)  # its pictures and as many regularization pictures
         ((size, counts),) = by_size.items()
         assert counts == (3, 3)
@@ -291,7 +335,7 @@ def test_the_loss_of_a_step_does_not_depend_on_the_passes_it_takes(tmp_path: Pat
                     mask=each.mask.reshape(1, 1, 4)) for each in square.prior]  # fmt: skip
     together = trainer_of([square], tmp_path / "a").run().delta
     apart = trainer_of([ConceptExamples(square.instance, flat)], tmp_path / "b")
-    assert len(apart._draw()[0]) == 2
+    assert len(apart._draw()[0].batches) == 2
     for key, entry in apart.run().delta.entries.items():
         assert torch.allclose(entry, together.entries[key], atol=1e-6)
 

@@ -52,8 +52,18 @@ def test_prior_loss_is_weighed_against_the_mean_of_the_concepts_samples() -> Non
 
 def test_without_regularization_samples_only_the_concept_counts() -> None:
     loss, (_, prior) = prior_preservation_loss(torch.tensor([1.0, 3.0]), 2, 1.0)
-    assert loss.item() == 2
-    assert prior.isnan()
+    assert (loss.item(), prior.item()) == (2, 0)
+
+
+def test_parts_of_a_batch_have_its_loss_however_regularization_samples_fall_into_them() -> None:
+    whole, _ = prior_preservation_loss(torch.tensor([1.0, 3.0, 5.0, 7.0, 10.0, 20.0]), 4, 0.5)
+    assert whole.item() == 4 + 0.5 * 15
+    for first, second in (([1, 3, 10, 20], [5, 7]), ([1, 3, 10], [5, 7, 20])):
+        parts = [
+            prior_preservation_loss(torch.tensor(part, dtype=torch.float32), 2, 0.5, 1.0) for part in (first, second)
+        ]
+        assert sum(loss.item() for loss, _ in parts) / 2 == whole.item()
+        assert sum(prior.item() for _, (_, prior) in parts) / 2 == 15
 
 
 def test_random_numbers_of_a_step_depend_on_seed_and_step_alone() -> None:
