@@ -44,6 +44,7 @@ class HostBackend:
         self.learning = frozenset(learning)
         self.sampler_name = sampler_name
         self.preview: Sampling | None = None
+        self._checkpointing = False
         self.name: str = model.sd_checkpoint_info.model_name
         self.unet: nn.Module = model.model.diffusion_model
         self.architecture = architecture(self.unet)
@@ -97,7 +98,11 @@ class HostBackend:
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        condition: dict[str, list[Tensor]] = {"c_crossattn": [conditioning.crossattn]}
+        text = conditioning.crossattn
+        if self._checkpointing and torch.is_grad_enabled() and not text.requires_grad:
+            # The host's checkpoints of blocks keep gradients of nothing, unless an input of theirs has one itself.
+            text = text.detach().requires_grad_()
+        condition: dict[str, list[Tensor]] = {"c_crossattn": [text]}
         if self.model.model.conditioning_key in ("hybrid", "concat"):
             height, width = (8 * side for side in noisy_latents.shape[-2:])
             masked = processing.txt2img_image_conditioning(self.model, noisy_latents, width, height)
@@ -105,6 +110,7 @@ class HostBackend:
         return self.model.apply_model(noisy_latents, timesteps, condition)
 
     def gradient_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
         if on:
             sd_hijack_checkpoint.add()
         else:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from host import TinyHostModel
 from modules import processing, sd_hijack, sd_hijack_checkpoint, sd_models, shared
 from modules.textual_inversion.textual_inversion import Embedding
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Conditioning, Sampling
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.injection import TrainableDelta
 from lib_custom_diffusion.tokens import initial_vectors
 from lib_custom_diffusion.webui.host_backend import HostBackend
 from tiny import WIDTH
@@ -132,6 +137,28 @@ def test_activation_checkpointing_is_the_hosts(host):
     assert sd_hijack_checkpoint.stored
     HostBackend().gradient_checkpointing(False)
     assert not sd_hijack_checkpoint.stored
+
+
+def test_a_batch_without_a_new_word_has_its_gradients_with_checkpointing_too(host, monkeypatch):
+    """As the host's forward of a block: a checkpoint of torch's older kind, which knows its inputs alone."""
+    backend = HostBackend()
+    text = backend.encode_captions(["photo of a cat"], {})
+    assert not text.crossattn.requires_grad
+    backend.unet.requires_grad_(False)
+
+    def gradients():
+        delta = TrainableDelta(projections(backend.unet), backend.device)
+        backend.predict(torch.ones(1, 4, 2, 2), torch.tensor([10]), text).square().sum().backward()
+        delta.remove()
+        return {key: parameter.grad for key, parameter in delta.parameters.items()}
+
+    plain = gradients()
+    for block in [each for each in backend.unet.modules() if hasattr(each, "transformer_blocks")]:
+        monkeypatch.setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=True))
+    backend.gradient_checkpointing(True)
+    found = gradients()
+    backend.gradient_checkpointing(False)
+    assert all(torch.allclose(found[key], gradient) and gradient.any() for key, gradient in plain.items())
 
 
 @pytest.mark.parametrize(("flag", "said"), [("is_sdxl", "SDXL and SD 3"), (None, "no checkpoint is loaded")])
