@@ -8,6 +8,7 @@ from pathlib import Path
 from ..delta import SUFFIX
 from ..deltas_folder import files_below
 from ..errors import UserError
+from ..prompt_tags import weight_of
 
 _TAG = re.compile(r"<delta:([^:>]+)(?::([^>]*))?>")
 
@@ -15,14 +16,15 @@ _TAG = re.compile(r"<delta:([^:>]+)(?::([^>]*))?>")
 def split_deltas(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     """The prompt without its delta tags, and their names and weights in order; a weight left out is 1.
 
-    Raises UserError for a weight that is no number.
+    Raises UserError as `weight_of` does.
     """
     deltas = []
-    for name, weight in _TAG.findall(prompt):
+    for tag in _TAG.finditer(prompt):
+        name, arguments = tag.groups()
         try:
-            deltas.append((name.strip(), float(weight) if weight else 1.0))
-        except ValueError:
-            raise UserError(f"the weight in <delta:{name}:{weight}> is no number; write <delta:{name}:0.8>") from None
+            deltas.append((name.strip(), weight_of(arguments.split(":") if arguments else [])))
+        except UserError as error:
+            raise UserError(f"{tag[0]}: {error}") from None
     return re.sub(r" {2,}", " ", _TAG.sub("", prompt)).strip(), deltas
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from modules import extra_networks, script_callbacks
+from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
+from ..prompt_tags import weight_of
 from .acting import ActingDeltas
 from .host_backend import forget_encoded_prompts
 from .library import DeltaLibrary
@@ -27,7 +29,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         self.library = library
         self.acting = ActingDeltas()
         self._processing: Any = None
-        self._read: dict[str, Delta] = {}
+        self._words: dict[str, Tensor] = {}
+        """Those that the host's encoded prompts were encoded with."""
 
     def activate(self, p: Any, params_list: Sequence[extra_networks.ExtraNetworkParams]) -> None:
         """Have the deltas of the prompt act, and only those."""
@@ -38,7 +41,9 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         hashes: dict[str, str] = getattr(p, "delta_hashes", {}) if getattr(p, "is_hr_pass", False) else {}
         for params in params_list:
             try:
-                name, weight = _name_and_weight(params)
+                # The host takes a name that holds a "=" for an argument, so its own reading of them is left alone.
+                name, *arguments = params.items
+                name, weight = str(name).strip(), weight_of(arguments)
                 on_disk = self.library.find(name)
                 delta = self.library.load(on_disk)
                 self.acting.check(delta)
@@ -49,8 +54,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
                 p.comment(f"Custom Diffusion: several deltas bring the word {token}; the one of {name} is used")
             wanted.append((delta, weight))
             hashes[_plain(name)] = on_disk.shorthash
-            self._forget_prompts_of(p, name, delta)
         self.acting.set(wanted)
+        self._forget_prompts_of_other_words(p, wanted)
         p.delta_hashes = hashes
         if any(hashes.values()):
             p.extra_generation_params[HASHES] = ", ".join(f"{name}: {value}" for name, value in hashes.items() if value)
@@ -72,11 +77,12 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         """The same, for a model that the host had kept loaded and put back without telling."""
         self.follow_model()
 
-    def _forget_prompts_of(self, p: Any, name: str, delta: Delta) -> None:
-        """The host keeps encoded prompts by their text: make it encode anew where a word's vectors have changed."""
-        if self._read.get(name, delta) is not delta:
+    def _forget_prompts_of_other_words(self, p: Any, wanted: Sequence[tuple[Delta, float]]) -> None:
+        """The host keeps encoded prompts by their text: make it encode anew where words have come, changed or gone."""
+        words = {token: vectors for delta, _ in wanted for token, vectors in delta.embeddings.items()}
+        if not _same(words, self._words):
             forget_encoded_prompts(p)
-        self._read[name] = delta
+        self._words = words
 
     def restore_names(self, _infotext: str, values: dict[str, Any]) -> None:
         """In pasted infotext, call each delta by the name that the file of its hash has here."""
@@ -90,16 +96,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
                 values[field] = _TAG.sub(renamed, values[field])
 
 
-def _name_and_weight(params: extra_networks.ExtraNetworkParams) -> tuple[str, float]:
-    name = str(params.positional[0]).strip()
-    text = params.positional[1] if len(params.positional) > 1 else "1"
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise UserError(f"its weight should be a number, not {text!r}")
-    return name, weight
+def _same(words: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return words.keys() == others.keys() and all(torch.equal(vectors, others[word]) for word, vectors in words.items())
 
 
 def _shared_tokens(delta: Delta, others: Sequence[tuple[Delta, float]]) -> list[str]:

@@ -176,11 +176,15 @@ def model_resolution(model: Any) -> int:
 
 
 def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:
-    """Make the host encode prompts anew: it keeps them by their text, and words in them have changed."""
-    for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
-        cache = getattr(p, name, None)
-        if cache is not None:
-            cache[:] = [None, None]
+    """Make the host encode prompts anew: it keeps them by their text, and words in them have changed.
+
+    It keeps them beyond a picture, those of hires-fix too while a picture without it is drawn.
+    """
+    for owner in (p, processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img):
+        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+            cache = getattr(owner, name, None)
+            if cache is not None:
+                cache[:] = [None, None]
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from modules import hashes, paths, shared
 
-from ..delta import Delta
+from ..delta import Delta, Factors
 from ..deltas_folder import named_deltas
 from ..errors import UserError
 
-_KEPT_IN_MEMORY = 8
+_KEPT_IN_MEMORY = 8  # deltas, or
+_BYTES_IN_MEMORY = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class DeltaOnDisk:
     name: str
     path: Path
 
-    def version(self) -> tuple[int, int]:
-        """Changes when the file does. Raises UserError if it is gone."""
+    def version(self) -> tuple[int, ...]:
+        """Changes when the file does, or another takes its place. Raises UserError if it is gone."""
         try:
             status = self.path.stat()
         except OSError as error:
             raise UserError(f"the delta file {self.path} is gone; refresh the list of deltas") from error
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     @property
     def shorthash(self) -> str:
@@ -50,7 +51,7 @@ class DeltaLibrary:
         self.folder = folder
         self.when_changed: Callable[[], None] = lambda: None
         self._by_name: dict[str, DeltaOnDisk] = {}
-        self._read: OrderedDict[Path, tuple[tuple[int, int], Delta]] = OrderedDict()
+        self._read: OrderedDict[Path, tuple[tuple[int, ...], Delta, int]] = OrderedDict()
 
     def refresh(self) -> None:
         """Look at the folder again."""
@@ -81,11 +82,20 @@ class DeltaLibrary:
         version = delta.version()
         held = self._read.get(delta.path)
         if held is None or held[0] != version:
-            held = self._read[delta.path] = version, Delta.load(delta.path)
+            read = Delta.load(delta.path)
+            held = self._read[delta.path] = version, read, _bytes(read)
         self._read.move_to_end(delta.path)
-        while len(self._read) > _KEPT_IN_MEMORY:
+        while len(self._read) > 1 and (
+            len(self._read) > _KEPT_IN_MEMORY or sum(size for _, _, size in self._read.values()) > _BYTES_IN_MEMORY
+        ):
             self._read.popitem(last=False)
         return held[1]
+
+
+def _bytes(delta: Delta) -> int:
+    tensors = [each for entry in delta.entries.values()
+               for each in ((entry.us, entry.vh) if isinstance(entry, Factors) else (entry,))]  # fmt: skip
+    return sum(each.numel() * each.element_size() for each in tensors)
 
 
 # There is no --deltas-dir yet in the session in which the extension was installed: the host reads flags at its start.

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from host import TinyHostModel
-from modules import sd_hijack, sd_models, shared
+from modules import processing, sd_hijack, sd_models, shared
 from modules.extra_networks import ExtraNetworkParams
 from modules.textual_inversion.textual_inversion import Embedding
 
@@ -169,6 +169,9 @@ def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(networ
         ("wide:1", "its word <w> is 5 numbers wide"),
         ("cat:much", "its weight should be a number, not 'much'"),
         ("cat:nan", "its weight should be a number, not 'nan'"),
+        ("cat:unet=-inf", "its weight should be a number, not '-inf'"),
+        ("cat:0.5:te=1", "te= says nothing of a delta"),
+        ("cat:1:0.5", "it has several weights (1, 0.5)"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_and_said_and_the_rest_is_used(network, host, tmp_path, tag, said):
@@ -212,10 +215,48 @@ def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tm
     save(tmp_path / "deltas", "cat", host, "<new1>")
     p = Picture(cached_c=["key", "conditioning"], cached_uc=["key", "conditioning"])
     network.activate(p, tags("cat"))
+    p.cached_c[:], p.cached_uc[:] = ["key", "conditioning"], ["key", "conditioning"]
+    network.activate(p, tags("cat:0.5"))
     assert p.cached_c == ["key", "conditioning"]
     save(tmp_path / "deltas", "cat", host, "<new1>", scale=0.5, seed=9)
     network.activate(p, tags("cat"))
     assert p.cached_c == [None, None] and p.cached_uc == [None, None]
+
+
+def test_a_prompt_encoded_while_its_delta_was_missing_is_encoded_anew_when_the_file_comes(network, host, tmp_path):
+    shared_by_pictures = processing.StableDiffusionProcessing.cached_c
+    hires = processing.StableDiffusionProcessingTxt2Img.cached_hr_c
+    network.activate(Picture(), tags("cat"))
+    network.deactivate(Picture())
+    shared_by_pictures[:], hires[:] = ["key", "without the word"], ["key", "without the word"]
+    network.activate(Picture(), tags("cat"))
+    network.deactivate(Picture())
+    assert shared_by_pictures == hires == ["key", "without the word"]
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    network.activate(Picture(), tags("cat"))
+    assert shared_by_pictures == hires == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("tag", "same"), [("cat:unet=0.5", "cat:0.5"), ("cat:0.9:unet= 0.5", "cat:0.5"), ("cat", "cat:1")]
+)
+def test_the_weight_may_be_named_as_loras_is(network, host, tmp_path, tag, same):
+    save(tmp_path / "deltas", "cat", host)
+    bare = predict(host)
+    network.activate(Picture(), tags(same))
+    expected = predict(host)
+    network.deactivate(Picture())
+    p = Picture()
+    network.activate(p, tags(tag))
+    assert torch.equal(predict(host), expected) and not torch.equal(expected, bare) and not p.comments
+
+
+@pytest.mark.parametrize("name", ["a=b", "a=b=c", "unet=2"])
+def test_a_name_may_have_an_equals_sign(network, host, tmp_path, name):
+    save(tmp_path / "deltas", name, host)
+    bare, p = predict(host), Picture()
+    network.activate(p, tags(f"{name}:0.5"))
+    assert not torch.equal(predict(host), bare) and not p.comments
 
 
 @pytest.mark.parametrize("between", [True, False], ids=["between pictures", "within one"])

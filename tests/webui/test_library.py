@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -64,3 +66,28 @@ def test_hidden_and_other_files_are_no_deltas(library, tmp_path):
     (tmp_path / ".cat.delta.safetensors").write_bytes(b"")
     library.refresh()
     assert library.all() == []
+
+
+def test_few_deltas_are_kept_in_memory_and_few_bytes(library, tmp_path, monkeypatch):
+    for number in range(10):
+        delta(number).save(tmp_path / f"{number}.delta.safetensors")
+    read = [weakref.ref(library.load(library.find(str(number)))) for number in range(10)]
+    gc.collect()
+    assert [each() is not None for each in read] == [False] * 2 + [True] * 8
+    monkeypatch.setattr("lib_custom_diffusion.webui.library._BYTES_IN_MEMORY", 3 * 8 * 6 * 2)  # of three in float16
+    again = library.load(library.find("9"))
+    gc.collect()
+    assert [each() is not None for each in read] == [False] * 7 + [True] * 3
+    monkeypatch.setattr("lib_custom_diffusion.webui.library._BYTES_IN_MEMORY", 1)
+    assert library.load(library.find("9")) is again
+
+
+def test_another_file_of_the_same_size_and_time_in_its_place_is_read(library, tmp_path):
+    path = tmp_path / "cat.delta.safetensors"
+    delta(1.0).save(path)
+    os.utime(path, ns=(1, 1))
+    assert next(iter(library.load(library.find("cat")).entries.values()))[0, 0] == 1.0
+    delta(2.0).save(tmp_path / "other")
+    os.utime(tmp_path / "other", ns=(1, 1))
+    os.replace(tmp_path / "other", path)
+    assert next(iter(library.load(library.find("cat")).entries.values()))[0, 0] == 2.0

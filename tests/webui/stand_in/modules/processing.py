@@ -18,6 +18,9 @@ class StableDiffusionProcessing:
 
 
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    cached_hr_uc: ClassVar[list] = [None, None]
+    cached_hr_c: ClassVar[list] = [None, None]
+
     def __init__(self, sd_model=None, prompt="", negative_prompt="", seed=-1, subseed=-1, batch_size=1, steps=50,
                  cfg_scale=7.0, sampler_name=None, width=512, height=512, do_not_save_grid=False,
                  do_not_save_samples=False, do_not_reload_embeddings=False):  # fmt: skip

@@ -1,0 +1,31 @@
+"""What stands in `<delta:NAME:…>` after the name, in every host's prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .errors import UserError
+
+
+def weight_of(arguments: Sequence[object]) -> float:
+    """The weight that a tag's arguments say: `0.8` or, as the WebUI's Lora has it, `unet=0.8`; 1 without any.
+
+    `unet=` counts where both are given. Raises UserError for a weight that is no finite number, for more than one, and
+    for other names: a delta acts on the UNet, and what its words say to the text encoder has no weight.
+    """
+    positional = [str(each).strip() for each in arguments if "=" not in str(each)]
+    named = dict(str(each).split("=", 1) for each in arguments if "=" in str(each))
+    text = named.pop("unet", positional[0] if positional else "") or "1"
+    if named:
+        name = next(iter(named))
+        raise UserError(f"{name}= says nothing of a delta, which acts on the UNet alone; write unet=0.8 or just 0.8")
+    if len(positional) > 1:
+        raise UserError(f"it has several weights ({', '.join(positional)}); write one")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UserError(f"its weight should be a number, not {text!r}")
+    return weight
