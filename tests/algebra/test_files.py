@@ -26,7 +26,7 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Backend
 from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS, read_captions
+from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS, Moments, read_captions
 from tiny import WIDTH, TinyBackend
 
 
@@ -56,6 +56,24 @@ def test_the_error_that_is_told_is_that_of_the_file(cat: Path, tmp_path: Path) -
     assert plain.words == ["<new1>"] and plain.ranks == (2, 2) and not plain.weighed
     assert told == ["Reading the file", "Finding the ranks", "Measuring the error"]
     assert compress_file(cat, small, Limit(rank=2), TinyBackend).weighed
+
+
+def test_ranks_are_found_by_some_captions_and_the_error_measured_on_others(
+    cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = torch.randn(2, WIDTH, WIDTH, dtype=torch.float64)
+    moments = Moments(one @ one.T, other @ other.T)
+    monkeypatch.setattr(algebra, "moments_of", lambda *_: moments)
+    delta, small = Delta.load(cat), tmp_path / "small.delta.safetensors"
+    expected = compress(delta, Limit(rank=2), moments.fitted)
+    error = functional_error(delta, expected, moments.held_out)
+    assert error != pytest.approx(functional_error(delta, expected, moments.fitted), rel=0.1)
+    done = compress_file(cat, small, Limit(rank=2), TinyBackend)
+    blended = blend_files([cat], [1.0], tmp_path / "blend", Limit(rank=2), TinyBackend)
+    for found, path in ((done.error, small), (blended.error, tmp_path / "blend")):
+        assert found == pytest.approx(error, rel=1e-4)
+        for key, entry in Delta.load(path).entries.items():
+            assert torch.allclose(dense(entry), dense(expected.entries[key]), atol=0.02)
 
 
 def test_a_file_that_is_none_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

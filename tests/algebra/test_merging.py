@@ -1,6 +1,7 @@
 """Merging: the constraints hold, little else changes, and what cannot be merged is refused with the reason."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_near_duplicate_targets_that_agree_are_left_out() -> None:
     found = merge([random_delta(1)], [double], features(5, 200))
     assert found.target_rows == (3, 7)
     assert found.residual < 1e-10
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_targets_are_near_or_apart_by_their_length_not_by_its_unit(scale: float) -> None:
+    target = features(3, 3)
+    regularization = features(5, 200) / scale  # against it the targets are so much longer
+    near = torch.cat([target, target[:1] + 1e-5 * features(7, 1)])
+    apart = torch.cat([target, target[:1] + 1e-1 * features(7, 1)])
+    assert merge([random_delta(1)], [near], regularization).target_rows == (3, 4)
+    assert merge([random_delta(1)], [apart], regularization).target_rows == (4, 4)
+
+
+@pytest.mark.parametrize(("apart", "refused"), [(0.045, False), (0.055, True)])
+def test_concepts_may_differ_by_a_twentieth_in_what_they_ask_of_the_same_text(apart: float, refused: bool) -> None:
+    first, target = random_delta(1), features(3, 3)
+    second = Delta({key: entry / (1 - apart) for key, entry in first.entries.items()}, {}, Provenance())
+    with pytest.raises(UserError, match="concept 2 asks") if refused else nullcontext():
+        merge([first, second], [target, target], features(5, 200))
 
 
 def test_two_concepts_that_ask_different_things_of_the_same_text_are_refused() -> None:

@@ -64,6 +64,12 @@ def test_a_picture_goes_where_its_shape_is_nearest() -> None:
     assert nearest_bucket((10000, 10), buckets) == (1024, 256)
 
 
+def test_of_two_shapes_the_nearer_is_that_which_crops_less() -> None:
+    """Of 11 to 10, half as wide leaves 0.5 / 1.1 = 45 %, twice as wide 1.1 / 2 = 55 %, though 2 is farther than 0.5."""
+    assert nearest_bucket((1100, 1000), [(256, 512), (512, 256)]) == (512, 256)
+    assert nearest_bucket((1000, 1100), [(256, 512), (512, 256)]) == (256, 512)
+
+
 def test_regularization_pictures_get_the_concepts_sizes_in_its_shares_and_upright_ones_upright_ones() -> None:
     upright, square, wide = (448, 576), (512, 512), (576, 448)
     own = [wide, upright, wide, square]  # half of them wide

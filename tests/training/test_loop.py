@@ -226,6 +226,21 @@ def test_accumulated_batches_learn_what_one_batch_learns(tmp_path: Path) -> None
         assert torch.allclose(parts.entries[key], entry, atol=1e-4)
 
 
+def test_weight_decay_pulls_deltas_and_leaves_words(tmp_path: Path) -> None:
+    def after(steps: int, decay: float) -> Delta:
+        folder = tmp_path / f"{steps}-{decay}"
+        return trainer(folder, max_train_steps=steps, adam_weight_decay=decay, prior="none").run().delta
+
+    loose, held = after(1, 0.0), after(1, 50.0)  # in the first step there is nothing of a delta to pull at
+    assert torch.equal(loose.embeddings["<new1>"], held.embeddings["<new1>"])
+    assert all(torch.equal(entry, held.entries[key]) for key, entry in loose.entries.items())
+    loose, held = after(2, 0.0), after(2, 50.0)  # 1e-2 of 50 is half of the delta, which the first step made 1e-2
+    assert all(
+        torch.allclose(entry - held.entries[key], after_one / 2, atol=1e-4)
+        for (key, entry), after_one in zip(loose.entries.items(), after(1, 0.0).entries.values())
+    )
+
+
 class Broken(TinyBackend):
     """Predicts nan from a step on."""
 
