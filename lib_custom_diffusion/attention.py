@@ -75,12 +75,11 @@ def projections(unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[
     `select` is one of SELECTIONS. `blocks` keeps only those whose block is named ("down", "mid", "up") or whose key
     matches a pattern such as "*output_blocks.9.*"; empty keeps all.
 
-    Raises UserError for an unknown selection, a block or pattern that selects nothing, a network without
-    cross-attention, or one whose attention goes round its projections (`refuse_bypassed`).
+    Raises UserError for an unknown selection, a block or pattern that selects nothing, or a network without
+    cross-attention.
     """
     if select not in SELECTIONS:
         raise UserError(f"unknown selection {select!r} of what to train; choose one of {', '.join(SELECTIONS)}")
-    refuse_bypassed(cross_attentions(unet))
     every = list(_cross_attention(unet))
     if not every:
         raise UserError("this UNet has no cross-attention layers (attn2.to_k, attn2.to_v) to train")

@@ -41,6 +41,7 @@ class Injection:
                 raise UserError(f"the weight of a delta should be a finite number, not {weight}")
         self._unet = unet
         self._with_processors = [each for each in cross_attentions(unet) if hasattr(each, "processor")]
+        refuse_bypassed(self._with_processors)
         self._terms: list[tuple[nn.Module, _FixedTerm]] = []
         self._prompts = _LastPrompts()
         self._hooks: Hooks | None = None

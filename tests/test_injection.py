@@ -256,7 +256,7 @@ def test_a_unet_whose_keys_and_values_are_fused_is_refused_before_and_meanwhile(
         assert torch.equal(unet(*given).sample, acting)
     unet.fuse_qkv_projections()
     with pytest.raises(UserError, match="unfuse_qkv_projections"):
-        projections(unet)
+        Injection(unet, [(dense(unet, 1), 1.0)])
 
 
 def test_keys_and_values_of_an_attention_processor_are_refused() -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import projections
+from ..attention import cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, Conditioning, Sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
@@ -207,6 +207,7 @@ class Trainer:
             for token, concept, own in zip(config.modifier_tokens, concepts, examples)
         }
         self.class_prompts = [concept.class_prompt for concept in concepts]
+        refuse_bypassed(cross_attentions(backend.unet))
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
         self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
         self.vectors = {

@@ -241,6 +241,13 @@ def test_weight_decay_pulls_deltas_and_leaves_words(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_whose_attention_goes_round_its_keys_and_values_is_refused(tmp_path: Path) -> None:
+    backend = TinyBackend()
+    backend.unet.middle_block[1].transformer_blocks[0].attn2.processor = type("FusedAttnProcessor2_0", (), {})()
+    with pytest.raises(UserError, match="unfuse_qkv_projections"):
+        trainer(tmp_path, backend=backend)
+
+
 class Broken(TinyBackend):
     """Predicts nan from a step on."""
 
