@@ -164,7 +164,7 @@ def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(networ
     ("tag", "said"),
     [
         ("dog:1", "there is no delta 'dog'"),
-        ("broken:1", "broken.delta.safetensors is damaged"),
+        ("broken:1", "broken.delta.safetensors: it is a text, not tensors"),
         ("other:1", "does not fit this model"),
         ("wide:1", "its word <w> is 5 numbers wide"),
         ("cat:much", "its weight should be a number, not 'much'"),
