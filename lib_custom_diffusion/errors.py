@@ -1,4 +1,8 @@
-"""The one exception for mistakes that a user can mend."""
+"""Mistakes that a user can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -7,3 +11,20 @@ class UserError(Exception):
     The message is one line: what was wrong, with the value, and what to do about it. The command line prints it and
     exits with 2; the WebUI shows it where the result would have been. Neither prints a traceback.
     """
+
+
+class Interrupted(UserError):
+    """A person asked to stop; what was finished before is kept."""
+
+
+def check_range(settings: object, name: str, low: float, high: float, label: Callable[[str], str] = str) -> None:
+    """Raise UserError unless the setting of that name, if it is set at all, lies between `low` and `high`.
+
+    label: what the user knows a setting as.
+    """
+    value = getattr(settings, name)
+    if value is None or low <= value <= high:
+        return
+    if value > high:
+        raise UserError(f"{label(name)} must be {high:,} or less, not {value}")
+    raise UserError(f"{label(name)} must be {low} or more, not {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,34 @@ import safetensors.torch
 from torch import Tensor
 
 from .errors import UserError
+
+_UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
+
+
+def size(text: str) -> int:
+    """Bytes of "5MB", "800 kB" or "5000000". Raises UserError for anything else."""
+    digits = text.strip().lower().rstrip("bikm ")
+    unit = text.strip().lower()[len(digits) :].strip()
+    try:
+        count = float(digits) * _UNITS[unit]
+    except (ValueError, KeyError):
+        raise UserError(f"{text!r} is no size; write 5MB or 800kB") from None
+    if not 0 < count < 1e15:
+        raise UserError(f"{text!r} is no size that a file can have; write 5MB or 800kB")
+    return int(count)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless files can be written into a folder, or into where it will be made; makes none."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -20,6 +20,14 @@ DEFAULT_INITIALIZERS = "ktn+pll+ucd"
 _LONGEST_NAME = 200  # bytes; file systems take 255, with what is put before and after
 
 
+_TOKEN = re.compile(r"<[^<>\s:]+>")
+
+
+def tokens_in(prompt: str) -> list[str]:
+    """The words in angle brackets that a prompt has, such as <new1>, each once."""
+    return list(dict.fromkeys(_TOKEN.findall(prompt)))
+
+
 def split_tokens(text: str) -> list[str]:
     """The tokens of "<new1>+<new2>". Raises UserError for an empty, spaced or repeated one."""
     tokens = [token.strip() for token in text.split("+")]

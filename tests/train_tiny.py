@@ -57,7 +57,7 @@ def trainer(
         "max_train_steps": 20,
     }
     if concepts == 2:
-        defaults |= {"modifier_tokens": ("<new1>", "<new2>"), "initializer_tokens": ("ktn", "pll")}
+        defaults |= {"modifier_token": ("<new1>", "<new2>"), "initializer_token": ("ktn", "pll")}
     config = TrainingConfig(**{**defaults, **settings})
     both = [CONCEPT, SECOND][:concepts]
     given = [examples(), second_examples()][:concepts]

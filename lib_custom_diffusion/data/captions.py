@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -53,6 +53,25 @@ def captioner(
     raise UserError(f"unknown caption source {source!r}; choose one of {', '.join(CAPTION_SOURCES)}")
 
 
+def captions_of_pictures(
+    paths: Sequence[Path],
+    source: str,
+    prompt: str,
+    template: Path | None = None,
+    word_regex: str = "",
+    join_string: str = " ",
+) -> list[str]:
+    """All captions that pictures may get from a source, each once; see `captioner`, which raises alike."""
+    if source != "template":
+        caption = captioner(source, prompt, template, word_regex, join_string)
+        return list(dict.fromkeys(caption(path, Random(0)) for path in paths))
+    words = _compiled(word_regex)
+    filewords = [caption_beside(path) or file_words(path, words, join_string) for path in paths]
+    return list(
+        dict.fromkeys(fill_template(line, prompt, each) for line in template_lines(template) for each in filewords)
+    )
+
+
 def caption_beside(path: Path) -> str:
     """The text file of a picture's name, as one line; "" where there is none. Raises UserError if it is no text."""
     text = path.with_suffix(".txt")
@@ -96,6 +115,11 @@ def captioned_pictures(source: Path, captions: Path | None = None) -> list[tuple
     if not found:
         raise UserError(f"{source} lists no pictures")
     return [(path if path.exists() else source.parent / path, text) for path, text in found]
+
+
+def is_listing(source: Path) -> bool:
+    """Whether class_data_dir lists pictures, being such a file or a folder that has one, rather than holding them."""
+    return source.is_file() or has_listing(source)
 
 
 def has_listing(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend
-from ..errors import UserError
+from ..errors import UserError, check_range
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
@@ -60,7 +60,8 @@ class PictureSettings:
 
     resolution:         width and height in pixels, a multiple of 8; None is the model's own. With buckets, the side of
                         a square of the same area.
-    augment:            views of the paper for the concept's own pictures, see `augmentation.random_view`.
+    noaug:              show the concept's own pictures as they are, without the views of the paper, see
+                        `augmentation.random_view`.
     hflip:              mirror each picture with probability 1/2. Captions stay as they are: leave it off where they say
                         left or right, or where the concept itself has sides, such as writing.
     center_crop:        crop pictures at the centre rather than at random.
@@ -71,11 +72,11 @@ class PictureSettings:
     caption_source, template, filename_word_regex, filename_join_string: see `captions.captioner`.
     variants:           how many random views, crops, flips and captions of each of the concept's pictures are encoded
                         before the training, which then draws from these alone. Regularization pictures get one.
-    num_class_images:   at most so many regularization pictures, the first by name or in the list.
+    num_class_images:   at most so many regularization pictures, the first by name or in the list; 0 for all there are.
     """
 
     resolution: int | None = None
-    augment: bool = True
+    noaug: bool = False
     hflip: bool = False
     center_crop: bool = False
     resize_mode: str = RESIZE_MODES[0]
@@ -87,21 +88,27 @@ class PictureSettings:
     variants: int = 16
     num_class_images: int = 200
 
-    def check(self) -> None:
-        """Raise UserError for a value that no picture can have."""
+    def check(self, label: Callable[[str], str] = str) -> None:
+        """Raise UserError for a value that no picture can have. label: what the user knows a setting as."""
         if self.resolution is not None and (self.resolution < LATENT_CELL or self.resolution % LATENT_CELL):
-            raise UserError(f"resolution must be a multiple of {LATENT_CELL} pixels, not {self.resolution}")
+            raise UserError(
+                f"{label('resolution')} must be a multiple of {LATENT_CELL} pixels, such as 512, not {self.resolution}"
+            )
         if self.resize_mode not in RESIZE_MODES:
-            raise UserError(f"unknown resize_mode {self.resize_mode!r}; choose one of {', '.join(RESIZE_MODES)}")
-        for name in ("variants", "num_class_images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+            raise UserError(f"{label('resize_mode')} is one of {', '.join(RESIZE_MODES)}, not {self.resize_mode!r}")
+        if self.caption_source not in CAPTION_SOURCES:
+            raise UserError(
+                f"{label('caption_source')} is one of {', '.join(CAPTION_SOURCES)}, not {self.caption_source!r}"
+            )
+        check_range(self, "resolution", LATENT_CELL, 16384, label)
+        check_range(self, "variants", 1, 1000, label)
+        check_range(self, "num_class_images", 0, 1_000_000, label)
 
     @property
     def drawn_variants(self) -> int:
         """How many examples each of the concept's pictures gives: 1 if they could not differ."""
         random_crop = self.resize_mode != "pad" and not self.center_crop
-        differ = self.augment or self.hflip or random_crop or self.caption_source == "template"
+        differ = not self.noaug or self.hflip or random_crop or self.caption_source == "template"
         return self.variants if differ else 1
 
 
@@ -121,10 +128,16 @@ class Example:
 
 @dataclass(frozen=True)
 class ConceptExamples:
-    """The examples of one concept, and those of its regularization pictures, none without a class_data_dir."""
+    """The examples of one concept, and those of its regularization pictures, none without a class_data_dir.
+
+    found:    how many pictures there were of either, usable or not.
+    left_out: the names of those that could not be used, with the reason.
+    """
 
     instance: list[Example]
     prior: list[Example]
+    found: tuple[int, int] = (0, 0)
+    left_out: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
 
 
 def load_concepts_list(path: Path) -> list[Concept]:
@@ -150,30 +163,47 @@ def load_concepts_list(path: Path) -> list[Concept]:
         raise UserError(
             f'the concepts list {path} must be a list: [{{"instance_prompt": …, "instance_data_dir": …}}, …]'
         )
-    return [_concept(entry, f"{path}, concept {number}", path.parent) for number, entry in enumerate(entries, start=1)]
+    found = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}, concept {number}"
+        found.append(_located(read_concept(entry, where), where, path.parent))
+    return found
 
 
-def _concept(entry: Any, where: str, folder: Path) -> Concept:
+def read_concept(entry: Any, where: str) -> Concept:
+    """A concept from JSON, its folders as they are written. where: what a message calls it.
+
+    Raises UserError when a key is missing, unknown or no text.
+    """
     if not isinstance(entry, dict):
         raise UserError(f"{where} must be an object with the keys {', '.join(Concept.__dataclass_fields__)}")
     for key, value in entry.items():
         if key not in Concept.__dataclass_fields__:
             raise UserError(f"{where}: unknown key {key!r}; there are {', '.join(Concept.__dataclass_fields__)}")
         if not isinstance(value, str) and not (value is None and key.startswith("class_")):
-            raise UserError(f"{where}: {key} must be a text, not {json.dumps(value)}")
+            raise UserError(f"{where}: {key} must be a text, not {json.dumps(value, default=str)}")
     for key in ("instance_prompt", "instance_data_dir"):
         if not entry.get(key, "").strip():
             raise UserError(f"{where}: {key} is missing")
-    bases = (Path(), folder)
-    own = Path(os.path.expanduser(entry["instance_data_dir"]))
+    class_data_dir = (entry.get("class_data_dir") or "").strip()
+    return Concept(
+        entry["instance_prompt"],
+        Path(os.path.expanduser(entry["instance_data_dir"].strip())),
+        (entry.get("class_prompt") or "").strip(),
+        Path(os.path.expanduser(class_data_dir)) if class_data_dir else None,
+    )
+
+
+def _located(concept: Concept, where: str, folder: Path) -> Concept:
+    """The concept with its folders found from the working directory or from the list's."""
+    bases, own = (Path(), folder), concept.instance_data_dir
     base = next((base for base in bases if os.path.isdir(base / own)), None)
     if base is None:
         raise UserError(f"{where}: instance_data_dir points to {own}, where there is no folder")
-    class_data_dir = None
-    if entry.get("class_data_dir"):
-        given = Path(os.path.expanduser(entry["class_data_dir"]))
-        class_data_dir = next((it / given for it in (base, *bases) if os.path.exists(it / given)), base / given)
-    return Concept(entry["instance_prompt"], base / own, entry.get("class_prompt") or "", class_data_dir)
+    given = concept.class_data_dir
+    if given is not None:
+        given = next((it / given for it in (base, *bases) if os.path.exists(it / given)), base / given)
+    return replace(concept, instance_data_dir=base / own, class_data_dir=given)
 
 
 @torch.no_grad()
@@ -202,21 +232,25 @@ def encode_concept(
     )  # fmt: skip
     own = [(path, captions) for path in find_pictures(concept.instance_data_dir)]
     listed = class_captions(concept.class_data_dir, concept.class_prompt) if concept.class_data_dir else []
-    prior = [(path, _fixed(caption)) for path, caption in listed[: settings.num_class_images]]
+    prior = [(path, _fixed(caption)) for path, caption in listed[: settings.num_class_images or None]]
 
     def report(done: int) -> None:
         if progress is not None:
             progress(done, len(own) + len(prior))
 
     told_by = f"{seed}/{concept.instance_prompt}"
-    plain = replace(settings, augment=False, variants=1)
+    plain = replace(settings, noaug=True, variants=1)
     canvases, prior_canvases = _canvases([path for path, _ in own], [path for path, _ in prior], settings, backend)
-    return ConceptExamples(
-        _encode_all(own, canvases, backend, settings, f"{told_by}/own", report),
-        _encode_all(prior, prior_canvases, backend, plain, f"{told_by}/prior", lambda done: report(len(own) + done))
-        if prior
-        else [],
-    )
+    left_out: tuple[dict[str, str], dict[str, str]] = {}, {}
+    instance = _encode_all(own, canvases, backend, settings, f"{told_by}/own", left_out[0], report)
+    of_class: list[Example] = []
+    if prior:
+
+        def after_own(done: int) -> None:
+            report(len(own) + done)
+
+        of_class = _encode_all(prior, prior_canvases, backend, plain, f"{told_by}/prior", left_out[1], after_own)
+    return ConceptExamples(instance, of_class, (len(own), len(prior)), left_out)
 
 
 def _canvases(
@@ -244,17 +278,19 @@ def _encode_all(
     backend: Backend,
     settings: PictureSettings,
     seed: str,
+    left_out: dict[str, str],
     report: Callable[[int], None],
 ) -> list[Example]:
-    """The examples of all pictures that can be used, each on its canvas."""
+    """The examples of all pictures that can be used, each on its canvas; the others are added to `left_out`."""
     examples: list[Example] = []
-    for index, path, picture in load_pictures([path for path, _ in pictures], settings.use_alpha):
+    for index, path, picture in load_pictures([path for path, _ in pictures], settings.use_alpha, left_out):
         caption, canvas = pictures[index][1], canvases[index]
         generators = [Random(f"{seed}/{index}/{variant}") for variant in range(settings.drawn_variants)]
         try:
             drawn = [_draw_variant(picture, settings, canvas, rng) for rng in generators]
         except UnusablePicture as error:
             log_skipped(path, error)
+            left_out[path.name] = str(error)
             continue
         latents = _latents(picture, path, [placement for placement, _, _ in drawn], backend, canvas)
         examples += [
@@ -273,7 +309,7 @@ def _draw_variant(
 ) -> tuple[Placement, Tensor, str]:
     """One way to show a picture: where it goes, what weighs in the loss, and what its caption starts with."""
     for _ in range(_ATTEMPTS):
-        view = random_view(canvas, rng) if settings.augment else View(canvas, (0, 0))
+        view = View(canvas, (0, 0)) if settings.noaug else random_view(canvas, rng)
         flip = settings.hflip and rng.random() < 0.5
         placement = place(_window(picture.size, canvas, settings, rng), view.corner, view.size, canvas, flip)
         mask = weigh(picture, placement, canvas)

@@ -116,10 +116,13 @@ def picture_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def load_pictures(paths: Iterable[Path], alpha_is_weight: bool = False) -> Iterator[tuple[int, Path, Picture]]:
+def load_pictures(
+    paths: Iterable[Path], alpha_is_weight: bool = False, left_out: dict[str, str] | None = None
+) -> Iterator[tuple[int, Path, Picture]]:
     """The pictures among `paths` that can be used, each with its place there.
 
-    Each of the others is named in the log in one line. Raises UserError at the end if none could be used.
+    Each of the others is named in the log in one line, and in `left_out` with the reason. Raises UserError at the end
+    if none could be used.
     """
     usable, last = 0, None
     for index, path in enumerate(paths):
@@ -127,6 +130,8 @@ def load_pictures(paths: Iterable[Path], alpha_is_weight: bool = False) -> Itera
             picture = load_picture(path, alpha_is_weight)
         except UnusablePicture as error:
             log_skipped(path, error)
+            if left_out is not None:
+                left_out[path.name] = str(error)
             last = f"{path}: {error}"
             continue
         usable += 1

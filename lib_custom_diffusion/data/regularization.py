@@ -60,9 +60,9 @@ def generate(
         raise UserError(f"at least 1 regularization picture and a batch of 1, not {count} and {sampling.batch_size}")
     if has_listing(folder):
         return []
+    check_same_prompt(folder, class_prompt)
     present = [path for path in folder.iterdir() if is_picture(path)] if folder.is_dir() else []
     ours = [path for path in present if _OURS.fullmatch(path.name)]
-    _check_same_prompt(folder, ours, class_prompt)
     wanted = count - (len(present) - len(ours))
     there = {int(path.stem) for path in ours}
     missing = len(set(range(wanted)) - there)
@@ -219,9 +219,10 @@ def write_listing(picked: Sequence[Picked], folder: Path) -> None:
         write_atomically(folder / name, "".join(f"{text}\n" for text in texts).encode())
 
 
-def _check_same_prompt(folder: Path, pictures: Sequence[Path], class_prompt: str) -> None:
-    """Refuse a folder whose drawn pictures are all of something else; captions mended by hand are fine."""
-    captions = {caption for caption in map(caption_beside, pictures) if caption}
+def check_same_prompt(folder: Path, class_prompt: str) -> None:
+    """Raise UserError for a folder whose drawn pictures are all of something else; captions mended by hand are fine."""
+    ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if folder.is_dir() else []
+    captions = {caption for caption in map(caption_beside, ours) if caption}
     if captions and " ".join(class_prompt.split()) not in captions:
         raise UserError(f"{folder} has pictures of {min(captions)!r}, not {class_prompt!r}; choose another folder")
 

@@ -5,23 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import UserError
 from ..formats import KINDS
-
-_UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
-
-
-def size(text: str) -> int:
-    """Bytes of "5MB", "800 kB" or "5000000". Raises UserError for anything else."""
-    digits = text.strip().lower().rstrip("bikm ")
-    unit = text.strip().lower()[len(digits) :].strip()
-    try:
-        count = float(digits) * _UNITS[unit]
-    except (ValueError, KeyError):
-        raise UserError(f"{text!r} is no size; write 5MB or 800kB") from None
-    if not 0 < count < 1e15:
-        raise UserError(f"{text!r} is no size that a file can have; write 5MB or 800kB")
-    return int(count)
 
 
 def add_compress(commands: argparse._SubParsersAction) -> None:

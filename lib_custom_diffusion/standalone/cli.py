@@ -15,7 +15,7 @@ from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
 from ..tokens import DEFAULT_INITIALIZERS
-from ..training.loop import PRECISIONS, TrainingConfig
+from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
@@ -152,7 +152,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="take those of --class_data_dir whose captions are nearest to the class prompt; draw none",
     )
-    add("--num_class_images", type=int, default=200, help="regularization pictures of each concept")
+    add(
+        "--num_class_images",
+        type=int,
+        default=200,
+        help="regularization pictures of each concept; 0 takes those of --class_data_dir as they are",
+    )
     add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
     add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
 
@@ -201,13 +206,19 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--name", help="name of the delta; made from the tokens if not given")
     add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
     add_limits(output, required=False)
-    add("--checkpointing_steps", type=int, default=_D.checkpointing_steps, help="steps between saves")
+    add(
+        "--checkpointing_steps",
+        type=int,
+        default=_D.checkpointing_steps,
+        help="steps between saves; 0 for one at the end",
+    )
     add("--checkpoints_total_limit", type=int, help="keep only so many saves; all if not given")
     add("--resume_from_checkpoint", help="go on from this save in --output_dir, or from the latest")
+    add("--allow_changes", action="store_true", help="go on though pictures, captions or settings are others")
     add("--validation_prompt", help="draw this every --validation_steps steps")
-    add("--validation_steps", type=int, default=_D.validation_steps, help="steps between validation pictures")
+    add("--validation_steps", type=int, default=_D.validation_steps, help="steps between them; 0 for none")
     add("--num_validation_images", type=int, default=_D.num_validation_images, help="pictures each time")
-    add("--report_to", choices=("none", "tensorboard"), default=_D.report_to, help="beside loss.csv, log there")
+    add("--report_to", choices=REPORTS, default=_D.report_to, help="beside loss.csv, log there")
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:

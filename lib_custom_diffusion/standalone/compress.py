@@ -9,7 +9,7 @@ from pathlib import Path
 from ..algebra.compression import Limit
 from ..algebra.files import Compressed, LoadModel, compress_file, compressed_text
 from ..delta import SUFFIX
-from .algebra_cli import size
+from ..storage import size
 
 
 def compress(options: argparse.Namespace) -> int:

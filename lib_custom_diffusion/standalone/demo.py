@@ -16,18 +16,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backend import Sampling
-from ..data.concepts import Concept, PictureSettings, find_pictures
-from ..errors import UserError
+from ..data.concepts import Concept, find_pictures
+from ..errors import Interrupted, UserError
 from ..injection import Injection
 from ..storage import write_atomically
-from ..training.checkpoints import claim_folder
-from ..training.loop import TrainingConfig, TrainingResult
+from ..training.job import Report
+from ..training.plan import TrainingPlan
+from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
 from .toy.concepts import BundledConcept, bundled_concepts
 from .toy.judge import Judge
-from .train import TOY_RECIPE, draw_regularization, run_training
+from .train import FLAGS, run_training
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
 SEEDS = range(1000, 1004)
@@ -50,10 +51,8 @@ def demo(options: argparse.Namespace) -> int:
     backend, judge = load_model("toy"), Judge.load()
     metrics = {}
     for name in names:
-        config = replace(TOY_RECIPE, seed=options.seed)
-        if options.max_train_steps is not None:
-            config = replace(config, max_train_steps=options.max_train_steps)
-        result = teach(backend, judge, concepts[name], config, options.output / name)
+        plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, plan_settings(TOY))
+        result = teach(backend, judge, concepts[name], plan, options.output / name)
         if result is None:
             return 130
         metrics[name] = result.metrics
@@ -66,7 +65,7 @@ def teach(
     backend: DiffusersBackend,
     judge: Judge,
     bundled: BundledConcept,
-    config: TrainingConfig,
+    plan: TrainingPlan,
     output: Path,
     prior: str = "text",
     before: DemoPictures | None = None,
@@ -77,29 +76,34 @@ def teach(
     before: the pictures before, if they are drawn already.
     """
     start = time.monotonic()
-    claim_folder(output, bundled.name, resuming=False, overwrite=True)
-    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
-    concept = Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt)
-    if prior == "pictures":
-        folder = output / "class_images"
-        draw_regularization(backend, bundled.class_prompt, folder, CLASS_IMAGES, CLASS_SAMPLING, config.seed)
-        concept = replace(concept, class_data_dir=folder)
-    config = replace(
-        config,
+    plan = replace(
+        plan,
+        concepts=(Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt),),
+        name=bundled.name,
+        overwrite=True,
+        caption_source=bundled.caption_source,
+        modifier_token=(bundled.modifier_token,),
+        initializer_token=(bundled.initializer_token,),
         prior="text" if prior == "text" else "none",
-        modifier_tokens=(bundled.modifier_token,),
-        initializer_tokens=(bundled.initializer_token,),
+        with_prior_preservation=prior == "pictures",
+        num_class_images=CLASS_IMAGES,
+        sample_batch_size=SAMPLING.batch_size,
         **bundled.settings,
     )
-    pictures = PictureSettings(caption_source=bundled.caption_source)
-    result = run_training(backend, [concept], pictures, config, output, bundled.name)
-    if result.interrupted:
+    plan.check_settings(FLAGS)
+    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
+    try:
+        report = run_training(backend, plan, output)
+    except Interrupted:
         return None
-    with Injection(backend.unet, [(result.delta, 1.0)]):
-        after = DemoPictures.draw(backend, bundled, result.delta.embeddings, "drawing after")
+    if report.interrupted:
+        return None
+    delta = report.result.delta
+    with Injection(backend.unet, [(delta, 1.0)]):
+        after = DemoPictures.draw(backend, bundled, delta.embeddings, "drawing after")
     metrics = _metrics(judge, bundled, before, after)
-    metrics |= {"steps": result.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
-    return _write_report(bundled, before, after, metrics, result, output)
+    metrics |= {"steps": report.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
+    return _write_report(bundled, before, after, metrics, report, output)
 
 
 def _write_report(
@@ -107,17 +111,17 @@ def _write_report(
     before: DemoPictures,
     after: DemoPictures,
     metrics: dict[str, float],
-    result: TrainingResult,
+    report: Report,
     output: Path,
 ) -> DemoResult:
     rows = _rows(bundled, before, after)
-    report = DemoResult(
-        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt, result.files,
-        output / "loss.csv",
+    demonstrated = DemoResult(
+        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt,
+        report.result.files, output / "loss.csv",
     )  # fmt: skip
     contact_sheet(rows).save(output / "before_after.png")
-    write_atomically(output / "report.html", report_html(report).encode())
-    return report
+    write_atomically(output / "report.html", report_html(demonstrated).encode())
+    return demonstrated
 
 
 def _rows(bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> list[Row]:

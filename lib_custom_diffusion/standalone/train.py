@@ -1,140 +1,132 @@
-"""The train command: from flags and folders to a trained delta."""
+"""The train command: a training in a terminal."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-from ..algebra.compression import Limit
-from ..algebra.files import compress_file, compressed_text
-from ..attention import projections
 from ..backend import Sampling
 from ..data import regularization
-from ..data.concepts import Concept, PictureSettings, encode_concept, find_pictures, load_concepts_list
-from ..errors import UserError
-from ..storage import write_atomically
-from ..tokens import file_name, initial_vectors, split_tokens
-from ..training import checkpoints, parallel
-from ..training.loop import PRECISIONS, Progress, Trainer, TrainingConfig, TrainingResult
-from .compress import limit_of
+from ..data.concepts import load_concepts_list
+from ..errors import Interrupted, UserError
+from ..training import parallel
+from ..training.job import Host, Report, TrainingJob
+from ..training.loop import PRECISIONS, Progress
+from ..training.plan import TrainingPlan, Wording
+from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
 
-TOY_RECIPE = replace(
-    TrainingConfig(), learning_rate="3e-4", embedding_learning_rate="5e-3", max_train_steps=200, snr_gamma=0.1
-)
-"""What works for the toy model: it is small, and takes larger steps than Stable Diffusion.
-
-Nearly all of the loss at little noise is taken away (γ 0.1), because 200 steps are few, and colour and shape are
-decided at much noise: without it the blue cat's likeness is 0.55 instead of 0.70.
-"""
-
-_TOKEN = re.compile(r"<[^<>\s:]+>")
+FLAGS = Wording(prefix="--", asking="{}")
+"""How the command line speaks of settings."""
+_CONCEPT = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
 
 
 def train(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     device = _join_processes()
-    concepts = _concepts(options)
-    config = _config(options, concepts)
-    config.check()
-    limit = limit_of(options)
-    name = options.name or "-".join(file_name(token) for token in config.modifier_tokens)
-    output: Path = options.output_dir
-    file_name(name)
-    pictures = _picture_settings(options)
-    pictures.check()
-    for number, concept in enumerate(concepts, start=1):
-        find_pictures(concept.instance_data_dir)
-        if options.with_prior_preservation and not concept.class_prompt:
-            raise UserError(f"concept {number} needs a class_prompt for prior preservation, such as cat")
-    resume = checkpoints.resolve_checkpoint(output, options.resume_from_checkpoint)
-    backend = load_model(options.model, _weight_dtype(config, device), device, options.vae, options.prediction_type)
-    projections(backend.unet, config.freeze_model, config.train_blocks)
-    initial_vectors(backend, config.modifier_tokens, config.initializer_tokens, config.vectors_per_token)
+    plan = plan_of(options)
+    plan.check_settings(FLAGS)
+    backend = load_model(options.model, _weight_dtype(plan, device), device, options.vae, options.prediction_type)
+    try:
+        report = run_training(backend, plan, options.output_dir)
+    except Interrupted as stop:
+        if parallel.rank() == 0:
+            print(f"{stop}; the same command begins anew")
+        return 130
     if parallel.rank() == 0:
-        checkpoints.claim_folder(output, name, resume is not None, options.overwrite)
-    parallel.wait_for_all()
-    concepts = _with_regularization(options, concepts, backend)
-    result = run_training(backend, concepts, pictures, config, output, name, resume)
-    if parallel.rank() == 0:
-        compressed = _compressed(result, limit, backend) if limit is not None else ""
-        _tell(result, concepts, options.model)
-        print(compressed, end="")
-    return 130 if result.interrupted else 0
+        _tell(report, options.model)
+    return 130 if report.interrupted else 0
 
 
-def _compressed(result: TrainingResult, limit: Limit, backend: DiffusersBackend) -> str:
-    """Make the delta small, weighed by the text features of the model; what that did. The last save stays whole."""
-    small = result.files[0]
-    whole = small.parent / f"checkpoint-{result.step}" / small.name
-    return f"{compressed_text(compress_file(whole, small, limit, lambda: backend))}\n"
+def plan_of(options: argparse.Namespace) -> TrainingPlan:
+    """What the flags say, and the model's own recipe where they say nothing. Raises UserError for what is no plan."""
+    names = TrainingPlan.__dataclass_fields__
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    recipe = plan_settings(TOY) if options.model == "toy" else {}
+    if options.concepts_list is not None:
+        return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
+    if options.instance_data_dir is None or not options.instance_prompt:
+        raise UserError(
+            'say what to learn: --instance_data_dir FOLDER --instance_prompt "photo of a <new1> cat",'
+            " or --concepts_list FILE.json"
+        )
+    concept = {name: str(getattr(options, name)) for name in _CONCEPT if getattr(options, name) is not None}
+    return TrainingPlan.of({**given, "concepts": [concept]}, recipe, FLAGS)
 
 
-def _tell(result: TrainingResult, concepts: Sequence[Concept], model: str) -> None:
+def run_training(backend: DiffusersBackend, plan: TrainingPlan, output: Path) -> Report:
+    """Train into a folder, with progress bars. Raises UserError and Interrupted as `TrainingJob` does."""
+    with until_interrupt() as interrupted, Terminal(interrupted) as terminal:
+        return TrainingJob(plan, Host(backend, output), terminal).run()
+
+
+class Terminal:
+    """What shows a training in a terminal: a progress bar for each of its parts."""
+
+    wording = FLAGS
+
+    def __init__(self, interrupt: threading.Event) -> None:
+        self._interrupt = interrupt
+        self._bar: tqdm | None = None
+        self._what = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        bar = self._of(what, total, "picture", done if done > 1 else 0)
+        bar.update(done - bar.n)
+
+    def progress(self, progress: Progress) -> None:
+        bar = self._of("training", progress.total_steps, "step", progress.step - 1)
+        bar.update(progress.step - bar.n)
+        if progress.loss == progress.loss:
+            bar.set_postfix(loss=f"{progress.loss:.4f}")
+
+    def preview(self, picture: Image.Image) -> None:
+        """They are in the folder."""
+
+    def copied(self, name: str) -> None:
+        """Saves are in the folder."""
+
+    def interrupted(self) -> bool:
+        return self._interrupt.is_set()
+
+    def _of(self, what: str, total: int, unit: str, initial: int) -> tqdm:
+        """The bar of a part, which is the last one's if that has the same name."""
+        if self._bar is None or what != self._what:
+            if self._bar is not None:
+                self._bar.close()
+            self._what = what
+            self._bar = tqdm(desc=what, total=total, initial=initial, unit=unit, disable=parallel.rank() > 0)
+        return self._bar
+
+
+def _tell(report: Report, model: str) -> None:
     """What there is now, and what to do next."""
-    if result.interrupted:
+    print(*report.notes, sep="\n")
+    if report.interrupted:
         print(
-            f"stopped after step {result.step} and saved; the same command with --resume_from_checkpoint latest goes on"
+            f"stopped after step {report.step} and saved; the same command with --resume_from_checkpoint latest goes on"
         )
         return
-    print(*(f"wrote {path}" for path in result.files), sep="\n")
-    print(
-        f'try it: python -m lib_custom_diffusion generate --model {model} --prompt "{concepts[0].instance_prompt}'
-        f' <delta:{result.files[0]}>"'
-    )
-
-
-def run_training(
-    backend: DiffusersBackend,
-    concepts: Sequence[Concept],
-    pictures: PictureSettings,
-    config: TrainingConfig,
-    output: Path,
-    name: str,
-    resume: Path | None = None,
-) -> TrainingResult:
-    """Encode the pictures and train, with progress bars; writes config.json and validation pictures as well."""
-    main = parallel.rank() == 0
-    examples = []
-    for concept in concepts:
-        with tqdm(desc=f"encoding {concept.instance_data_dir.name}", unit="picture", disable=not main) as bar:
-            examples.append(encode_concept(concept, backend, pictures, config.seed, _advance(bar)))
-    trainer = Trainer(backend, concepts, examples, config, output, name, resume)
-    if main:
-        settings = {
-            "model": backend.name, "concepts": [asdict(concept) for concept in concepts],
-            "pictures": asdict(pictures), "training": asdict(config),
-        }  # fmt: skip
-        write_atomically(output / "config.json", (json.dumps(settings, indent=2, default=str) + "\n").encode())
-
-    def save_pictures(step: int, drawn: list) -> None:
-        folder = output / "validation"
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, picture in enumerate(drawn):
-            picture.save(folder / f"step-{step:06d}-{index}.png")
-
-    bar = tqdm(desc="training", total=config.max_train_steps, initial=trainer.step, unit="step", disable=not main)
-    with bar, until_interrupt() as interrupted:
-
-        def show(progress: Progress) -> None:
-            bar.update(progress.step - bar.n)
-            if progress.loss == progress.loss:
-                bar.set_postfix(loss=f"{progress.loss:.4f}")
-
-        return trainer.run(show, save_pictures, interrupted.is_set)
+    print(*(f"wrote {path}" for path in report.result.files), sep="\n")
+    prompt = report.prompt.rpartition(" <delta:")[0]
+    print(f'try it: python -m lib_custom_diffusion generate --model {model} --prompt "{prompt} <delta:{report.delta}>"')
 
 
 def draw_regularization(
@@ -166,7 +158,7 @@ def until_interrupt() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         interrupted.set()
         with suppress(OSError):  # of a terminal that is gone
-            tqdm.write("saving; press Ctrl-C again to stop at once")
+            tqdm.write("stopping; press Ctrl-C again to stop at once")
 
     asking = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, ask) for number in asking}
@@ -186,78 +178,6 @@ def _join_processes() -> torch.device:
     return PartialState(cpu=not torch.cuda.is_available()).device
 
 
-def _concepts(options: argparse.Namespace) -> list[Concept]:
-    if options.concepts_list is not None:
-        return load_concepts_list(options.concepts_list)
-    if options.instance_data_dir is None or not options.instance_prompt:
-        raise UserError(
-            'say what to learn: --instance_data_dir FOLDER --instance_prompt "photo of a <new1> cat",'
-            " or --concepts_list FILE.json"
-        )
-    return [Concept(options.instance_prompt, options.instance_data_dir, options.class_prompt, options.class_data_dir)]
-
-
-def _config(options: argparse.Namespace, concepts: Sequence[Concept]) -> TrainingConfig:
-    """The training's settings: what the flags say, and the model's own recipe where they say nothing."""
-    prompts = " ".join(concept.instance_prompt for concept in concepts)
-    tokens = split_tokens(options.modifier_token or "+".join(dict.fromkeys(_TOKEN.findall(prompts))) or "<new1>")
-    recipe = TOY_RECIPE if options.model == "toy" else TrainingConfig()
-    rate = options.learning_rate or recipe.learning_rate
-    same_names = _same_names(TrainingConfig, options)
-    config = TrainingConfig(
-        **{
-            **same_names,
-            "modifier_tokens": tuple(tokens),
-            "initializer_tokens": tuple(options.initializer_token.split("+")[: len(tokens)]),
-            "train_blocks": tuple(block.strip() for block in options.train_blocks.split(",") if block.strip()),
-            "learning_rate": rate,
-            "embedding_learning_rate": options.embedding_learning_rate
-            or options.learning_rate
-            or recipe.embedding_learning_rate,
-            "max_train_steps": options.max_train_steps or recipe.max_train_steps,
-            "snr_gamma": recipe.snr_gamma if options.snr_gamma is None else options.snr_gamma,
-        }
-    )
-    if not options.scale_lr:
-        return config
-    scale = config.train_batch_size * config.gradient_accumulation_steps * parallel.world_size()
-    return replace(config, learning_rate_scale=float(scale * (2 if options.with_prior_preservation else 1)))
-
-
-def _picture_settings(options: argparse.Namespace) -> PictureSettings:
-    return PictureSettings(**{**_same_names(PictureSettings, options), "augment": not options.noaug})
-
-
-def _same_names(settings: type, options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of a dataclass's fields that are called as they are."""
-    return {field.name: getattr(options, field.name) for field in fields(settings) if hasattr(options, field.name)}
-
-
-def _weight_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype:
+def _weight_dtype(plan: TrainingPlan, device: torch.device) -> torch.dtype:
     """Frozen weights are kept in half precision on a GPU; on the CPU autocast alone is faster."""
-    return (PRECISIONS[config.mixed_precision] if device.type == "cuda" else None) or torch.float32
-
-
-def _with_regularization(
-    options: argparse.Namespace, concepts: Sequence[Concept], backend: DiffusersBackend
-) -> list[Concept]:
-    """The concepts with folders that hold their regularization pictures; drawn or picked first where need be."""
-    if not options.with_prior_preservation:
-        return [replace(concept, class_data_dir=None) for concept in concepts]
-    prepared = []
-    for number, concept in enumerate(concepts, start=1):
-        made = options.output_dir / f"class_images-{number}"
-        folder = concept.class_data_dir or made
-        if options.real_prior:
-            if concept.class_data_dir is None:
-                raise UserError(f"concept {number} needs a class_data_dir of captioned pictures for --real_prior")
-            if parallel.rank() == 0:
-                picked = regularization.pick(backend, folder, concept.class_prompt, options.num_class_images)
-                regularization.write_listing(picked, made)
-            folder = made
-        elif parallel.rank() == 0 and not folder.is_file():
-            sampling = Sampling(batch_size=options.sample_batch_size)
-            draw_regularization(backend, concept.class_prompt, folder, options.num_class_images, sampling, options.seed)
-        parallel.wait_for_all()
-        prepared.append(replace(concept, class_data_dir=folder))
-    return prepared
+    return (PRECISIONS[plan.mixed_precision] if device.type == "cuda" else None) or torch.float32

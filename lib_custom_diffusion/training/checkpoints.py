@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,16 @@ from torch import Tensor
 
 from ..delta import SUFFIX, Delta
 from ..errors import UserError
-from ..storage import FolderLock, safetensors_bytes, write_atomically
+from ..storage import safetensors_bytes, write_atomically
 from ..tokens import embedding_pt, file_name
+from .identity import Identity
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
 _HALF_SAVE = re.compile(r"\.checkpoint-\d+\.tmp")
-_HALF_FILE = re.compile(r"\.(?:.+\.delta\.safetensors|.+\.pt|.+\.csv|config\.json)\.[a-z0-9_]{8}\.tmp")
+_HALF_FILE = re.compile(r"\.(?:.+\.delta\.safetensors|.+\.pt|.+\.csv|config\.json)\.(?:[a-z0-9_]{8}|new)\.tmp")
 """What `write_atomically` calls a file of ours until it is whole; anything else in the folder is somebody's."""
-FREE_TO_CHANGE = {
-    "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt", "validation_steps",
-    "num_validation_images", "report_to",
-}  # fmt: skip
-"""Settings that a resumed run may have otherwise than the run it continues."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,13 @@ class TrainingState:
     step:     optimizer steps taken.
     tensors:  the float32 parameters and the optimizer's state.
     scaler:   the gradient scaler's numbers; empty without one.
-    settings: the training's settings, to refuse going on with others.
+    identity: what the training is, to refuse going on with another.
     """
 
     step: int
     tensors: dict[str, Tensor]
     scaler: dict[str, Any]
-    settings: dict[str, Any]
+    identity: Identity
 
 
 def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
@@ -73,7 +70,7 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     final = folder / f"checkpoint-{state.step}"
     aside = folder / f".checkpoint-{state.step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    metadata = {"step": state.step, "scaler": state.scaler, "settings": state.settings}
+    metadata = {"step": state.step, "scaler": state.scaler, "identity": state.identity.to_json()}
     try:
         save_result(aside, name, delta)
         write_atomically(aside / _STATE, safetensors_bytes(state.tensors, {"training": json.dumps(metadata)}))
@@ -92,7 +89,7 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     return final
 
 
-def _clean_up(folder: Path) -> None:
+def clean_up(folder: Path) -> None:
     """Put back, or away, what a run that was killed in the middle of a save has left."""
     for replaced in folder.glob(f"{_REPLACED}*"):
         final = folder / f"checkpoint-{_step_of(replaced)}"
@@ -130,42 +127,43 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     raise UserError(f"there is no checkpoint {asked} in {folder}; use latest, or leave the option out to begin anew")
 
 
-def claim_folder(folder: Path, name: str, resuming: bool, overwrite: bool) -> None:
-    """Make sure that a training may write into `folder`; with `overwrite`, clear away the training that is there.
-
-    Raises UserError if the folder holds another training's files and neither `resuming` nor `overwrite` is set, and
-    if another training is writing into it right now.
-    """
-    ours = [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
-    if ours and not (resuming or overwrite):
-        raise UserError(
-            f"{folder} holds a training already ({ours[-1].name}); continue it with --resume_from_checkpoint latest,"
-            " replace it with --overwrite, or choose another --output_dir"
-        )
-    with FolderLock(folder):
-        _clean_up(folder)
-    if overwrite and not resuming:
-        for path in ours:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def results_in(folder: Path, name: str) -> list[Path]:
+    """What a training of that name has left in a folder: its checkpoints, and its delta last if it is finished."""
+    return [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
 
 
-def load_state(checkpoint: Path, settings: Mapping[str, Any]) -> TrainingState:
-    """Read a checkpoint's state. Raises UserError if it is damaged or of a training with other settings."""
-    path = checkpoint / _STATE
+def remove(paths: Sequence[Path]) -> None:
+    """Take checkpoints and files of a training that is replaced off the disk."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_identity(checkpoint: Path) -> tuple[int, Identity]:
+    """The step of a checkpoint, and what it belongs to. Raises UserError if it is damaged."""
+    with _opened(checkpoint / _STATE) as file:
+        metadata = json.loads((file.metadata() or {})["training"])
+        return int(metadata["step"]), _identity(metadata)
+
+
+def load_state(checkpoint: Path) -> TrainingState:
+    """Read a checkpoint's state. Raises UserError if it is damaged."""
+    with _opened(checkpoint / _STATE) as file:
+        metadata = json.loads((file.metadata() or {})["training"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return TrainingState(int(metadata["step"]), tensors, dict(metadata["scaler"]), _identity(metadata))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            yield file
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; resume from an earlier checkpoint") from error
-    now = json.loads(json.dumps(dict(settings)))
-    changed = [
-        f"{key} was {then!r}, is {now.get(key)!r}"
-        for key, then in metadata["settings"].items()
-        if key not in FREE_TO_CHANGE and now.get(key) != then
-    ]
-    if changed:
-        raise UserError(
-            f"{checkpoint} is of a training with other settings ({'; '.join(changed)}); keep them to resume"
-        )
-    return TrainingState(metadata["step"], tensors, metadata["scaler"], metadata["settings"])
+
+
+def _identity(metadata: Mapping[str, Any]) -> Identity:
+    """Also of the saves of earlier versions, which have the settings of the training alone, by other names."""
+    if "identity" in metadata:
+        return Identity.from_json(metadata["identity"])
+    return Identity(settings=dict(metadata["settings"]))

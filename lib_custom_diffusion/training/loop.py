@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import cross_attentions, projections, refuse_bypassed
+from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, Conditioning, Sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..injection import TrainableDelta
 from ..storage import FolderLock
 from ..text_features import concept_words, read_captions
@@ -30,6 +30,7 @@ from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
 from .example_order import ExampleOrder
+from .identity import Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
 from .objective import (
     add_noise,
@@ -40,13 +41,26 @@ from .objective import (
     step_generator,
 )
 from .prior import PRIORS, TextPrior, text_prior
-from .schedule import Schedule
+from .schedule import SHAPES, Schedule
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOG_EVERY = 10
 """Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
+REPORTS = ("none", "tensorboard")
+_CHOICES = {
+    "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
+    "report_to": REPORTS,
+}  # fmt: skip
+_RANGES: dict[str, tuple[float, float]] = {
+    "vectors_per_token": (1, 75), "max_train_steps": (1, 10_000_000), "train_batch_size": (1, 1_000_000),
+    "gradient_accumulation_steps": (1, 10_000), "checkpointing_steps": (1, 10_000_000),
+    "checkpoints_total_limit": (1, 1_000_000), "validation_steps": (1, 10_000_000), "num_validation_images": (1, 100),
+    "lr_warmup_steps": (0, 10_000_000), "prior_loss_weight": (0, 1000), "adam_weight_decay": (0, 1000),
+    "seed": (0, 2**53),
+}  # fmt: skip
+"""The least and the most that a setting may be. A text has room for 75 vectors; beyond 2⁵³ JSON is not exact."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,8 @@ class TrainingConfig:
     `prior.text_prior`: what preserves the model without regularization pictures, or beside them.
     """
 
-    modifier_tokens: tuple[str, ...] = ("<new1>",)
-    initializer_tokens: tuple[str, ...] = ("ktn",)
+    modifier_token: tuple[str, ...] = ("<new1>",)
+    initializer_token: tuple[str, ...] = ("ktn",)
     vectors_per_token: int = 1
     freeze_model: str = "crossattn_kv"
     train_blocks: tuple[str, ...] = ()
@@ -93,42 +107,40 @@ class TrainingConfig:
     report_to: str = "none"
     seed: int = 42
 
-    def check(self) -> None:
-        """Raise UserError for a value that no training can have, or a file of captions that cannot be read."""
-        for name in ("vectors_per_token", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
-                     "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-                     "num_validation_images"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be 1 or more, not {value}")
-        for name in ("snr_gamma", "adam_epsilon", "max_grad_norm", "max_grad_value", "learning_rate_scale"):
+    def check(self, label: Callable[[str], str] = str) -> None:
+        """Raise UserError for a value that no training can have, or a file of captions that cannot be read.
+
+        label: what the user knows a setting as.
+        """
+        for name, (low, high) in _RANGES.items():
+            check_range(self, name, low, high, label)
+        for name in ("snr_gamma", "adam_epsilon", "max_grad_norm", "max_grad_value", "learning_rate_scale",
+                     "text_prior_weight"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} must be above 0, not {value}")
-        for name in ("prior_loss_weight", "adam_weight_decay", "lr_warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise UserError(f"{label(name)} must be above 0, not {value}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be 0 or more and below 1, not {getattr(self, name)}")
-        self.schedules()
-        for token in self.modifier_tokens:
+                raise UserError(f"{label(name)} must be 0 or more and below 1, not {getattr(self, name)}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{label(name)} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("learning_rate", "embedding_learning_rate"):
+            try:
+                self._schedule(getattr(self, name))
+            except UserError as error:
+                raise UserError(f"{label(name)}: {error}") from error
+        for token in self.modifier_token:
             file_name(token)
-        if self.prior not in PRIORS:
-            raise UserError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
-        if not 0 < self.text_prior_weight < math.inf:
-            raise UserError(
-                f"text_prior_weight must be above 0, not {self.text_prior_weight}; --prior none leaves it out"
-            )
         if self.prior_captions:
             read_captions(Path(self.prior_captions))
-        if self.mixed_precision not in PRECISIONS:
-            raise UserError(f"unknown mixed_precision {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
+
+    def _schedule(self, rate: str) -> Schedule:
+        return Schedule.parse(rate, self.lr_scheduler, self.lr_warmup_steps, self.learning_rate_scale)
 
     def schedules(self) -> list[Schedule]:
         """The learning rates of deltas and of vectors. Raises UserError as `Schedule.parse` does."""
-        shape = self.lr_scheduler, self.lr_warmup_steps, self.learning_rate_scale
-        return [Schedule.parse(rate, *shape) for rate in (self.learning_rate, self.embedding_learning_rate)]
+        return [self._schedule(rate) for rate in (self.learning_rate, self.embedding_learning_rate)]
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,14 @@ class _Part:
     priors: float
 
 
+def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:
+    """Raise UserError for a precision that the device cannot train in. label: what the user knows a setting as."""
+    if mixed_precision == "fp16" and device.type == "cpu":
+        raise UserError(f"{label('mixed_precision')} fp16 needs a GPU; use bf16 or no")
+    if mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{label('mixed_precision')} bf16 needs a newer GPU than this; use fp16 or no")
+
+
 class Trainer:
     """Trains one delta on one backend, and leaves the backend as it was, however the training ends.
 
@@ -180,8 +200,11 @@ class Trainer:
     output_dir, name: where results and checkpoints go, see `checkpoints`.
     resume: a checkpoint folder to go on from.
     loss_table: the CSV file of the losses.
+    identity: what the training's saves belong to, see `identity`; of its settings alone if not given.
+    allow_changes: go on although the checkpoint belongs to something else.
+    on_save: called with the step whenever a save is on the disk; `saves` counts them.
 
-    Raises UserError for settings or tokens that cannot be trained, or a checkpoint of other settings.
+    Raises UserError for settings or tokens that cannot be trained, or a checkpoint that belongs to something else.
     """
 
     def __init__(
@@ -194,17 +217,19 @@ class Trainer:
         name: str,
         resume: Path | None = None,
         loss_table: LossTable = LOSS_CSV,
+        identity: Identity | None = None,
+        allow_changes: bool = False,
+        on_save: Callable[[int], None] = lambda step: None,
     ) -> None:
         config.check()
-        if config.mixed_precision == "fp16" and backend.device.type == "cpu":
-            raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+        check_precision(config.mixed_precision, backend.device)
         self.backend, self.config, self.output_dir, self.name = backend, config, output_dir, name
         self.loss_table = loss_table
         self.examples = examples
         self.orders = [_orders(concept, config.seed) for concept in examples]
         self.class_words = {
             token: concept.class_prompt if _is_said_after(token, concept.class_prompt, own.instance) else ""
-            for token, concept, own in zip(config.modifier_tokens, concepts, examples)
+            for token, concept, own in zip(config.modifier_token, concepts, examples)
         }
         self.class_prompts = [concept.class_prompt for concept in concepts]
         refuse_bypassed(cross_attentions(backend.unet))
@@ -213,13 +238,18 @@ class Trainer:
         self.vectors = {
             token: nn.Parameter(vectors.to(backend.device))
             for token, vectors in initial_vectors(
-                backend, config.modifier_tokens, config.initializer_tokens, config.vectors_per_token
+                backend, config.modifier_token, config.initializer_token, config.vectors_per_token
             ).items()
         }
         self._check_captions()
         self.schedules = config.schedules()
-        self.state = None if resume is None else checkpoints.load_state(resume, asdict(config))
+        self.identity = identity or Identity(settings=asdict(config))
+        self.on_save = on_save
+        self.state = None if resume is None else checkpoints.load_state(resume)
+        if self.state is not None and resume is not None and not allow_changes:
+            refuse_others(resume, self.state.identity, self.identity)
         self.step = self.state.step if self.state else 0
+        self.saves = 0
 
     def run(
         self,
@@ -233,14 +263,15 @@ class Trainer:
         and when another process trains into the same folder.
         """
         with FolderLock(self.output_dir) if parallel.rank() == 0 else nullcontext():
-            return self._run(on_progress, on_pictures, interrupted)
+            return self.run_locked(on_progress, on_pictures, interrupted)
 
-    def _run(
+    def run_locked(
         self,
-        on_progress: Callable[[Progress], None],
-        on_pictures: Callable[[int, list[Image.Image]], None],
-        interrupted: Callable[[], bool],
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_pictures: Callable[[int, list[Image.Image]], None] = lambda step, pictures: None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> TrainingResult:
+        """As `run`, for a caller that holds the folder's lock. Interrupted before the first step, it writes nothing."""
         config, total = self.config, self.config.max_train_steps
         main = parallel.rank() == 0
         tensorboard = config.report_to == "tensorboard"
@@ -268,7 +299,7 @@ class Trainer:
                 else:
                     on_progress(Progress(self.step, total, math.nan))
                 if save and main:
-                    self._save_checkpoint()
+                    self._save_checkpoint(log)
                 if validate and main:
                     pictures = self._validation_pictures()
                     if log is not None:
@@ -282,7 +313,7 @@ class Trainer:
                 if save or validate:
                     parallel.wait_for_all()
             delta = self.learned()
-            files = checkpoints.save_result(self.output_dir, self.name, delta) if main else []
+            files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
             return TrainingResult(delta, self.step, self.step < total, files)
         finally:
             self.delta.remove()
@@ -460,22 +491,36 @@ class Trainer:
         """Every parameter by a name for the state file, in the optimizer's order."""
         return {**self.delta.parameters, **{f"embedding.{token}": vectors for token, vectors in self.vectors.items()}}
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, log: LossLog | None) -> None:
         tensors = {name: parameter.data for name, parameter in self._parameters().items()}
         for name, parameter in self._parameters().items():
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{kind}.{name}"] = torch.as_tensor(value)
-        state = TrainingState(self.step, tensors, self.scaler.state_dict(), asdict(self.config))
+        state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity)
         keep = self.config.checkpoints_total_limit
         checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
+        self.saves += 1
+        if log is not None:
+            log.replace_old()
+        self.on_save(self.step)
 
     def _restore(self) -> None:
         if self.state is None:
             return
         tensors, moments = self.state.tensors, {}
         for index, (name, parameter) in enumerate(self._parameters().items()):
+            if name not in tensors:  # one that a training with other settings had not
+                continue
+            if tensors[name].shape != parameter.shape:
+                raise UserError(
+                    f"the save cannot be gone on from: {name} is {tuple(tensors[name].shape)} in it and"
+                    f" {tuple(parameter.shape)} now"
+                )
             parameter.data.copy_(tensors[name])
-            moments[index] = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
+            prefix, suffix = "optimizer.", f".{name}"
+            own = [key for key in tensors if key.startswith(prefix) and key.endswith(suffix)]
+            if own:  # none for a word that had not been drawn yet
+                moments[index] = {key[len(prefix) : -len(suffix)]: tensors[key] for key in own}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class LossLog:
     """Appends rows to the CSV file in a folder, and brings the same numbers and validation pictures to TensorBoard.
 
     Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
+    The file of another training is not touched before `replace_old`; until then the rows stand beside it.
     A disk that is full costs the log, not the training: what cannot be written is told once, and then left out.
     """
 
@@ -57,11 +59,17 @@ class LossLog:
         self._table = table
         self._file: TextIO | None = None
         self._writer: Any = None
+        self._path = folder / table.name
+        self._aside = folder / f".{table.name}.new.tmp"
         make_writer = _summary_writer() if tensorboard else None
         with self._sparing_the_training():
             folder.mkdir(parents=True, exist_ok=True)
             if table.every:
-                self._file = _continued(folder / table.name, table.columns, resume_step)
+                if not resume_step and self._path.is_file():
+                    self._file = self._aside.open("w", newline="", encoding="utf-8")
+                    csv.writer(self._file).writerow(table.columns)
+                else:
+                    self._file = _continued(self._path, table.columns, resume_step)
             if make_writer is not None:
                 self._writer = make_writer(str(folder / "logs"), purge_step=resume_step + 1)
 
@@ -80,6 +88,14 @@ class LossLog:
             if self._writer is not None:
                 stacked = np.stack([np.asarray(picture) for picture in pictures])
                 self._writer.add_images("validation", stacked, step, dataformats="NHWC")
+
+    def replace_old(self) -> None:
+        """Put the rows in the place of the file that was there, if there was one."""
+        with self._sparing_the_training():
+            if self._file is not None and self._aside.is_file():
+                self._file.close()
+                os.replace(self._aside, self._path)
+                self._file = self._path.open("a", newline="", encoding="utf-8")
 
     def flush(self) -> None:
         """Bring what was added to the disk."""

@@ -57,7 +57,7 @@ class Amounts:
         """Those of a training to come. Raises UserError for folders that are not there or empty."""
         own = sum(len(find_pictures(concept.instance_data_dir)) for concept in concepts)
         prior = [
-            min(len(class_captions(concept.class_data_dir, concept.class_prompt)), pictures.num_class_images)
+            len(class_captions(concept.class_data_dir, concept.class_prompt)[: pictures.num_class_images or None])
             for concept in concepts
             if concept.class_data_dir
         ]

@@ -20,10 +20,6 @@ from ..deltas_folder import find_delta, named_deltas
 from ..errors import UserError
 
 
-class Interrupted(UserError):
-    """A person pressed Interrupt; what was finished before is kept."""
-
-
 class Show(Protocol):
     """Tells the page how far a job is."""
 

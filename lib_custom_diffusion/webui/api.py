@@ -14,8 +14,8 @@ from modules import progress, shared
 from modules.call_queue import queue_lock
 
 from ..errors import UserError
+from ..training.plan import PLAIN, TrainingPlan
 from ..ui.inspection import summarize
-from ..ui.training_form import TrainingForm
 from ..ui.training_page import error_html
 from .library import DeltaOnDisk, library
 from .reopened_page import failed, succeeded
@@ -43,8 +43,8 @@ def refresh_deltas() -> list[dict[str, Any]]:
     return list_deltas()
 
 
-def train_custom_diffusion(form: TrainingForm) -> dict[str, Any]:
-    """Train with the fields of the Train tab, when it is its turn, and answer when it is done.
+def train_custom_diffusion(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train with these settings, which are those of the command line, when it is its turn; answer when it is done.
 
     Results and logs go to the configured folders alone.
     """
@@ -54,13 +54,15 @@ def train_custom_diffusion(form: TrainingForm) -> dict[str, Any]:
         shared.state.begin(job=task)
         progress.start_task(task)
         try:
-            done = train(form)
+            done = train(TrainingPlan.of(settings), wording=PLAIN)
             progress.record_results(task, succeeded(done))
         except UserError as error:
             progress.record_results(task, failed(error_html(error)))
             raise HTTPException(status_code=422, detail=str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
-            raise HTTPException(status_code=422, detail="the GPU's memory is too small; lower batch_size") from error
+            raise HTTPException(
+                status_code=422, detail="the GPU's memory is too small; lower train_batch_size"
+            ) from error
         finally:
             progress.finish_task(task)
             shared.state.end()
@@ -71,6 +73,7 @@ def train_custom_diffusion(form: TrainingForm) -> dict[str, Any]:
         "embeddings": [str(path) for path in done.embeddings],
         "log_directory": str(done.log_directory),
         "prompt": done.prompt,
+        "notes": done.note,
     }
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..backend import Sampling
-from ..ui.utilities import Interrupted
+from ..errors import Interrupted
 from .host_backend import HostBackend
 
 

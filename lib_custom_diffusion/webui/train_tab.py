@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from modules.ui_components import FormRow
 
 from ..backend import Sampling
 from ..errors import UserError
+from ..training.plan import TrainingPlan
+from ..training.recipes import RECIPES, TOY_RECIPES
 from ..ui.training_fields import Face, FormFields, form_fields
-from ..ui.training_form import PRESETS, TOY_PRESETS, ConceptForm, TrainingForm
+from ..ui.training_form import LABELS, entered_plan
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .host_backend import model_resolution
 from .new_embedding import MAX_VECTORS, create_embedding
 from .reopened_page import Shown, end_of, failed, succeeded
 from .toy_model import no_checkpoint, toy_button
-from .training_job import LOG_DIRECTORY, estimate, train
+from .training_job import LOG_DIRECTORY, estimate, template_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -44,8 +47,8 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             toy_button("cd_train_toy")
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         create = _create_embedding_box()
-        fields = form_fields(Face(FormRow, _word, _template, {**PRESETS, **TOY_PRESETS}))
-        words = [concept["embedding"] for concept in fields.concepts]
+        fields = form_fields(Face(FormRow, _word, _template, {**RECIPES, **TOY_RECIPES}))
+        words = [concept["modifier_token"] for concept in fields.concepts]
         create(words)
         # The page is made once, when the host starts; checkpoints and words come and go while it runs.
         Context.root_block.load(
@@ -98,7 +101,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
     # Pressed by the page when the toy was installed.
     toy_preset.click(
-        fn=lambda: [gr.update(visible=False), next(iter(TOY_PRESETS)), *fields.filled_by(next(iter(TOY_PRESETS)))],
+        fn=lambda: [gr.update(visible=False), next(iter(TOY_RECIPES)), *fields.filled_by(next(iter(TOY_RECIPES)))],
         inputs=[], outputs=[offer, fields.preset, *fields.filled.values()],
         show_progress=False,
     )  # fmt: skip
@@ -110,15 +113,16 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
 
 def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None) -> Shown:
     """Train, and say what to show."""
-    form, preview = _entered(fields, values), None
+    preview = None
     try:
+        plan = _entered(fields, values)
         if txt2img is not None:
-            form.preview_prompt = txt2img["prompt"]
+            plan = replace(plan, validation_prompt=txt2img["prompt"] or plan.validation_prompt)
             preview = Sampling(
                 int(txt2img["steps"]), float(txt2img["cfg_scale"]), txt2img["negative_prompt"],
                 (int(txt2img["width"]), int(txt2img["height"])),
             )  # fmt: skip
-        done = train(form, log_directory, preview)
+        done = train(plan, log_directory, preview)
     except UserError as error:
         return failed(error_html(error))
     except torch.cuda.OutOfMemoryError:
@@ -141,9 +145,9 @@ def _estimate(fields: FormFields, values: Sequence[Any]) -> str:
         return error_html(OUT_OF_MEMORY)
 
 
-def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingForm:
+def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
     concepts, settings = fields.entered(values)
-    return TrainingForm([ConceptForm(**concept) for concept in concepts], **settings)
+    return entered_plan(concepts, settings, template_file)
 
 
 def _embedding_names() -> list[str]:
@@ -158,7 +162,7 @@ def _embedding_names() -> list[str]:
 def _word(number: int) -> dict[str, Any]:
     """The embedding of a concept, with the host's button that reads them again."""
     embedding = gr.Dropdown(
-        label=f"Word for concept {number}", choices=_embedding_names(),
+        label=LABELS["modifier_token"].format(number), choices=_embedding_names(),
         info="The word to teach, an embedding; make a new one above", elem_id=f"cd_embedding_{number}",
     )  # fmt: skip
     create_refresh_button(
@@ -167,12 +171,12 @@ def _word(number: int) -> dict[str, Any]:
         lambda: {"choices": _embedding_names()},
         f"cd_refresh_embedding_{number}",
     )
-    return {"embedding": embedding}
+    return {"modifier_token": embedding}
 
 
 def _template() -> Any:
     return gr.Dropdown(
-        label="Template of captions", choices=sorted(textual_inversion.textual_inversion_templates),
+        label=LABELS["template"], choices=sorted(textual_inversion.textual_inversion_templates),
         value="subject_filewords.txt", info="Used if captions come from one", elem_id="cd_template",
     )  # fmt: skip
 

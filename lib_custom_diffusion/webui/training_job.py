@@ -1,87 +1,127 @@
-"""A training as one of the WebUI's jobs: its progress, its interrupt button, its folders."""
+"""A training as one of the WebUI's jobs: its progress, its interrupt button, its folders and settings."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from modules import devices, paths, sd_hijack, shared
+from modules.textual_inversion import textual_inversion
 from modules.textual_inversion.saving_settings import save_settings_to_file
 from PIL import Image
 
 from ..backend import Sampling
+from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import write_atomically
 from ..tokens import embedding_pt, file_name
-from ..training.loop import TrainingResult
-from ..ui.timings import keep_timing
-from ..ui.training_form import TrainingForm
-from ..ui.training_job import Plan, TrainingJob, training_folder
-from ..ui.training_job import estimate as estimate_time
+from ..training.job import Host, Report, dated_folder
+from ..training.loop import Progress
+from ..training.losslog import LossTable
+from ..training.plan import TrainingPlan, Wording
+from ..ui.training_face import PageFace, outcome_of, run_on_page
+from ..ui.training_face import estimate as estimate_time
+from ..ui.training_form import PAGE
 from ..ui.training_page import Outcome
 from .host_backend import HostBackend
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .library import library
-from .training_form import host_config, host_loss_table, host_picture_settings
 
 JOB = "train-custom-diffusion"
 LOG_DIRECTORY = "textual_inversion"
 
 
-def train(form: TrainingForm, log_directory: str = LOG_DIRECTORY, preview: Sampling | None = None) -> Outcome:
-    """Train as the form says, on the model that the host has loaded; the caller holds the host's queue.
+def train(
+    plan: TrainingPlan, log_directory: str = LOG_DIRECTORY, preview: Sampling | None = None, wording: Wording = PAGE
+) -> Outcome:
+    """Train as the plan says, on the model that the host has loaded; the caller holds the host's queue.
 
     log_directory: from the host's data folder, if it is not a full path.
     preview: how previews are drawn; None for the core's way.
 
     Raises UserError for whatever a person can mend. The host's model is the same afterwards in any case.
     """
-    form.check()
-    target = library.folder / f"{form.file_name}{SUFFIX}"
-    if target.exists() and not (form.overwrite or form.resume):
-        raise UserError(f"there is a delta {form.file_name} already; give another name, or tick Overwrite")
-    backend = _begin(form)
+    plan, backend = _begin(plan, wording)
     backend.preview = preview
-    plan = _plan(form, *training_folder(Path(paths.data_path, log_directory), form))
+    folder = dated_folder(Path(paths.data_path, log_directory), plan, wording)
+    target = library.folder / f"{plan.result_name}{SUFFIX}"
+    host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
     with ready_for_training(backend.model):
-        job = TrainingJob(plan, backend, HostScreen())
-        _write_settings(plan, backend, sum(len(concept.instance) for concept in job.examples))
-        result = job.run()
-        note = job.write_delta(result, target)
-    timing = job.timing()
-    if timing is not None:
-        keep_timing(_timings(), timing)
-    return _deliver(plan, result, target, note, job.last_preview)
+        report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), _timings())
+    return _deliver(report)
 
 
-def estimate(form: TrainingForm) -> str:
+def estimate(plan: TrainingPlan) -> str:
     """About how long such a training takes, and how that is known; the caller holds the host's queue.
 
     Raises UserError for whatever a person can mend.
     """
-    form.check()
-    backend = _begin(form)
+    plan, backend = _begin(plan, PAGE)
     with ready_for_training(backend.model):
-        return estimate_time(_plan(form, Path(), None), backend, HostScreen(), _timings())
+        return estimate_time(plan, Host(backend, Path()), HostScreen(), _timings())
 
 
-def _begin(form: TrainingForm) -> HostBackend:
-    """Start the job on the host's page, and take the host's model. Raises UserError if it cannot be trained."""
-    shared.state.job, shared.state.job_count = JOB, form.steps
+def template_file(name: str) -> Path:
+    """The host's template of captions of that name. Raises UserError if it has none."""
+    found = textual_inversion.textual_inversion_templates.get(name)
+    if found is None:
+        raise UserError(f"there is no prompt template {name!r}")
+    return Path(found.path)
+
+
+def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBackend]:
+    """Start the job on the host's page, and take the host's model; the plan with what the host decides.
+
+    Raises UserError if it cannot be trained.
+    """
+    shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
     shared.state.textinfo = "Preparing…"
+    plan.check_settings(wording)
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
-    backend = HostBackend(form.words)
+    plan = _as_the_host_has_it(plan, wording)
+    backend = HostBackend(plan.tokens)
     refuse_untrainable(backend.model)
-    return backend
+    return plan, backend
 
 
-def _plan(form: TrainingForm, folder: Path, resume: Path | None) -> Plan:
-    config = host_config(form, _vectors_per_token(form), _precision())
-    config.check()
-    pictures = host_picture_settings(form)
-    return Plan(form, pictures, config, folder, resume, host_loss_table(form), shared.opts.samples_format)
+def _as_the_host_has_it(plan: TrainingPlan, wording: Wording) -> TrainingPlan:
+    """The plan with what the WebUI's own settings decide. Raises UserError where the plan says otherwise."""
+    of_host = {
+        "mixed_precision": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(devices.dtype_unet, "no"),
+        "report_to": "tensorboard" if shared.opts.training_enable_tensorboard and find_spec("tensorboard") else "none",
+        "initializer_token": plan.tokens,  # each word starts from the vectors that its embedding has
+        "vectors_per_token": _vectors_per_token(plan),
+        "filename_word_regex": shared.opts.dataset_filename_word_regex,
+        "filename_join_string": shared.opts.dataset_filename_join_string,
+    }
+    for name, value in of_host.items():
+        asked = getattr(plan, name)
+        if asked not in (value, getattr(TrainingPlan, name)):
+            raise UserError(
+                f"{wording.label(name)} is {value!r} here, by the WebUI's own settings and words, not {asked!r}"
+            )
+    return replace(plan, **of_host)
+
+
+def _loss_table(plan: TrainingPlan) -> LossTable:
+    """The host's own loss file: its name, columns and interval (Settings, Training).
+
+    An epoch is counted as the host counts it, in steps of which each takes pictures_per_step of all pictures.
+    """
+    pictures = sum(len(find_pictures(concept.instance_data_dir)) for concept in plan.concepts)
+    pictures_per_step = min(plan.train_batch_size, pictures) * plan.gradient_accumulation_steps
+    steps = max(1, pictures * shared.opts.training_image_repeats_per_epoch // pictures_per_step)
+
+    def row(step: int, numbers: Mapping[str, float]) -> list[object]:
+        return [*divmod(step - 1, steps), f"{numbers['loss']:.7f}", numbers["learning_rate"]]
+
+    columns = ("step", "epoch", "epoch_step", "loss", "learn_rate")
+    return LossTable("textual_inversion_loss.csv", columns, row, int(shared.opts.training_write_csv_every))
 
 
 def _timings() -> Path:
@@ -105,21 +145,31 @@ class HostScreen:
         return bool(shared.state.interrupted)
 
 
-def _deliver(plan: Plan, result: TrainingResult, target: Path, note: str, preview: Image.Image | None) -> Outcome:
+class _Face(PageFace):
+    """The host's page, which writes the host's file of settings at the first step."""
+
+    def __init__(self, screen: HostScreen, wording: Wording, plan: TrainingPlan, host: Host) -> None:
+        super().__init__(screen, wording)
+        self.plan, self.host = plan, host
+
+    def progress(self, progress: Progress) -> None:
+        if not self.step:
+            _write_settings(self.plan, self.host)
+        super().progress(progress)
+
+
+def _deliver(report: Report) -> Outcome:
     """Put the words where the host looks for them, and have it look."""
-    files = []
+    files, result = [], report.result
     for token, vectors in result.delta.embeddings.items():
         files.append(_home_of(token))
         write_atomically(files[-1], embedding_pt(vectors, token, result.step))
     if not shared.opts.save_optimizer_state:
-        for checkpoint in plan.folder.glob("checkpoint-*"):
+        for checkpoint in report.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     library.refresh()
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
-    resumable = result.interrupted and shared.opts.save_optimizer_state
-    return Outcome(
-        result.step, result.interrupted, target, files, plan.folder, plan.form.prompt_to_try, note, resumable, preview
-    )
+    return outcome_of(report, files, report.interrupted and shared.opts.save_optimizer_state, report.preview)
 
 
 def _home_of(token: str) -> Path:
@@ -131,47 +181,43 @@ def _home_of(token: str) -> Path:
     return folder / f"{file_name(token)}.pt"
 
 
-def _vectors_per_token(form: TrainingForm) -> int:
+def _vectors_per_token(plan: TrainingPlan) -> int:
     words = sd_hijack.model_hijack.embedding_db.word_embeddings
-    for concept in form.concepts:
-        if concept.embedding not in words:
-            raise UserError(f"there is no embedding {concept.embedding!r} that fits this model; create it first")
-    counts = {len(words[concept.embedding].vec) for concept in form.concepts}
+    for token in plan.tokens:
+        if token not in words:
+            raise UserError(f"there is no embedding {token!r} that fits this model; create it first")
+    counts = {len(words[token].vec) for token in plan.tokens}
     if len(counts) > 1:
         raise UserError("the embeddings of one training need the same number of vectors; create them alike")
     return counts.pop()
 
 
-def _precision() -> str:
-    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(devices.dtype_unet, "no")
-
-
-def _write_settings(plan: Plan, backend: HostBackend, examples: int) -> None:
+def _write_settings(plan: TrainingPlan, host: Host) -> None:
     """The host's text file of settings, if it is set to write one."""
     if not shared.opts.save_training_settings_to_txt:
         return
-    form, config = plan.form, plan.config
+    backend = host.backend
     save_settings_to_file(
-        str(plan.folder),
+        str(host.folder),
         {
             "model_name": backend.name,
             "model_hash": backend.checkpoint_hash,
-            "num_of_dataset_images": examples,
-            "num_vectors_per_token": config.vectors_per_token,
-            "embedding_name": "+".join(config.modifier_tokens),
-            "learn_rate": config.learning_rate,
-            "batch_size": config.train_batch_size,
-            "gradient_step": config.gradient_accumulation_steps,
-            "clip_grad_mode": form.clip_mode,
-            "clip_grad_value": form.clip_value,
-            "steps": config.max_train_steps,
-            "data_root": "+".join(concept.pictures for concept in form.concepts),
-            "log_directory": str(plan.folder),
-            "template_file": form.template if form.captions == "template" else form.prompt,
-            "training_width": form.resolution or backend.resolution,
-            "training_height": form.resolution or backend.resolution,
-            "varsize": form.shape == "as they are",
-            "create_image_every": form.preview_every,
-            "save_embedding_every": form.save_every,
+            "num_of_dataset_images": sum(len(find_pictures(concept.instance_data_dir)) for concept in plan.concepts),
+            "num_vectors_per_token": plan.vectors_per_token,
+            "embedding_name": "+".join(plan.tokens),
+            "learn_rate": plan.learning_rate,
+            "batch_size": plan.train_batch_size,
+            "gradient_step": plan.gradient_accumulation_steps,
+            "clip_grad_mode": "norm" if plan.max_grad_norm else "value" if plan.max_grad_value else "disabled",
+            "clip_grad_value": plan.max_grad_norm or plan.max_grad_value,
+            "steps": plan.max_train_steps,
+            "data_root": "+".join(str(concept.instance_data_dir) for concept in plan.concepts),
+            "log_directory": str(host.folder),
+            "template_file": str(plan.template or plan.concepts[0].instance_prompt),
+            "training_width": plan.resolution or backend.resolution,
+            "training_height": plan.resolution or backend.resolution,
+            "varsize": plan.resize_mode == "bucket",
+            "create_image_every": plan.validation_steps,
+            "save_embedding_every": plan.checkpointing_steps,
         },
     )

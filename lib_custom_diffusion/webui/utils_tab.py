@@ -11,10 +11,10 @@ from modules import sd_samplers, shared
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.textual_inversion import textual_inversion
 
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..ui.sections import SECTIONS
 from ..ui.training_page import error_html
-from ..ui.utilities import Action, Host, Interrupted, Lists, Results, Section, add_utilities, shown
+from ..ui.utilities import Action, Host, Lists, Results, Section, add_utilities, shown
 from .drawing_backend import DrawingBackend
 from .library import library
 from .toy_model import no_checkpoint, toy_button

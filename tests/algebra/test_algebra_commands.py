@@ -17,7 +17,7 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone import algebra_cli
-from lib_custom_diffusion.standalone.algebra_cli import size
+from lib_custom_diffusion.storage import size
 
 
 @pytest.fixture(autouse=True)

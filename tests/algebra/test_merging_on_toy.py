@@ -18,13 +18,15 @@ from torch import Tensor
 from lib_custom_diffusion.algebra.blending import blend, bundle_words
 from lib_custom_diffusion.algebra.files import merge_files
 from lib_custom_diffusion.backend import Conditioning
-from lib_custom_diffusion.data.concepts import Concept, PictureSettings
+from lib_custom_diffusion.data.concepts import Concept
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
-from lib_custom_diffusion.standalone.train import TOY_RECIPE, run_training
+from lib_custom_diffusion.standalone.train import run_training
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 pytestmark = pytest.mark.slow
 FOLDERS = (bundled_concepts()["raccoon"].folder, Path(__file__).parents[1] / "flamingo")
@@ -39,12 +41,13 @@ def backend() -> DiffusersBackend:
 
 @pytest.fixture(scope="module")
 def files(backend: DiffusersBackend, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    config = replace(TOY_RECIPE, max_train_steps=STEPS)
+    plan = TrainingPlan.of({"max_train_steps": STEPS}, plan_settings(TOY))
     made = []
     for folder in FOLDERS:
         output = tmp_path_factory.mktemp(folder.name)
         concept = Concept("photo of a <new1> animal", folder, "animal")
-        made += run_training(backend, [concept], PictureSettings(), config, output, folder.name).files[:1]
+        plan = replace(plan, concepts=(concept,), name=folder.name)
+        made.append(run_training(backend, plan, output).delta)
     return made
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -17,7 +16,8 @@ from lib_custom_diffusion.standalone.demo import teach
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
-from lib_custom_diffusion.standalone.train import TOY_RECIPE
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 COLUMNS = ("likeness_before", "likeness_after", "text_alignment_before", "text_alignment_after", "drift",
            "unrelated_change", "seconds")  # fmt: skip
@@ -31,7 +31,7 @@ def main() -> None:
         for seed in options.seeds:
             for prior in ("text", "pictures", "none"):
                 with tempfile.TemporaryDirectory() as folder:
-                    settings = replace(TOY_RECIPE, seed=seed)
+                    settings = TrainingPlan.of({"seed": seed}, plan_settings(TOY))
                     result = teach(backend, judge, bundled_concepts()[name], settings, Path(folder), prior)
                 if result is None:
                     sys.exit("interrupted")
@@ -42,7 +42,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", nargs="+", default=list(bundled_concepts()), help="which to teach")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[TOY_RECIPE.seed], help="of the trainings")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[TrainingPlan.seed], help="of the trainings")
     return parser.parse_args()
 
 

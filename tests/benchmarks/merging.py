@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lib_custom_diffusion.algebra.blending import Words, blend, bundle_words
 from lib_custom_diffusion.algebra.merging import context_features, merge, target_features
 from lib_custom_diffusion.backend import Conditioning, Sampling
-from lib_custom_diffusion.data.concepts import Concept, PictureSettings, find_pictures
+from lib_custom_diffusion.data.concepts import Concept, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
@@ -37,8 +37,10 @@ from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import Row, contact_sheet
 from lib_custom_diffusion.standalone.toy import concepts as toy_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone, to_input
-from lib_custom_diffusion.standalone.train import TOY_RECIPE, draw_regularization, run_training
+from lib_custom_diffusion.standalone.train import draw_regularization, run_training
 from lib_custom_diffusion.text_features import read_captions, spoken_features
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=16)
 CLASS_IMAGES = 32
@@ -200,10 +202,11 @@ def teach(backend: DiffusersBackend, name: str, delta: Delta | None) -> Taught:
         with tempfile.TemporaryDirectory() as made:
             class_images, output = Path(made) / "class", Path(made) / "output"
             sampling = replace(SAMPLING, steps=15)
-            draw_regularization(backend, class_prompt, class_images, CLASS_IMAGES, sampling, TOY_RECIPE.seed)
+            draw_regularization(backend, class_prompt, class_images, CLASS_IMAGES, sampling, TrainingPlan.seed)
             concept = Concept(prompt, folder, class_prompt, class_images)
-            config = replace(TOY_RECIPE, initializer_tokens=("ktn",))
-            delta = run_training(backend, [concept], PictureSettings(), config, output, name).delta
+            settings = {"with_prior_preservation": True, "num_class_images": 0, "name": name}
+            plan = TrainingPlan.of({**settings, "concepts": [concept]}, plan_settings(TOY))
+            delta = run_training(backend, plan, output).result.delta
     return Taught(name, folder, prompt.split()[-1], delta)
 
 

@@ -23,7 +23,7 @@ from lib_custom_diffusion.errors import UserError
 from tiny import TinyBackend
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-PLAIN = PictureSettings(resolution=64, augment=False, center_crop=True)
+PLAIN = PictureSettings(resolution=64, noaug=True, center_crop=True)
 PROMPT = "photo of a <new1> cat"
 
 
@@ -171,7 +171,7 @@ def test_picture_becomes_the_posterior_of_its_latents(tmp_path: Path) -> None:
 
 
 def test_resolution_is_the_models_own_if_not_given(tmp_path: Path) -> None:
-    settings = PictureSettings(augment=False)
+    settings = PictureSettings(noaug=True)
     assert encoded(pictures(tmp_path, red=solid(RED)), settings).instance[0].mean.shape == (4, 2, 2)  # TinyBackend's 16
 
 
@@ -184,7 +184,7 @@ def test_center_crop_shows_the_middle(tmp_path: Path) -> None:
 
 def test_random_crop_shows_every_part(tmp_path: Path) -> None:
     folder = pictures(tmp_path, a=stripes(RED, GREEN, BLUE))
-    settings = PictureSettings(resolution=64, augment=False, variants=40)
+    settings = PictureSettings(resolution=64, noaug=True, variants=40)
     examples = encoded(folder, settings).instance
     left = torch.stack([example.mean[:, 4, 0] for example in examples])
     right = torch.stack([example.mean[:, 4, -1] for example in examples])
@@ -195,7 +195,7 @@ def test_random_crop_shows_every_part(tmp_path: Path) -> None:
 
 
 def test_padding_shows_the_whole_picture_and_does_not_weigh(tmp_path: Path) -> None:
-    settings = PictureSettings(resolution=64, augment=False, resize_mode="pad")
+    settings = PictureSettings(resolution=64, noaug=True, resize_mode="pad")
     (example,) = encoded(pictures(tmp_path, a=stripes(RED, BLUE)), settings).instance  # 128 x 64, so 16 pixels above
     assert torch.allclose(example.mean[:, 4, 0], latent(1, -1, -1))
     assert torch.allclose(example.mean[:, 4, 7], latent(-1, -1, 1))
@@ -205,7 +205,7 @@ def test_padding_shows_the_whole_picture_and_does_not_weigh(tmp_path: Path) -> N
 
 def test_hflip_mirrors_about_half_of_the_variants(tmp_path: Path) -> None:
     folder = pictures(tmp_path, a=stripes(RED, BLUE, width=32))
-    settings = PictureSettings(resolution=64, augment=False, hflip=True, variants=60)
+    settings = PictureSettings(resolution=64, noaug=True, hflip=True, variants=60)
     red_on_the_left = [example.mean[0, 0, 0].item() > 0 for example in encoded(folder, settings).instance]
     assert 15 < sum(red_on_the_left) < 45
 
@@ -298,10 +298,10 @@ class CountingBackend(TinyBackend):
 @pytest.mark.parametrize(
     ("settings", "examples", "batches"),
     [
-        (PictureSettings(resolution=64, augment=False, center_crop=True), 1, [1]),
-        (PictureSettings(resolution=64, augment=False, resize_mode="pad"), 1, [1]),
-        (PictureSettings(resolution=64, augment=False), 16, [1]),  # square, so a random crop is always the whole
-        (PictureSettings(resolution=64, augment=False, center_crop=True, hflip=True), 16, [2]),
+        (PictureSettings(resolution=64, noaug=True, center_crop=True), 1, [1]),
+        (PictureSettings(resolution=64, noaug=True, resize_mode="pad"), 1, [1]),
+        (PictureSettings(resolution=64, noaug=True), 16, [1]),  # square, so a random crop is always the whole
+        (PictureSettings(resolution=64, noaug=True, center_crop=True, hflip=True), 16, [2]),
         (PictureSettings(resolution=64, center_crop=True, variants=10), 10, [4, 4, 2]),
     ],
 )
@@ -321,7 +321,7 @@ def test_captions_come_from_the_source_of_the_settings(tmp_path: Path) -> None:
     template.write_text("one [filewords]\ntwo [filewords]")
 
     def captions(**settings: Any) -> list[str]:
-        chosen = PictureSettings(resolution=64, augment=False, center_crop=True, **settings)
+        chosen = PictureSettings(resolution=64, noaug=True, center_crop=True, **settings)
         return [example.caption for example in encoded(folder, chosen).instance]
 
     assert captions(caption_source="txt") == ["my <new1> cat", PROMPT]
@@ -347,7 +347,7 @@ def test_alpha_weighs_and_every_variant_has_some_weight(tmp_path: Path) -> None:
     corner = solid((0, 0, 0, 0), (64, 64))
     corner.paste((*RED, 255), (56, 56, 64, 64))
     folder = pictures(tmp_path, a=corner)
-    (plain,) = encoded(folder, PictureSettings(resolution=64, augment=False, center_crop=True, use_alpha=True)).instance
+    (plain,) = encoded(folder, PictureSettings(resolution=64, noaug=True, center_crop=True, use_alpha=True)).instance
     assert plain.mask.sum() == plain.mask[0, 7, 7] == 1
     augmented = encoded(folder, PictureSettings(resolution=64, use_alpha=True, variants=50)).instance
     assert len(augmented) == 50
@@ -358,7 +358,7 @@ def test_alpha_weighs_and_every_variant_has_some_weight(tmp_path: Path) -> None:
 def test_transparent_pictures_are_skipped_where_alpha_weighs_and_alone_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = PictureSettings(resolution=64, augment=False, resize_mode="pad", use_alpha=True)
+    settings = PictureSettings(resolution=64, noaug=True, resize_mode="pad", use_alpha=True)
     edge = solid((0, 0, 0, 0), (128, 64))  # opaque only where padding begins, which does not weigh
     edge.paste((*RED, 255), (0, 0, 128, 8))
     folder = pictures(tmp_path, nothing=solid((*RED, 0)), edge=edge)
@@ -414,7 +414,7 @@ def test_settings_that_no_picture_can_have_are_errors(tmp_path: Path, settings: 
         encoded(pictures(tmp_path, a=solid(RED)), settings)
 
 
-BUCKETS = PictureSettings(resolution=64, augment=False, resize_mode="bucket")
+BUCKETS = PictureSettings(resolution=64, noaug=True, resize_mode="bucket")
 
 
 def test_pictures_in_buckets_keep_their_shape_and_are_shown_to_their_edges(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.errors import Interrupted, UserError
 from lib_custom_diffusion.standalone.app.jobs import Job, Jobs
-from lib_custom_diffusion.ui.utilities import Interrupted
 
 
 def test_the_second_job_waits_for_the_first() -> None:

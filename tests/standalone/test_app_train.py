@@ -14,9 +14,11 @@ import pytest
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
-from lib_custom_diffusion.standalone.app.train_tab import TypedConcept, build_train_tab
-from lib_custom_diffusion.standalone.train import TOY_RECIPE
-from lib_custom_diffusion.ui.training_form import TOY_PRESETS, ConceptForm, TrainingForm
+from lib_custom_diffusion.standalone.app.train_tab import build_train_tab
+from lib_custom_diffusion.standalone.cli import parser
+from lib_custom_diffusion.standalone.train import plan_of
+from lib_custom_diffusion.training.recipes import TOY_RECIPES
+from lib_custom_diffusion.ui.training_form import entered_plan
 from page import Part, fields, parts
 
 
@@ -66,12 +68,13 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
 
 
 def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
-    form = TrainingForm([ConceptForm("<new1>", "folder")], **TOY_PRESETS["toy model: thing"])
-    own = form.core_config(TOY_RECIPE.initializer_tokens, TOY_RECIPE.vectors_per_token)
-    # The form has previews and saves of its own.
-    pages = {"checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images"}
-    differing = {name for name, value in asdict(own).items() if value != getattr(TOY_RECIPE, name)}
-    assert differing <= pages
+    concept = {"modifier_token": "<new1>", "initializer_token": "ktn", "instance_data_dir": "folder"}
+    page = entered_plan([concept], TOY_RECIPES["toy model: thing"], lambda name: None).config()
+    flags = parser().parse_args(["train", "--instance_data_dir", "folder", "--instance_prompt", "photo of a <new1>"])
+    # The page has previews of its own, and keeps one save.
+    pages = {"checkpoints_total_limit", "validation_prompt", "num_validation_images"}
+    command = asdict(plan_of(flags).config())
+    assert {name for name, value in asdict(page).items() if value != command[name]} == pages
 
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
@@ -144,9 +147,7 @@ def test_the_time_is_estimated(page: Page, pictures: Path) -> None:
 def test_the_form_is_that_of_the_webui_with_a_word_to_type(page: Page) -> None:
     asked = {part.elem_id for part in page.parts["cd_start"].events[0].inputs}
     assert {"cd_word_1", "cd_initializer_4", "cd_vectors", "cd_shape", "cd_max_megabytes", "cd_resume"} <= asked
-    settings = len(TrainingForm.__dataclass_fields__) - 1
-    assert len(asked) == settings + 4 * len(TypedConcept.__dataclass_fields__) + len(("count", "vectors"))
-    assert set(ConceptForm.__dataclass_fields__) < set(TypedConcept.__dataclass_fields__)
+    assert len([each for each in asked if each.startswith("cd_initializer_")]) == 4
     assert [field.label for field in fields(page.blocks) if not field.info] == ["Prompt to try"]
 
 

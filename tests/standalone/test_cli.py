@@ -43,8 +43,8 @@ def test_train_leaves_what_it_promises(model: Path, pictures: Path, tmp_path: Pa
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["checkpoint-2", "checkpoint-4", "config.json", "loss.csv", "new1.delta.safetensors", "new1.pt"]
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert settings["training"]["modifier_tokens"] == ["<new1>"]
-    assert settings["pictures"]["augment"] is True
+    assert (settings["model"], settings["noaug"], settings["max_train_steps"]) == ("tiny-v2", False, 4)
+    assert settings["concepts"][0]["instance_prompt"] == PROMPT
     delta = Delta.load(tmp_path / "out" / "new1.delta.safetensors")
     assert delta.provenance.architecture == "crossattn-4x48"
     assert delta.provenance.tokens == {"<new1>": "cat"}
@@ -135,7 +135,7 @@ def test_pictures_in_buckets_and_a_small_file(
     Image.new("RGB", (60, 120), "yellow").save(pictures / "upright.png")
     out = tmp_path / "out"
     assert train(model, pictures, out, "--resize_mode", "bucket", "--resolution", "64", "--rank", "1") == 0
-    assert json.loads((out / "config.json").read_text())["pictures"]["resize_mode"] == "bucket"
+    assert json.loads((out / "config.json").read_text())["resize_mode"] == "bucket"
     assert {height > width for height, width in sizes} == {True, False}
     small, whole = (Delta.load(folder / "new1.delta.safetensors") for folder in (out, out / "checkpoint-4"))
     assert {entry.us.shape[1] for entry in small.entries.values()} == {1}

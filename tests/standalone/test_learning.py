@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_custom_diffusion.data.concepts import Concept, PictureSettings, find_pictures
+from lib_custom_diffusion.data.concepts import Concept, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.standalone.demo import SAMPLING, DemoPictures, teach
@@ -18,11 +18,14 @@ from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import DemoResult
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone
-from lib_custom_diffusion.standalone.train import TOY_RECIPE, run_training
+from lib_custom_diffusion.standalone.train import run_training
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 pytestmark = pytest.mark.slow
 FLAMINGO = Path(__file__).parents[1] / "flamingo"
 SEEDS = range(1000, 1008)
+TOY_PLAN = TrainingPlan.of(plan_settings(TOY))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def taught(
     judge: Judge,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> DemoResult:
-    result = teach(backend, judge, concept, TOY_RECIPE, tmp_path_factory.mktemp("taught"), before=before)
+    result = teach(backend, judge, concept, TOY_PLAN, tmp_path_factory.mktemp("taught"), before=before)
     assert result is not None
     return result
 
@@ -95,7 +98,7 @@ def test_prior_preservation_keeps_the_class_where_it_was(
 ) -> None:
     if concept.name == "sticker":
         pytest.skip("its drift is a tenth of that without, by benchmarks/learning.py; another minute of training")
-    without = teach(backend, judge, concept, TOY_RECIPE, tmp_path, prior="none", before=before)
+    without = teach(backend, judge, concept, TOY_PLAN, tmp_path, prior="none", before=before)
     assert without is not None
     assert taught.metrics["drift"] < 0.2 * without.metrics["drift"]
 
@@ -115,17 +118,15 @@ def raccoon_and_flamingo(backend: DiffusersBackend, tmp_path_factory: pytest.Tem
         Concept("photo of a <new1> bear", bundled_concepts()["raccoon"].folder, "bear"),
         Concept("photo of a <new2> swan", FLAMINGO, "swan"),
     ]
-    config = replace(
-        TOY_RECIPE,
-        modifier_tokens=("<new1>", "<new2>"),
-        initializer_tokens=("ktn", "pll"),
+    plan = replace(
+        TOY_PLAN,
+        concepts=tuple(concepts),
         learning_rate="1e-3",
         embedding_learning_rate="1e-3",
         snr_gamma=1.0,
-        max_train_steps=2 * TOY_RECIPE.max_train_steps,
+        max_train_steps=2 * TOY_PLAN.max_train_steps,
     )
-    output = tmp_path_factory.mktemp("both")
-    return run_training(backend, concepts, PictureSettings(), config, output, "both").delta
+    return run_training(backend, plan, tmp_path_factory.mktemp("both")).result.delta
 
 
 def test_two_concepts_learned_together_meet_in_one_picture(

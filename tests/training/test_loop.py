@@ -149,7 +149,9 @@ def test_killed_run_leaves_valid_files_and_resumes_to_the_same_bytes(tmp_path: P
         assert len(found) > before
         for checkpoint in found:
             Delta.load(checkpoint / "tiny.delta.safetensors")
-            checkpoints.load_state(checkpoint, trainer(tmp_path / "unused", **settings).config.__dict__)
+            assert (
+                checkpoints.load_state(checkpoint).identity.settings["max_train_steps"] == settings["max_train_steps"]
+            )
     assert trainings.exit_codes([*trainings.start(cut, **settings), *whole]) == [0, 0]
     assert final_bytes(cut) == final_bytes(tmp_path / "whole")
     assert (cut / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
@@ -387,7 +389,7 @@ def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_pa
         ({"mixed_precision": "fp16"}, "needs a GPU"),
         ({"learning_rate": "fast"}, "is no learning rate"),
         ({"freeze_model": "all"}, "crossattn_kv, crossattn"),
-        ({"modifier_tokens": ("<new2>",)}, "no caption or prompt has the modifier token <new2>"),
+        ({"modifier_token": ("<new2>",)}, "no caption or prompt has the modifier token <new2>"),
     ],
 )
 def test_settings_that_cannot_be_trained_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
@@ -445,8 +447,8 @@ def test_concept_is_told_with_the_token(tmp_path: Path) -> None:
         ({"adam_beta2": 1.0}, "adam_beta2 must be 0 or more and below 1"),
         ({"learning_rate": "fast"}, "'fast' is no learning rate"),
         ({"embedding_learning_rate": "-1e-4"}, "a learning rate is 0 or more"),
-        ({"modifier_tokens": ("***",)}, "no letter or digit to name a file by"),
-        ({"modifier_tokens": ("<" + "x" * 300 + ">",)}, "too long to name a file by"),
+        ({"modifier_token": ("***",)}, "no letter or digit to name a file by"),
+        ({"modifier_token": ("<" + "x" * 300 + ">",)}, "too long to name a file by"),
     ],
 )
 def test_settings_that_no_training_can_have_are_refused_before_it(settings: dict[str, object], message: str) -> None:

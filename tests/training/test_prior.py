@@ -139,7 +139,7 @@ def test_the_class_is_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prior": "pictures"}, "unknown prior 'pictures'; choose one of text, none"),
+        ({"prior": "pictures"}, "prior is one of text, none, not 'pictures'"),
         ({"text_prior_weight": 0.0}, "text_prior_weight must be above 0, not 0.0"),
         ({"prior_captions": "nowhere.txt"}, "the captions in nowhere.txt cannot be read"),
         ({"text_prior_weight": math.nan}, "text_prior_weight must be above 0, not nan"),

@@ -1,56 +1,66 @@
-"""What is entered becomes what the core is asked for; what cannot be is one sentence."""
+"""What is entered on a page becomes the plan of a training; what cannot be is one sentence."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lib_custom_diffusion.algebra.compression import Limit
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.ui.training_form import PICTURE_SHAPES, PRESETS, ConceptForm, TrainingForm
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import RECIPES
+from lib_custom_diffusion.ui.training_form import entered_plan
 
-FORM = TrainingForm([ConceptForm("<new1>", "/own", "cat", "/regularization")])
+CONCEPT = {"modifier_token": "<new1>", "instance_data_dir": "/own", "class_prompt": "cat", "class_data_dir": "/class"}
+
+
+def plan(*concepts: dict[str, str], **entered: Any) -> TrainingPlan:
+    return entered_plan(concepts or (CONCEPT,), entered, {"mine.txt": Path("/templates/mine.txt")}.get)
 
 
 def test_the_word_and_its_kind_stand_for_name_in_captions() -> None:
-    [concept] = replace(FORM, prompt="photo of a [name] at night").core_concepts()
+    [concept] = plan(instance_prompt="photo of a [name] at night").named_concepts()
     assert concept.instance_prompt == "photo of a <new1> cat at night"
     assert (concept.instance_data_dir, concept.class_prompt) == (Path("/own"), "cat")
-    [concept] = replace(FORM, captions="txt").core_concepts()
+    [concept] = plan(caption_source="txt").named_concepts()
     assert concept.instance_prompt == "<new1> cat"
 
 
-def test_regularization_pictures_are_left_out_without_a_weight_or_a_folder() -> None:
-    assert FORM.core_concepts()[0].class_data_dir == Path("/regularization")
-    assert replace(FORM, prior_loss_weight=0).core_concepts()[0].class_data_dir is None
-    assert TrainingForm([ConceptForm("a", "/own", "cat", " ")]).core_concepts()[0].class_data_dir is None
+def test_regularization_pictures_are_taken_as_they_are_and_left_out_without_a_weight_or_a_folder() -> None:
+    with_pictures = plan()
+    assert (with_pictures.with_prior_preservation, with_pictures.num_class_images) == (True, 0)
+    assert with_pictures.named_concepts()[0].class_data_dir == Path("/class")
+    assert plan(prior_loss_weight=0).with_prior_preservation is False
+    assert plan({**CONCEPT, "class_data_dir": " "}).named_concepts()[0].class_data_dir is None
 
 
 def test_settings_reach_the_core() -> None:
-    form = replace(
-        FORM, steps=7, batch_size=3, gradient_accumulation=2, clip_mode="value", clip_value=0.5, select="crossattn",
-        shape="as they are", resolution=256, flip=True, augment=False, save_every=5, preview_every=2, seed=9,
+    asked = plan(
+        {**CONCEPT, "initializer_token": "ktn"}, max_train_steps=7, train_batch_size=3, clip_mode="value",
+        clip_value=0.5, freeze_model="crossattn", resize_mode="as they are", resolution=256, augment=False,
+        checkpointing_steps=5, validation_steps=2, seed=9, vectors_per_token=2, template="mine.txt",
+        caption_source="template", resume_from_checkpoint=True,
     )  # fmt: skip
-    config = form.core_config(["ktn"], 2, "bf16")
-    assert (config.modifier_tokens, config.initializer_tokens, config.vectors_per_token) == (("<new1>",), ("ktn",), 2)
-    assert (config.max_train_steps, config.train_batch_size, config.gradient_accumulation_steps) == (7, 3, 2)
+    config, pictures = asked.config(), asked.pictures()
+    assert (config.modifier_token, config.initializer_token, config.vectors_per_token) == (("<new1>",), ("ktn",), 2)
+    assert (config.max_train_steps, config.train_batch_size) == (7, 3)
     assert (config.max_grad_norm, config.max_grad_value, config.freeze_model) == (None, 0.5, "crossattn")
     assert (config.checkpointing_steps, config.validation_steps, config.seed) == (5, 2, 9)
-    assert config.validation_prompt == "photo of a <new1> cat"
-    pictures = form.picture_settings(None)
-    assert (pictures.resolution, pictures.resize_mode, pictures.hflip, pictures.augment) == (256, "bucket", True, False)
-    assert FORM.core_config(["ktn"], 1).validation_prompt is None
-    assert FORM.picture_settings(None).resolution is None
+    assert config.validation_prompt == "<new1> cat"
+    assert (pictures.resolution, pictures.resize_mode, pictures.noaug) == (256, "bucket", True)
+    assert (pictures.template, asked.resume_from_checkpoint) == (Path("/templates/mine.txt"), "latest")
 
 
-def test_every_shape_is_one_of_the_cores() -> None:
-    for shape in PICTURE_SHAPES:
-        replace(FORM, shape=shape).picture_settings(None).check()
+def test_zeros_of_a_page_are_none() -> None:
+    asked = plan(resolution=0, snr_gamma=0.0, rank=0, max_size=0.0, checkpointing_steps=0, validation_steps=0)
+    assert (asked.resolution, asked.snr_gamma, asked.limit) == (None, None, None)
+    config = asked.config()
+    assert (config.validation_prompt, config.checkpointing_steps) == (None, config.max_train_steps)
 
 
-def test_presets_are_the_published_recipes() -> None:
+def test_recipes_are_the_published_ones() -> None:
     """Rates are the published ones times the batch of 8 that they were used with (arXiv 2212.04488, appendix)."""
     published = {
         "thing or pet": (1e-5 * 8, 250, "crossattn_kv", "photo of a [name]"),
@@ -59,37 +69,48 @@ def test_presets_are_the_published_recipes() -> None:
         "face": (5e-6 * 8, 1000, "crossattn", "photo of a [name]"),
     }
     found = {
-        name: (float(preset["learning_rate"]), preset["steps"], preset["select"], preset["prompt"])
-        for name, preset in PRESETS.items()
+        name: (float(each["learning_rate"]), each["max_train_steps"], each["freeze_model"], each["instance_prompt"])
+        for name, each in RECIPES.items()
     }
     assert found == published
-    assert all(preset["learning_rate"] == preset["embedding_learning_rate"] for preset in PRESETS.values())
+    assert all(each["learning_rate"] == each["embedding_learning_rate"] for each in RECIPES.values())
 
 
 def test_the_limit_of_the_file() -> None:
-    assert FORM.limit() is None
-    assert replace(FORM, max_megabytes=5).limit() == Limit(max_bytes=5_000_000)
-    assert replace(FORM, rank=8).limit() == Limit(rank=8)
+    assert plan(max_size=5).limit == Limit(max_bytes=5_000_000)
+    assert plan(max_size=0.25).limit == Limit(max_bytes=250_000)
+    assert plan(rank=8).limit == Limit(rank=8)
 
 
 def test_the_prompt_to_try_names_all_concepts() -> None:
-    two = TrainingForm([ConceptForm("<a>", "/a", "cat"), ConceptForm("<b>", "/b", "dog")])
-    assert two.prompt_to_try == "photo of a <a> cat and photo of a <b> dog <delta:a-b:1>"
+    two = plan(CONCEPT, {"modifier_token": "<b>", "instance_data_dir": "/b", "class_prompt": "a dog"})
+    assert two.prompt_to_try == "photo of a <new1> cat and photo of a <b> dog"
+    assert two.result_name == "new1-b"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"concepts": []}, "1 to 4 concepts, not 0"),
-        ({"concepts": [ConceptForm(" ", "/own")]}, "concept 1 has no word"),
-        ({"concepts": [ConceptForm("a", "/own"), ConceptForm("a", "/own")]}, "the same word"),
-        ({"clip_mode": "hard"}, "norm, value, disabled, not 'hard'"),
-        ({"shape": "round"}, "as they are, not 'round'"),
-        ({"max_megabytes": 5, "rank": 8}, "one of max_bytes, rank and energy"),
-        ({"rank": -1}, "rank must be 1 or more"),
-        ({"max_megabytes": -2}, "more than -2 MB"),
+        ({"clip_mode": "hard"}, "Clip gradients by is one of norm, value, disabled, not 'hard'"),
+        ({"resize_mode": "round"}, "Shape of the pictures is one of .*as they are, not 'round'"),
+        ({"max_size": -2}, "Compress the result to so many MB must be 0 or more, not -2"),
+        ({"max_train_steps": 2.5}, "Training steps must be a whole number, not 2.5"),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence(change: dict, said: str) -> None:
+def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        replace(FORM, **change).check()
+        plan(**change)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "said"),
+    [
+        ([], "1 to 4 concepts, not 0"),
+        ([CONCEPT] * 5, "1 to 4 concepts, not 5"),
+        ([CONCEPT, {"modifier_token": " ", "instance_data_dir": "/own"}], "concept 2 has no word"),
+        ([{"modifier_token": "a", "instance_data_dir": " "}], "concept 1 has no folder of pictures"),
+    ],
+)
+def test_a_concept_needs_a_word_and_a_folder(concepts: list[dict[str, str]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        entered_plan(concepts, {}, lambda name: None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from modules import shared
+from modules import paths, shared
+from PIL import Image
 from test_extra_network import save
 
-from lib_custom_diffusion.ui.training_form import ConceptForm, TrainingForm
 from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.new_embedding import create_embedding
 
 fastapi = pytest.importorskip("fastapi")
 from lib_custom_diffusion.webui import api  # noqa: E402 - it needs fastapi
@@ -24,15 +25,63 @@ def test_deltas_are_listed_with_their_tokens_and_damaged_ones_with_the_reason(fo
     (folder / "broken.delta.safetensors").write_bytes(b"no")
     listed = {each["name"]: each for each in api.refresh_deltas()}
     assert listed["cat"]["tokens"] == {"<new1>": ""} and len(listed["cat"]["hash"]) == 12
-    assert "damaged" in listed["broken"]["error"]
+    assert "2 bytes" in listed["broken"]["error"]
     assert api.list_deltas() == list(listed.values())
 
 
-def test_a_training_that_cannot_be_is_a_sentence(folder):
+@pytest.fixture
+def pictures(tmp_path):
+    made = tmp_path / "pictures"
+    made.mkdir()
+    Image.new("RGB", (16, 16), (90, 40, 200)).save(made / "one.png")
+    (made / "broken.png").write_bytes(b"no picture")
+    return made
+
+
+def ask(pictures, **more):
+    """A training of two steps, as a program asks for it."""
+    concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "cat"}
+    return {"concepts": [concept], "modifier_token": ["mycat"], "max_train_steps": 2, "train_batch_size": 1, **more}
+
+
+def test_a_training_that_cannot_be_is_a_sentence(folder, pictures):
     with pytest.raises(fastapi.HTTPException) as raised:
-        api.train_custom_diffusion(TrainingForm([ConceptForm("nobody", "x")]))
+        api.train_custom_diffusion(ask(pictures, modifier_token=["nobody"]))
     assert raised.value.status_code == 422
     assert "there is no embedding 'nobody'" in raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 4}, "there is no setting 'batch_size'; there are"),
+        ({"max_train_steps": "many"}, "max_train_steps must be a whole number, not 'many'"),
+        ({"max_train_steps": 2.5}, "max_train_steps must be a whole number, not 2.5"),
+        ({"hflip": "yes"}, "hflip must be true or false, not 'yes'"),
+        ({"concepts": "cat"}, "concepts must be a list, not 'cat'"),
+        ({"concepts": [{"pictures": "x"}]}, "concept 1: unknown key 'pictures'"),
+        (
+            {"mixed_precision": "bf16"},
+            "mixed_precision is 'no' here, by the WebUI's own settings and words, not 'bf16'",
+        ),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(folder, pictures, change, said):
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    with pytest.raises(fastapi.HTTPException) as raised:
+        api.train_custom_diffusion(ask(pictures, **change))
+    assert raised.value.status_code == 422 and said in raised.value.detail
+    assert not list(folder.iterdir())
+
+
+def test_a_training_answers_with_what_it_made_and_used(folder, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "data_path", str(tmp_path))
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    answer = api.train_custom_diffusion(ask(pictures))
+    assert (answer["steps"], answer["interrupted"]) == (2, False)
+    assert answer["delta"] == str(folder / "mycat.delta.safetensors")
+    assert answer["prompt"] == "photo of a mycat cat <delta:mycat:1>"
+    assert answer["notes"].startswith("1 of 2 pictures were used; left out: broken.png (this is no picture")
 
 
 @pytest.mark.parametrize(

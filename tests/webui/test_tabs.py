@@ -15,8 +15,10 @@ from modules.ui_components import FormRow
 from PIL import Image
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import RECIPES
 from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields
-from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
+from lib_custom_diffusion.ui.training_form import LABELS, entered_plan
 from lib_custom_diffusion.webui import train_tab
 from lib_custom_diffusion.webui.host_backend import HostBackend
 from lib_custom_diffusion.webui.library import library
@@ -53,15 +55,29 @@ def test_every_field_says_what_it_is_for(page):
 def shown() -> FormFields:
     """The form's fields, made anew."""
     with gr.Blocks():
-        return form_fields(Face(FormRow, train_tab._word, train_tab._template, PRESETS))
+        return form_fields(Face(FormRow, train_tab._word, train_tab._template, RECIPES))
 
 
-def test_the_form_on_the_page_has_the_same_fields_and_defaults_as_the_form_of_the_api(made):
-    settings = shown().settings
-    declared = {name: field for name, field in TrainingForm.__dataclass_fields__.items() if name != "concepts"}
-    assert set(settings) == set(declared)
-    differing = {name for name, field in declared.items() if settings[name].value not in (field.default, None)}
-    assert differing == {"preview_every"}  # a page shows previews; a program did not ask for them
+def test_a_page_on_which_nothing_is_changed_asks_for_the_defaults_of_the_api():
+    settings = {name: field.value for name, field in shown().settings.items()}
+    page = entered_plan([{"modifier_token": "<new1>", "instance_data_dir": "x"}], settings, lambda name: None)
+    differing = {
+        name for name in TrainingPlan.__dataclass_fields__ if getattr(page, name) != getattr(TrainingPlan, name)
+    }
+    assert differing == {
+        "concepts", "modifier_token", "num_class_images", "checkpointing_steps", "checkpoints_total_limit",
+        "validation_prompt", "num_validation_images",
+    }  # fmt: skip
+
+
+def test_fields_have_the_labels_that_mistakes_are_told_by():
+    form = shown()
+    for number, concept in enumerate(form.concepts, start=1):
+        assert {name: field.label for name, field in concept.items()} == {
+            name: LABELS[name].format(number) for name in concept
+        }
+    page = {name: field.label for name, field in form.settings.items() if name in LABELS}
+    assert len(page) > 20 and page == {name: LABELS[name] for name in page}
 
 
 def test_a_word_starts_from_the_vocabulary_entry_of_that_name_or_from_the_texts_words(made, host, tmp_path):
@@ -129,7 +145,7 @@ def test_a_page_knows_the_words_before_the_host_has_read_them_and_after(page, ho
     assert page.blocks[word].elem_id == "cd_embedding_1" and choices == ["dog"]
     monkeypatch.setattr(sd_hijack.model_hijack.embedding_db, "word_embeddings", {})
     (tmp_path / "embeddings" / "dog.txt").touch()
-    assert shown().concepts[0]["embedding"].choices == ["dog"]
+    assert shown().concepts[0]["modifier_token"].choices == ["dog"]
 
 
 def test_a_prompt_is_sent_with_the_size_and_the_sampling_that_suit_the_model(made, monkeypatch):
@@ -160,5 +176,6 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
 
 
 def test_concepts_have_a_field_for_each_part(made):
-    assert [set(concept) for concept in shown().concepts] == [set(ConceptForm.__dataclass_fields__)] * 4
+    parts = {"modifier_token", "class_prompt", "instance_data_dir", "class_data_dir"}
+    assert [set(concept) for concept in shown().concepts] == [parts] * 4
     assert Path(made["cd_log_directory"].value) == Path("textual_inversion")

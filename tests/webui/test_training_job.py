@@ -14,21 +14,26 @@ from PIL import Image
 from test_extra_network import predict
 
 from lib_custom_diffusion.backend import Sampling
+from lib_custom_diffusion.data.concepts import Concept
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.training import loop as training
+from lib_custom_diffusion.training.plan import TrainingPlan
+from lib_custom_diffusion.training.recipes import RECIPES
 from lib_custom_diffusion.ui.timings import read_timings
-from lib_custom_diffusion.ui.training_form import PRESETS, ConceptForm, TrainingForm
-from lib_custom_diffusion.ui.training_job import TrainingJob
+from lib_custom_diffusion.ui.training_face import PageFace
+from lib_custom_diffusion.ui.training_form import entered_plan
 from lib_custom_diffusion.ui.training_page import outcome_html
 from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_job import estimate, train
+from lib_custom_diffusion.webui.training_job import estimate, template_file, train
+
+CONCEPT = {"modifier_token": "mycat", "class_prompt": "cat"}
 
 
 @pytest.fixture
-def form(host, tmp_path: Path, monkeypatch) -> TrainingForm:
+def plan(host, tmp_path: Path, monkeypatch) -> TrainingPlan:
     """A training of 6 steps on three small pictures."""
     monkeypatch.setattr(library, "folder", tmp_path / "deltas")
     pictures = tmp_path / "pictures"
@@ -36,7 +41,11 @@ def form(host, tmp_path: Path, monkeypatch) -> TrainingForm:
     for index in range(3):
         Image.new("RGB", (16, 16), (80 * index, 40, 200)).save(pictures / f"{index}.png")
     create_embedding("mycat", "ktn", 2, overwrite=False)
-    return TrainingForm([ConceptForm("mycat", str(pictures), "cat")], steps=6, batch_size=2, learning_rate="1e-2")
+    concept = {**CONCEPT, "instance_data_dir": str(pictures)}
+    entered = {"max_train_steps": 6, "train_batch_size": 2, "learning_rate": "1e-2", "validation_steps": 0}
+    return replace(
+        entered_plan([concept], entered, template_file), embedding_learning_rate="8e-5", checkpointing_steps=0
+    )
 
 
 def same_as_before(host, before: torch.Tensor) -> bool:
@@ -58,16 +67,16 @@ def same_as_before(host, before: torch.Tensor) -> bool:
         ({"fp8": True}, "switch FP8 weight off"),
     ],
 )
-def test_a_precision_that_cannot_be_trained_in_is_refused(host, form, monkeypatch, settings, said):
+def test_a_precision_that_cannot_be_trained_in_is_refused(host, plan, monkeypatch, settings, said):
     for name, value in settings.items():
         monkeypatch.setattr(devices, name, value)
     with pytest.raises(UserError, match=said):
-        train(form)
+        train(plan)
 
 
-def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
+def test_it_leaves_what_the_host_looks_for(host, plan, tmp_path):
     before = predict(host)
-    done = train(replace(form, save_every=3), str(tmp_path / "log"))
+    done = train(replace(plan, checkpointing_steps=3), str(tmp_path / "log"))
     assert (done.step, done.interrupted) == (6, False)
     delta = Delta.load(tmp_path / "deltas" / "mycat.delta.safetensors")
     assert done.delta == tmp_path / "deltas" / "mycat.delta.safetensors"
@@ -80,51 +89,51 @@ def test_it_leaves_what_the_host_looks_for(host, form, tmp_path):
     assert folder.parent.parent == tmp_path / "log" and folder.name == "mycat"
     copies = sorted(path.name for path in (folder / "embeddings").iterdir())
     assert copies == ["mycat-3.delta.safetensors", "mycat-3.pt", "mycat-6.delta.safetensors", "mycat-6.pt"]
-    assert json.loads((folder / "config.json").read_text())["form"]["steps"] == 6
+    assert json.loads((folder / "config.json").read_text())["max_train_steps"] == 6
     assert list(folder.glob("settings-*.json"))
     assert not list(folder.glob("checkpoint-*"))
     assert done.prompt == "photo of a mycat cat <delta:mycat:1>"
     assert same_as_before(host, before)
 
 
-def test_only_the_new_word_has_moved(host, form, tmp_path):
+def test_only_the_new_word_has_moved(host, plan, tmp_path):
     create_embedding("other", "red", 1, overwrite=False)
     start = read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"]
     other = (tmp_path / "embeddings" / "other.pt").read_bytes()
-    train(form, str(tmp_path / "log"))
+    train(plan, str(tmp_path / "log"))
     assert not torch.equal(read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"], start)
     assert (tmp_path / "embeddings" / "other.pt").read_bytes() == other
 
 
-def test_interrupt_saves_and_says_so(host, form, tmp_path, monkeypatch):
+def test_interrupt_saves_and_says_so(host, plan, tmp_path, monkeypatch):
     before = predict(host)
     stop_after(2, monkeypatch)
-    done = train(form, str(tmp_path / "log"))
+    done = train(plan, str(tmp_path / "log"))
     assert done.interrupted and done.step == 3
     assert Delta.load(done.delta).provenance.steps == 3
     assert same_as_before(host, before)
 
 
-def test_an_error_in_the_middle_leaves_the_host_as_it_was_and_the_next_training_runs(host, form, tmp_path, monkeypatch):
+def test_an_error_in_the_middle_leaves_the_host_as_it_was_and_the_next_training_runs(host, plan, tmp_path, monkeypatch):
     before = predict(host)
     with monkeypatch.context() as broken:
         broken.setattr(training, "masked_errors", lambda *tensors: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(form, str(tmp_path / "log"))
+            train(plan, str(tmp_path / "log"))
     assert same_as_before(host, before)
     assert not (tmp_path / "deltas" / "mycat.delta.safetensors").exists()
-    assert train(form, str(tmp_path / "log")).step == 6
+    assert train(plan, str(tmp_path / "log")).step == 6
 
 
-def test_the_page_shows_the_step_the_loss_and_its_curve(host, form, tmp_path):
-    train(replace(form, steps=30), str(tmp_path / "log"))
+def test_the_page_shows_the_step_the_loss_and_its_curve(host, plan, tmp_path):
+    train(replace(plan, max_train_steps=30), str(tmp_path / "log"))
     assert shared.state.job_count == 30 and shared.state.job_no == 30
     for expected in ("30 of 30", "<svg", 'class="smooth"', "Time left"):
         assert expected in shared.state.textinfo
 
 
-def test_previews_are_saved_and_shown(host, form, tmp_path):
-    asked = replace(form, preview_every=3, preview_prompt="mycat on the moon")
+def test_previews_are_saved_and_shown(host, plan, tmp_path):
+    asked = replace(plan, validation_steps=3, validation_prompt="mycat on the moon")
     done = train(asked, str(tmp_path / "log"), preview=Sampling(size=(24, 16)))
     pictures = sorted((done.log_directory / "images").iterdir())
     assert [path.name for path in pictures] == ["mycat-3.png", "mycat-6.png"]
@@ -134,53 +143,59 @@ def test_previews_are_saved_and_shown(host, form, tmp_path):
     assert "<img" not in outcome_html(replace(done, preview=None))
 
 
-def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(host, form, tmp_path):
+def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(host, plan, tmp_path):
     target = tmp_path / "deltas" / "mycat.delta.safetensors"
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match="there is a delta mycat already"):
-        train(form, str(tmp_path / "log"))
+    with pytest.raises(UserError, match=r"there is a training mycat already .*tick Overwrite a delta of that name"):
+        train(plan, str(tmp_path / "log"))
     assert target.read_bytes() == b"precious"
-    train(replace(form, overwrite=True), str(tmp_path / "log"))
+    train(replace(plan, overwrite=True), str(tmp_path / "log"))
     assert Delta.load(target).entries
 
 
-def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, form, tmp_path, monkeypatch):
+def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
-    done = train(form, str(tmp_path / "log"))
+    done = train(plan, str(tmp_path / "log"))
     assert (done.log_directory / "checkpoint-6" / "state.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"concepts": []}, "1 to 4 concepts"),
-        ({"concepts": [ConceptForm("", "x")]}, "concept 1 has no word"),
-        ({"concepts": [ConceptForm("mycat", " ")]}, "concept 1 has no folder"),
-        ({"concepts": [ConceptForm("mycat", "x"), ConceptForm("mycat", "y")]}, "the same word"),
-        ({"concepts": [ConceptForm("nobody", "x")]}, "no embedding 'nobody'"),
-        ({"concepts": [ConceptForm("mycat", "/no/such/folder")]}, "no folder /no/such/folder"),
+        ({"modifier_token": ("nobody",)}, "no embedding 'nobody'"),
+        ({"concepts": (Concept("a mycat", Path("/no/such/folder")),)}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
-        ({"clip_mode": "hard"}, "by norm, value, disabled"),
-        ({"captions": "template", "template": "none.txt"}, "no prompt template 'none.txt'"),
-        ({"shape": "round"}, "cropped to a square, padded to a square, as they are, not 'round'"),
-        ({"max_megabytes": 5, "rank": 8}, "one of max_bytes, rank"),
-        ({"max_megabytes": -1}, "more than -1 MB"),
-        ({"steps": 0}, "max_train_steps"),
-        ({"learning_rate": "fast"}, "no learning rate"),
-        ({"prompt": "a photo"}, "modifier token mycat"),
+        ({"max_size": "5MB", "rank": 8}, "one of max_bytes, rank"),
+        ({"max_train_steps": 0}, "Training steps must be 1 or more, not 0"),
+        ({"checkpointing_steps": -1}, "Keep a copy every N steps must be 0 or more, not -1"),
+        ({"train_batch_size": -4}, "Pictures a step must be 1 or more"),
+        ({"learning_rate": "fast"}, "Learning rate of the delta: 'fast' is no learning rate"),
+        ({"resolution": 12}, "Picture size in pixels must be a multiple of 8 pixels"),
+        ({"vectors_per_token": 3}, "Vectors of each new word is 2 here"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(host, form, tmp_path, change, said):
+def test_a_mistake_is_one_sentence_and_leaves_nothing(host, plan, tmp_path, change, said):
     before = predict(host)
     with pytest.raises(UserError, match=said):
-        train(replace(form, **change), str(tmp_path / "log"))
+        train(replace(plan, **change), str(tmp_path / "log"))
     assert same_as_before(host, before)
-    assert not list((tmp_path / "deltas").iterdir())
+    assert not list((tmp_path / "deltas").iterdir()) and not (tmp_path / "log").exists()
 
 
-def test_the_loss_goes_to_the_hosts_own_file_as_often_as_the_host_is_set_to(host, form, tmp_path, monkeypatch):
+def test_a_caption_without_the_word_is_refused_with_the_caption(host, plan, tmp_path):
+    [concept] = plan.concepts
+    with pytest.raises(UserError, match="no caption or prompt has the modifier token mycat, such as 'a photo'"):
+        train(replace(plan, concepts=(replace(concept, instance_prompt="a photo"),)), str(tmp_path / "log"))
+
+
+def test_there_must_be_a_template_of_that_name():
+    with pytest.raises(UserError, match=r"no prompt template 'none\.txt'"):
+        template_file("none.txt")
+
+
+def test_the_loss_goes_to_the_hosts_own_file_as_often_as_the_host_is_set_to(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.opts, "training_write_csv_every", 2)
-    folder = train(form, str(tmp_path / "log")).log_directory
+    folder = train(plan, str(tmp_path / "log")).log_directory
     with (folder / "textual_inversion_loss.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "epoch", "epoch_step", "loss", "learn_rate"]
@@ -190,42 +205,42 @@ def test_the_loss_goes_to_the_hosts_own_file_as_often_as_the_host_is_set_to(host
     ]  # fmt: skip
     assert all(float(row["loss"]) > 0 and float(row["learn_rate"]) == 1e-2 for row in rows)
     monkeypatch.setattr(shared.opts, "training_write_csv_every", 0)
-    folder = train(replace(form, overwrite=True), str(tmp_path / "other")).log_directory
+    folder = train(replace(plan, overwrite=True), str(tmp_path / "other")).log_directory
     assert not list(folder.glob("*.csv"))
 
 
 def stop_after(steps: int, monkeypatch) -> None:
     """Have the person press Interrupt when so many steps are done."""
-    show = TrainingJob.show
+    show = PageFace.progress
 
-    def stop(job, progress):
-        show(job, progress)
+    def stop(face, progress):
+        show(face, progress)
         if progress.step == steps:
             shared.state.interrupt()
 
-    monkeypatch.setattr(TrainingJob, "show", stop)
+    monkeypatch.setattr(PageFace, "progress", stop)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_bytes(host, form, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_to_the_same_bytes(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
     monkeypatch.setattr(shared.opts, "training_write_csv_every", 1)
     embedding = (tmp_path / "embeddings" / "mycat.pt").read_bytes()
-    whole = train(form, str(tmp_path / "log"))
+    whole = train(plan, str(tmp_path / "log"))
     expected, losses = whole.delta.read_bytes(), (whole.log_directory / "textual_inversion_loss.csv").read_bytes()
     (tmp_path / "embeddings" / "mycat.pt").write_bytes(embedding)
     with monkeypatch.context() as interrupting:
         stop_after(2, interrupting)
-        stopped = train(replace(form, overwrite=True), str(tmp_path / "log"))
+        stopped = train(replace(plan, overwrite=True), str(tmp_path / "log"))
     assert stopped.resumable and stopped.step == 3 and stopped.delta.read_bytes() != expected
     shared.state.begin()
-    done = train(replace(form, resume=True), str(tmp_path / "log"))
+    done = train(replace(plan, resume_from_checkpoint="latest"), str(tmp_path / "log"))
     assert (done.step, done.interrupted, done.log_directory) == (6, False, stopped.log_directory)
     assert done.delta.read_bytes() == expected
     assert (done.log_directory / "textual_inversion_loss.csv").read_bytes() == losses
 
 
-def test_a_training_that_broke_off_goes_on_from_its_last_copy(host, form, tmp_path, monkeypatch):
-    asked = replace(form, save_every=2)
+def test_a_training_that_broke_off_goes_on_from_its_last_copy(host, plan, tmp_path, monkeypatch):
+    asked = replace(plan, checkpointing_steps=2)
     with monkeypatch.context() as broken:
         taken = []
         draw = training.Trainer._draw
@@ -239,29 +254,33 @@ def test_a_training_that_broke_off_goes_on_from_its_last_copy(host, form, tmp_pa
             train(asked, str(tmp_path / "log"))
     assert not (tmp_path / "deltas" / "mycat.delta.safetensors").exists()
     steps = []
-    show = TrainingJob.show
-    monkeypatch.setattr(TrainingJob, "show", lambda job, progress: (steps.append(progress.step), show(job, progress)))
-    assert train(replace(asked, resume=True), str(tmp_path / "log")).step == 6
+    show = PageFace.progress
+    monkeypatch.setattr(
+        PageFace, "progress", lambda face, progress: (steps.append(progress.step), show(face, progress))
+    )
+    assert train(replace(asked, resume_from_checkpoint="latest"), str(tmp_path / "log")).step == 6
     assert steps == [5, 6]
 
 
-def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(host, form, tmp_path, monkeypatch):
+def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(host, plan, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no save of a training mycat"):
-        train(replace(form, resume=True), str(tmp_path / "log"))
-    train(form, str(tmp_path / "log"))  # the host is set to keep no optimizer state
+        train(replace(plan, resume_from_checkpoint="latest"), str(tmp_path / "log"))
+    train(plan, str(tmp_path / "log"))  # the host is set to keep no optimizer state
     with pytest.raises(UserError, match="no save of a training mycat"):
-        train(replace(form, resume=True), str(tmp_path / "log"))
+        train(replace(plan, resume_from_checkpoint="latest"), str(tmp_path / "log"))
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
-    train(replace(form, overwrite=True), str(tmp_path / "log"))
-    with pytest.raises(UserError, match="other settings for resolution, augment"):
-        train(replace(form, resume=True, augment=False, resolution=24), str(tmp_path / "log"))
-    with pytest.raises(UserError, match="learning_rate was '1e-2', is '1e-3'"):
-        train(replace(form, resume=True, learning_rate="1e-3"), str(tmp_path / "log"))
-    assert train(replace(form, resume=True, steps=8), str(tmp_path / "log")).step == 8
+    train(replace(plan, overwrite=True), str(tmp_path / "log"))
+    with pytest.raises(
+        UserError, match=r"Picture size in pixels was 16, is 24.*Vary size and place was False, is True"
+    ):
+        train(replace(plan, resume_from_checkpoint="latest", noaug=True, resolution=24), str(tmp_path / "log"))
+    with pytest.raises(UserError, match="Learning rate of the delta was '1e-2', is '1e-3'"):
+        train(replace(plan, resume_from_checkpoint="latest", learning_rate="1e-3"), str(tmp_path / "log"))
+    assert train(replace(plan, resume_from_checkpoint="latest", max_train_steps=8), str(tmp_path / "log")).step == 8
 
 
-def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host, form, tmp_path):
-    done = train(replace(form, rank=1), str(tmp_path / "log"))
+def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host, plan, tmp_path):
+    done = train(replace(plan, rank=1), str(tmp_path / "log"))
     small, whole = Delta.load(done.delta), Delta.load(done.log_directory / "mycat.delta.safetensors")
     assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
     assert small.embeddings.keys() == whole.embeddings.keys() and not hasattr(next(iter(whole.entries.values())), "us")
@@ -269,42 +288,44 @@ def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host
     assert "6 of 6" in shared.state.textinfo and "Compressing what was learned" in shared.state.textinfo
 
 
-def test_a_result_that_cannot_be_made_so_small_is_saved_whole_and_says_so(host, form, tmp_path):
-    done = train(replace(form, max_megabytes=0.0001), str(tmp_path / "log"))
+def test_a_result_that_cannot_be_made_so_small_is_saved_whole_and_says_so(host, plan, tmp_path):
+    done = train(replace(plan, max_size="100"), str(tmp_path / "log"))
     assert done.delta.read_bytes() == (done.log_directory / "mycat.delta.safetensors").read_bytes()
     assert "It is not compressed: this delta cannot be made as small as 100 bytes" in done.note
 
 
-def test_pictures_as_they_are_are_trained_on(host, form, tmp_path):
-    Image.new("RGB", (32, 16), (80, 40, 200)).save(Path(form.concepts[0].pictures) / "wide.png")
+def test_pictures_as_they_are_are_trained_on(host, plan, tmp_path):
+    Image.new("RGB", (32, 16), (80, 40, 200)).save(plan.concepts[0].instance_data_dir / "wide.png")
     before = predict(host)
-    done = train(replace(form, shape="as they are", resolution=64, steps=8), str(tmp_path / "log"))
+    done = train(replace(plan, resize_mode="bucket", resolution=64, max_train_steps=8), str(tmp_path / "log"))
     assert done.step == 8 and same_as_before(host, before)
 
 
-def test_the_time_is_measured_once_and_then_known(host, form, tmp_path, monkeypatch):
+def test_the_time_is_measured_once_and_then_known(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data_path", str(tmp_path))
     before, embeddings = predict(host), (tmp_path / "embeddings" / "mycat.pt").read_bytes()
-    first = estimate(form)
+    first = estimate(plan)
     assert "few steps taken just now" in first and "for 6 steps" in first
     assert same_as_before(host, before) and (tmp_path / "embeddings" / "mycat.pt").read_bytes() == embeddings
     assert not list((tmp_path / "deltas").iterdir())
     monkeypatch.setattr(training, "Trainer", None)  # nothing is trained for the second answer
-    assert "a training of" in estimate(replace(form, steps=600))
+    assert "a training of" in estimate(replace(plan, max_train_steps=600))
 
 
-def test_a_training_leaves_word_of_its_time(host, form, tmp_path, monkeypatch):
+def test_a_training_leaves_word_of_its_time(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data_path", str(tmp_path))
-    train(form, str(tmp_path / "log"))
+    train(plan, str(tmp_path / "log"))
     [timing] = read_timings(tmp_path / "custom-diffusion-timings.json")
     assert timing.training > 0 and timing.encoding > 0 and timing.circumstances.mixed_precision == "no"
 
 
-def test_names_cannot_leave_their_folder(form):
-    assert replace(form, name="../../evil").file_name == "evil"
-    assert replace(form, name="a/b\\c").file_name == "abc"
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "what?"])
+def test_names_cannot_leave_their_folder(plan, tmp_path, name):
+    with pytest.raises(UserError, match=r"Name of the result .* has characters that not every file's name can have"):
+        train(replace(plan, name=name), str(tmp_path / "log"))
 
 
-def test_every_preset_can_be_trained_with(host, form):
-    for values in PRESETS.values():
-        replace(form, **values).core_config(["mycat"], 1).check()
+def test_every_preset_can_be_trained_with(host, plan):
+    concept = {**CONCEPT, "instance_data_dir": str(plan.concepts[0].instance_data_dir)}
+    for values in RECIPES.values():
+        entered_plan([concept], values, template_file).check_settings()

@@ -11,9 +11,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ...errors import UserError
+from ...errors import Interrupted, UserError
 from ...ui.training_page import OUT_OF_MEMORY
-from ...ui.utilities import Interrupted
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 
 from ...deltas_folder import find_delta
-from ...errors import UserError
+from ...errors import Interrupted, UserError
 from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
 from ...ui.training_page import error_html
-from ...ui.utilities import Action, Host, Interrupted, Lists, Outcome, Results, add_utilities, shown
+from ...ui.utilities import Action, Host, Lists, Outcome, Results, add_utilities, shown
 from .drawing import before_each_step
 from .generate_tab import add_generate_tab
 from .jobs import Job, Jobs

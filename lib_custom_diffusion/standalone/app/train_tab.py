@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from gradio.context import Context
 from PIL import Image
 
-from ...deltas_folder import new_file
+from ...delta import SUFFIX
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
+from ...training.job import Host, dated_folder
 from ...training.loop import PRECISIONS
+from ...training.plan import TrainingPlan
+from ...training.recipes import RECIPES, TOY_RECIPES
 from ...ui.regularization_sections import bundled_templates
-from ...ui.timings import keep_timing
+from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
 from ...ui.training_fields import Face, FormFields, form_fields
-from ...ui.training_form import PRESETS, TOY_PRESETS, ConceptForm, TrainingForm
-from ...ui.training_job import Plan, TrainingJob, estimate, training_folder
+from ...ui.training_form import LABELS, PAGE, entered_plan
 from ...ui.training_page import Outcome, error_html, outcome_html
-from ..diffusers_backend import DiffusersBackend
 from .jobs import Job, Jobs
 from .models import Models
 
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
-
-
-@dataclass
-class TypedConcept(ConceptForm):
-    """A concept whose word is made up on the page. initializer: the word that it starts from."""
-
-    initializer: str = _INITIALIZERS[0]
-
-    def check(self, number: int) -> None:
-        super().check(number)
-        split_tokens(self.embedding)
 
 
 @dataclass(frozen=True)
@@ -96,10 +85,10 @@ def build_train_tab(
     place = _Place(models, model, deltas_dir, logs)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
-            presets = {**(TOY_PRESETS if model == "toy" else {}), **PRESETS}
+            presets = {**(TOY_RECIPES if model == "toy" else {}), **RECIPES}
             fields = form_fields(Face(gr.Row, _word, _template, presets))
-            vectors = gr.Slider(
-                label="Vectors of each new word", minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
+            fields.settings["vectors_per_token"] = gr.Slider(
+                label=LABELS["vectors_per_token"], minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
                 info="More hold more detail, and take more room in prompts; 1 is usual",
             )  # fmt: skip
             with gr.Row():
@@ -113,7 +102,7 @@ def build_train_tab(
             outcome = gr.HTML(elem_id="cd_outcome")
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
             use = gr.Button("Send to Generate", visible=False, elem_id="cd_send")
-    inputs, shown = [vectors, *fields.inputs], [told, progress, picture, outcome, prompt, use]
+    inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
 
     asked: list[_Training] = []  # the last one
 
@@ -141,13 +130,13 @@ def build_train_tab(
 def _word(number: int) -> dict[str, Any]:
     """The word of a concept, made up here, and what it starts from."""
     return {
-        "embedding": gr.Textbox(
-            label=f"Word for concept {number}", value=f"<new{number}>", elem_id=f"cd_word_{number}",
+        "modifier_token": gr.Textbox(
+            label=LABELS["modifier_token"].format(number), value=f"<new{number}>", elem_id=f"cd_word_{number}",
             info="What you write in prompts; not a word that there is already",
         ),
-        "initializer": gr.Textbox(
-            label=f"Word {number} starts from", value=_INITIALIZERS[number - 1], elem_id=f"cd_initializer_{number}",
-            info="A rare word, or one close to your thing",
+        "initializer_token": gr.Textbox(
+            label=LABELS["initializer_token"].format(number), value=_INITIALIZERS[number - 1],
+            info="A rare word, or one close to your thing", elem_id=f"cd_initializer_{number}",
         ),
     }  # fmt: skip
 
@@ -155,7 +144,7 @@ def _word(number: int) -> dict[str, Any]:
 def _template() -> gr.Dropdown:
     names = list(bundled_templates())
     return gr.Dropdown(
-        label="Template of captions", choices=names, value=names[0], info="Used if captions come from one",
+        label=LABELS["template"], choices=names, value=names[0], info="Used if captions come from one",
         elem_id="cd_template",
     )  # fmt: skip
 
@@ -166,7 +155,7 @@ def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any])
 
     def work(job: Job[Outcome]) -> Outcome:
         screens.append(_Screen(job))
-        return train(place, *_entered(fields, values), screens[0])
+        return train(place, _entered(fields, values), screens[0])
 
     return _Training(jobs.start(work), screens)
 
@@ -196,10 +185,10 @@ def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any
 
 def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     def work(job: Job[str]) -> str:
-        form, vectors = _entered(fields, values)
-        form.check()
-        backend = place.models.get(place.model)
-        return estimate(_plan(form, vectors, backend, Path(), None), backend, _Screen(job), place.timings)
+        plan = _entered(fields, values)
+        plan.check_settings(PAGE)
+        host = Host(place.models.get(place.model), Path())
+        return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
     job = jobs.start(work)
     for waiting in job.watch():
@@ -210,40 +199,25 @@ def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[
         yield error_html(error), ""
 
 
-def _entered(fields: FormFields, values: Sequence[Any]) -> tuple[TrainingForm, int]:
-    """The form, and the number of vectors of each word."""
-    vectors, *rest = values
-    concepts, settings = fields.entered(rest)
-    return TrainingForm([TypedConcept(**concept) for concept in concepts], **settings), int(vectors)
+def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
+    """The plan that the page's fields are. Raises UserError for what is none."""
+    concepts, settings = fields.entered(values)
+    for concept in concepts:
+        split_tokens(concept["modifier_token"] or "<new1>")  # an empty one is named by its number, there
+    return entered_plan(concepts, settings, bundled_templates().get)
 
 
-def train(place: _Place, form: TrainingForm, vectors: int, screen: _Screen) -> Outcome:
-    """Train as the form says. Raises UserError for whatever a person can mend."""
-    form.check()
-    target = new_file(place.deltas_dir, form.file_name, form.overwrite or form.resume)
-    backend = place.models.get(place.model)
-    plan = _plan(form, vectors, backend, *training_folder(place.logs, form))
-    job = TrainingJob(plan, backend, screen)
-    result = job.run()
-    note = job.write_delta(result, target)
-    timing = job.timing()
-    if timing is not None:
-        keep_timing(place.timings, timing)
-    return Outcome(
-        result.step, result.interrupted, target, result.files[1:], plan.folder, form.prompt_to_try, note,
-        resumable=result.interrupted,
-    )  # fmt: skip
+def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
+    """Train as the plan says. Raises UserError for whatever a person can mend."""
+    plan.check_settings(PAGE)
+    folder = dated_folder(place.logs, plan, PAGE)
+    target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
+    host = Host(place.models.get(place.model), folder, target, copies=True)
+    report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen), place.timings)
+    return outcome_of(report, report.result.files[1:], resumable=report.interrupted)
 
 
-def _plan(form: TrainingForm, vectors: int, backend: DiffusersBackend, folder: Path, resume: Path | None) -> Plan:
-    starts = [concept.initializer for concept in form.concepts if isinstance(concept, TypedConcept)]
-    config = form.core_config(starts, vectors, _precision(backend.unet))
-    config.check()
-    template = bundled_templates().get(form.template)
-    return Plan(form, form.picture_settings(template), config, folder, resume)
-
-
-def _precision(unet: torch.nn.Module) -> str:
-    """That in which the model was loaded."""
-    dtype = next(unet.parameters()).dtype
-    return next((name for name, each in PRECISIONS.items() if each == dtype), "no")
+def _in_its_precision(plan: TrainingPlan, host: Host) -> TrainingPlan:
+    """In that in which the model was loaded."""
+    dtype = next(host.backend.unet.parameters()).dtype
+    return replace(plan, mixed_precision=next((name for name, each in PRECISIONS.items() if each == dtype), "no"))

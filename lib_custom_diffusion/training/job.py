@@ -1,0 +1,428 @@
+"""One training from the settings to the files, whatever shows it: plan, check, prepare, train, save, compress, report.
+
+A face (command line, page, API) shows and asks; a host gives a model and folders; what is done, and what is refused, is
+decided here. Nothing is deleted, drawn or encoded before all that can be refused was checked, and what a new training
+replaces is replaced when its first save is on the disk.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from .. import __version__
+from ..algebra.files import compress_file, compressed_text
+from ..attention import projections
+from ..backend import Backend, Sampling
+from ..data import regularization
+from ..data.buckets import size_multiple
+from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictures
+from ..delta import SUFFIX
+from ..errors import Interrupted, UserError
+from ..storage import FolderLock, check_writable, write_atomically
+from ..tokens import embedding_pt, file_name, initial_vectors
+from . import checkpoints, parallel
+from .identity import Identity, identify, refuse_others
+from .loop import Progress, Trainer, TrainingResult, check_precision
+from .losslog import LOSS_CSV, LossTable
+from .plan import TrainingPlan, Wording
+from .words import check_words
+
+SETTINGS = "config.json"
+_PREVIEWS, _COPIES = "images", "embeddings"
+_SHOWN = 3
+
+
+class Face(Protocol):
+    """What shows a training, and where a person stops it."""
+
+    wording: Wording
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Show how far the work before the first step, or after the last, is."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Show a step."""
+        ...
+
+    def preview(self, picture: Image.Image) -> None:
+        """Show a picture of what is learned so far."""
+        ...
+
+    def copied(self, name: str) -> None:
+        """Tell of a copy that was kept on the way."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Whether the person has asked to stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a training is given.
+
+    folder:         where checkpoints, losses, settings and previews go, and the delta as it was learned.
+    delta:          where the delta goes to be used, if that is elsewhere.
+    copies:         whether each save on the way is also kept as a delta and embeddings of their own, NAME-STEP.
+    picture_suffix: of previews.
+    """
+
+    backend: Backend
+    folder: Path
+    delta: Path | None = None
+    copies: bool = False
+    loss_table: LossTable = LOSS_CSV
+    picture_suffix: str = "png"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a training ended, what it left, and what it used.
+
+    delta:  the file to be used. files: the delta as it was learned, and the words, in the training's folder.
+    notes:  sentences to be told: what was used and left out, what was changed of what was asked, how it was compressed.
+    """
+
+    result: TrainingResult
+    delta: Path
+    folder: Path
+    prompt: str
+    notes: tuple[str, ...] = ()
+    preview: Image.Image | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.result.step
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped before the last step."""
+        return self.result.interrupted
+
+
+def dated_folder(logs: Path, plan: TrainingPlan, wording: Wording) -> Path:
+    """Where a page's training goes: LOGS/DATE/NAME, as the WebUI has it; or the newest such folder with a save, if the
+    plan is to go on.
+
+    Raises UserError if there is no save to go on from.
+    """
+    name = plan.result_name
+    if plan.resume_from_checkpoint is None:
+        return logs / datetime.date.today().isoformat() / name
+    found = [(checkpoints.resolve_checkpoint(folder, "latest"), folder) for folder in logs.glob(f"*/{name}")]
+    saves = [(save, folder) for save, folder in found if save is not None]
+    if not saves:
+        raise UserError(
+            f"there is no save of a training {name} in {logs} to go on from; begin anew without"
+            f" {wording.label('resume_from_checkpoint')}"
+        )
+    return max(saves, key=lambda each: each[0].stat().st_mtime)[1]
+
+
+class TrainingJob:
+    """One training. When it is made, everything that can be refused is; `run` does the work.
+
+    Raises UserError for whatever a person can mend.
+    """
+
+    def __init__(self, plan: TrainingPlan, host: Host, face: Face) -> None:
+        plan.check_settings(face.wording)
+        self.host, self.face, self.backend = host, face, host.backend
+        self.notes: list[str] = []
+        self.plan = self._clipped(plan)
+        self.name = plan.result_name
+        self.target = host.delta or host.folder / f"{self.name}{SUFFIX}"
+        self._check_model()
+        self.resume = self._resume()
+        self.replaced = [] if self.resume else checkpoints.results_in(host.folder, self.name)
+        self._check_folders()
+        self.examples: list[ConceptExamples] = []
+        self.encoding_seconds = 0.0
+        self.last_preview: Image.Image | None = None
+        self.note_unused()
+
+    def run(self) -> Report:
+        """Train to the end, or until the person stops it; saves in both cases.
+
+        Raises Interrupted when that is before the first step, and UserError as `Trainer.run` and its preparations do.
+        """
+        main = parallel.rank() == 0
+        try:
+            with FolderLock(self.host.folder) if main else nullcontext():
+                if main:
+                    checkpoints.clean_up(self.host.folder)
+                parallel.wait_for_all()
+                self.prepare()
+                result = self.trainer.run_locked(self._progress, self._keep_previews, self.face.interrupted)
+                if not result.step:
+                    raise self._interrupted()
+                return self._report(result) if main else Report(result, self.target, self.host.folder, "")
+        finally:
+            if main:
+                with suppress(OSError):
+                    self.host.folder.rmdir()  # if nothing was put there
+
+    def prepare(self) -> None:
+        """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""
+        concepts = [self._with_class_pictures(*each) for each in enumerate(self.plan.named_concepts(), start=1)]
+        identity = self._identity(concepts)
+        self._refuse_other(identity)
+        started = time.monotonic()
+        self.examples = [
+            encode_concept(
+                concept, self.backend, self.plan.pictures(), self.plan.seed,
+                partial(self._preparing, f"Encoding pictures of concept {number}"),
+            )
+            for number, concept in enumerate(concepts, start=1)
+        ]  # fmt: skip
+        self.encoding_seconds = time.monotonic() - started
+        self.trainer = Trainer(
+            self.backend, concepts, self.examples, self.plan.config(), self.host.folder, self.name, self.resume,
+            self.host.loss_table, identity, allow_changes=True, on_save=self._saved,
+        )  # fmt: skip
+
+    # What is refused.
+
+    def _clipped(self, plan: TrainingPlan) -> TrainingPlan:
+        """With no larger a batch than there are pictures, as in the WebUI."""
+        pictures = sum(len(find_pictures(concept.instance_data_dir)) for concept in plan.concepts)
+        if plan.train_batch_size <= pictures:
+            return plan
+        self.notes.append(
+            f"{self.face.wording.label('train_batch_size')} is {pictures} rather than {plan.train_batch_size}, as there"
+            f" are {pictures} pictures."
+        )
+        return replace(plan, train_batch_size=pictures)
+
+    def _check_model(self) -> None:
+        plan, backend, label = self.plan, self.backend, self.face.wording.label
+        check_precision(plan.mixed_precision, backend.device, label)
+        projections(backend.unet, plan.freeze_model, plan.train_blocks)
+        multiple, resolution = size_multiple(backend.unet), plan.resolution or backend.resolution
+        if resolution % multiple:
+            near = max(1, round(resolution / multiple)) * multiple
+            raise UserError(
+                f"{label('resolution')} must be a multiple of {multiple} pixels for {backend.name}, which halves"
+                f" pictures so often, not {resolution}; the nearest is {near}"
+            )
+        config = plan.config()
+        tokens = config.modifier_token, config.initializer_token
+        vectors = initial_vectors(backend, *tokens, plan.vectors_per_token)
+        on_device = {token: each.to(backend.device) for token, each in vectors.items()}
+        captions = [plan.captions_of(concept) for concept in plan.named_concepts()]
+        self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
+        if plan.report_to == "tensorboard" and find_spec("tensorboard") is None:
+            raise UserError(f"TensorBoard is not installed; pip install tensorboard, or use {label('report_to')} none")
+
+    def _resume(self) -> Path | None:
+        folder, plan = self.host.folder, self.plan
+        if folder.is_dir() and parallel.rank() == 0:
+            with FolderLock(folder):
+                checkpoints.clean_up(folder)
+        checkpoint = checkpoints.resolve_checkpoint(folder, plan.resume_from_checkpoint)
+        if checkpoint is None:
+            if plan.resume_from_checkpoint is not None:
+                self.notes.append("There was no save to go on from; it began at the first step.")
+            return None
+        step, _ = checkpoints.read_identity(checkpoint)
+        if step > plan.max_train_steps:
+            raise UserError(
+                f"{checkpoint} has {step} steps behind it; give {self.face.wording.label('max_train_steps')} more than"
+                f" {plan.max_train_steps}"
+            )
+        self.resume = checkpoint
+        self._refuse_other(self._identity(self._concepts_as_they_are()))
+        return checkpoint
+
+    def _concepts_as_they_are(self) -> list[Concept]:
+        """The concepts, with the class pictures that there are already."""
+        found = []
+        for number, concept in enumerate(self.plan.named_concepts(), start=1):
+            folder = self._class_folder(number, concept)
+            found.append(replace(concept, class_data_dir=folder if folder and folder.exists() else None))
+        return found
+
+    def _identity(self, concepts: Sequence[Concept]) -> Identity:
+        config, plan = self.plan.config(), self.plan
+        settings = {each: getattr(config, each) for each in type(config).__dataclass_fields__}
+        if plan.prior_captions:
+            settings["prior_captions"] = Path(plan.prior_captions).read_text(encoding="utf-8", errors="replace")
+        return identify(self.backend, concepts, plan.pictures(), settings)
+
+    def _refuse_other(self, identity: Identity) -> None:
+        """Refuse to go on from the save of a training with other pictures, captions, settings or another model."""
+        if self.resume is None or self.plan.allow_changes:
+            return
+        _, then = checkpoints.read_identity(self.resume)
+        wording = self.face.wording
+        refuse_others(self.resume, then, identity, f", or {wording.ask('allow_changes')}", wording.label)
+
+    def _check_folders(self) -> None:
+        check_writable(self.host.folder)
+        check_writable(self.target.parent)
+        plan, wording = self.plan, self.face.wording
+        there = [*self.replaced, *([self.target] if self.target.exists() else [])]
+        if there and self.resume is None and not plan.overwrite:
+            raise UserError(
+                f"there is a training {self.name} already ({there[-1]}); {wording.ask('resume_from_checkpoint')} to go"
+                f" on from its last save, {wording.ask('overwrite')} to replace it, or give another"
+                f" {wording.label('output_dir' if self.host.delta is None else 'name')}"
+            )
+
+    def note_unused(self) -> None:
+        """Say which settings have no effect beside the others."""
+        plan, label = self.plan, self.face.wording.label
+        if not plan.with_prior_preservation and any(concept.class_data_dir for concept in plan.concepts):
+            self.notes.append(f"The class pictures are not used, as {label('with_prior_preservation')} is off.")
+        if plan.with_prior_preservation and not plan.prior_loss_weight:
+            self.notes.append(f"The class pictures count for nothing, as {label('prior_loss_weight')} is 0.")
+        if plan.template is not None and plan.caption_source != "template":
+            self.notes.append(f"The template is not used, as {label('caption_source')} is {plan.caption_source}.")
+
+    # What is prepared.
+
+    def _preparing(self, what: str, done: int, total: int) -> None:
+        self.face.preparing(what, done, total)
+        if self.face.interrupted():
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted("interrupted before the first step; nothing was saved, and nothing replaced")
+
+    def _class_folder(self, number: int, concept: Concept) -> Path | None:
+        """Where the class pictures of a concept are, or will be."""
+        plan = self.plan
+        if not plan.with_prior_preservation:
+            return None
+        made = self.host.folder / f"class_images-{number}"
+        if plan.real_prior:
+            return made
+        return concept.class_data_dir or (made if plan.num_class_images else None)
+
+    def _with_class_pictures(self, number: int, concept: Concept) -> Concept:
+        """The concept with the folder of its class pictures; drawn or picked first where need be."""
+        folder = self._class_folder(number, concept)
+        if folder is None:
+            return replace(concept, class_data_dir=None)
+        if parallel.rank() == 0:
+            self._make_class_pictures(concept, folder)
+        parallel.wait_for_all()
+        return replace(concept, class_data_dir=folder)
+
+    def _make_class_pictures(self, concept: Concept, folder: Path) -> None:
+        plan, backend = self.plan, self.backend
+        if plan.real_prior:
+            assert concept.class_data_dir is not None
+            picked = regularization.pick(
+                backend, concept.class_data_dir, concept.class_prompt, plan.num_class_images or 200,
+                partial(self._preparing, f"Comparing captions with {concept.class_prompt}"),
+            )  # fmt: skip
+            regularization.write_listing(picked, folder)
+        elif plan.num_class_images and not folder.is_file():
+            regularization.generate(
+                backend, concept.class_prompt, folder, plan.num_class_images,
+                Sampling(batch_size=plan.sample_batch_size), plan.seed,
+                partial(self._preparing, f"Drawing {concept.class_prompt}"),
+            )  # fmt: skip
+
+    # What happens on the way.
+
+    def _progress(self, progress: Progress) -> None:
+        self.face.progress(progress)
+
+    def _saved(self, step: int) -> None:
+        """A save is on the disk: the first one replaces what there was; copies are kept if the host wants them."""
+        if self.trainer.saves == 1:
+            now = self.host.folder / f"checkpoint-{step}"
+            checkpoints.remove([path for path in self.replaced if path != now])
+            self._write_settings()
+        every = self.plan.checkpointing_steps
+        if self.host.copies and every and step % every == 0:
+            self._keep_copy(step)
+
+    def _write_settings(self) -> None:
+        settings = {
+            "model": self.backend.name, "checkpoint": self.backend.checkpoint_hash, "library_version": __version__,
+            **self.plan.to_json(),
+        }  # fmt: skip
+        write_atomically(self.host.folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+
+    def _keep_copy(self, step: int) -> None:
+        delta, folder = self.trainer.learned(), self.host.folder / _COPIES
+        name = f"{self.name}-{step}{SUFFIX}"
+        write_atomically(folder / name, delta.to_bytes(title=self.name))
+        for token, vectors in delta.embeddings.items():
+            stem = f"{file_name(token)}-{step}"
+            write_atomically(folder / f"{stem}.pt", embedding_pt(vectors, stem, step))
+        self.face.copied(name)
+
+    def _keep_previews(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Show the previews, and save them as NAME-STEP, or NAME-STEP-NUMBER if there are several."""
+        folder = self.host.folder / _PREVIEWS
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(pictures):
+            stem = f"{self.name}-{step}" + (f"-{number}" if len(pictures) > 1 else "")
+            self.last_preview = picture
+            self.face.preview(picture)
+            picture.save(folder / f"{stem}.{self.host.picture_suffix}")
+
+    # What comes of it.
+
+    def _report(self, result: TrainingResult) -> Report:
+        notes = [*self.used(), *self.notes, *self._deliver(result)]
+        prompt = f"{self.plan.prompt_to_try} <delta:{self.name}:1>"
+        return Report(result, self.target, self.host.folder, prompt, tuple(notes), self.last_preview)
+
+    def used(self) -> list[str]:
+        """What was trained on, and what was left out, as sentences."""
+        told = []
+        for number, examples in enumerate(self.examples, start=1):
+            of = f" of concept {number}" if len(self.examples) > 1 else ""
+            for what, found, left_out in zip(("pictures", "class pictures"), examples.found, examples.left_out):
+                if found:
+                    told.append(_used(f"{what}{of}", found, left_out))
+        return told
+
+    def _deliver(self, result: TrainingResult) -> list[str]:
+        """Put the delta where it is used, compressed if that was asked for; says what that did.
+
+        As it was learned it stays in the training's folder, or in its last save. What can't be made so small is kept
+        whole.
+        """
+        limit, whole = self.plan.limit, result.files[0]
+        if limit is not None:
+            if whole == self.target:
+                whole = self.host.folder / f"checkpoint-{result.step}" / whole.name
+            self.face.preparing("Compressing what was learned", 0, 1)
+            try:
+                return [compressed_text(compress_file(whole, self.target, limit, lambda: self.backend))]
+            except UserError as error:
+                write_atomically(self.target, whole.read_bytes())
+                return [f"It is not compressed: {error}."]
+        if whole != self.target:
+            write_atomically(self.target, whole.read_bytes())
+        return []
+
+
+def _used(what: str, found: int, left_out: dict[str, str]) -> str:
+    if not left_out:
+        return f"{found} {what} were used."
+    named = [f"{name} ({reason})" for name, reason in list(left_out.items())[:_SHOWN]]
+    more = len(left_out) - _SHOWN
+    return (
+        f"{found - len(left_out)} of {found} {what} were used; left out: {', '.join(named)}"
+        f"{f' and {more} more' if more > 0 else ''}."
+    )
