@@ -32,14 +32,8 @@ from .checkpoints import TrainingState
 from .example_order import ExampleOrder
 from .identity import Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
-from .objective import (
-    add_noise,
-    masked_errors,
-    min_snr_weights,
-    prediction_target,
-    prior_preservation_loss,
-    step_generator,
-)
+from .objective import masked_errors, prior_preservation_loss, step_generator
+from .parametrisation import parametrisation
 from .prior import PRIORS, TextPrior, text_prior
 from .schedule import SHAPES, Schedule
 
@@ -174,17 +168,6 @@ class _Batch:
     instances: int
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one process computes between two exchanges: an equal share of the step's whole batch.
-
-    priors: regularization samples in the whole batch, divided by the number of parts.
-    """
-
-    batches: list[_Batch]
-    priors: float
-
-
 def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:
     """Raise UserError for a precision that the device cannot train in. label: what the user knows a setting as."""
     if mixed_precision == "fp16" and device.type == "cpu":
@@ -234,7 +217,7 @@ class Trainer:
         self.class_prompts = [concept.class_prompt for concept in concepts]
         refuse_bypassed(cross_attentions(backend.unet))
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
-        self.alphas_cumprod = backend.alphas_cumprod.to(backend.device)
+        self.parametrisation = parametrisation(backend)
         self.vectors = {
             token: nn.Parameter(vectors.to(backend.device))
             for token, vectors in initial_vectors(
@@ -336,12 +319,10 @@ class Trainer:
     def _step(self) -> Tensor:
         """One optimizer step; returns the first four of losslog.NUMBERS without waiting for the device."""
         config, losses = self.config, []
-        for part in self._draw():
-            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in part.batches]
-            instance, prior = (torch.cat(each) for each in zip(*errors))
-            loss, parts = prior_preservation_loss(
-                torch.cat([instance, prior]), len(instance), config.prior_loss_weight, part.priors
-            )
+        for batches in self._draw():
+            errors = [self._errors(batch).tensor_split([batch.instances]) for batch in batches]
+            instance, prior = (torch.cat(parts) for parts in zip(*errors))
+            loss, parts = prior_preservation_loss(torch.cat([instance, prior]), len(instance), config.prior_loss_weight)
             self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(torch.stack([loss.detach(), *parts]))
         penalty = self._update()
@@ -352,14 +333,13 @@ class Trainer:
         """The weighted squared error of each sample (batch,): noise, predict, compare."""
         with self._autocast():
             conditioning = self._conditioning(batch.captions)
-            noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+            noisy = self.parametrisation.add_noise(batch.latents, batch.noise, batch.timesteps)
             prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
-        kind = self.backend.prediction_type
-        target = prediction_target(kind, batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
+        target = self.parametrisation.target(batch.latents, batch.noise, batch.timesteps)
         errors = masked_errors(prediction, target, batch.mask)
         if self.config.snr_gamma is None:
             return errors
-        return errors * min_snr_weights(kind, batch.timesteps, self.alphas_cumprod, self.config.snr_gamma)
+        return errors * self.parametrisation.min_snr_weights(batch.timesteps, self.config.snr_gamma)
 
     def _text_prior(self) -> TextPrior | None:
         config = self.config
@@ -394,7 +374,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return penalty
 
-    def _draw(self) -> list[_Part]:
+    def _draw(self) -> list[list[_Batch]]:
         """The micro-batches of this step for this process, each parted by the size of its samples.
 
         The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
@@ -406,8 +386,7 @@ class Trainer:
         begin = self.step * whole
         slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
-        priors = sum(sample.is_prior for slot in slots for sample in slot) * size / whole
-        return [_Part(_batches(slots[start : start + size], self.backend.device), priors) for start in first]
+        return [_batches(slots[start : start + size], self.backend.device) for start in first]
 
     def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
         """The instance sample at a position of the training, and its regularization sample if the concept has any.
@@ -421,7 +400,7 @@ class Trainer:
         if prior is not None:
             examples.append(prior.take_like(examples[0], turn, first))
         return [
-            _sample(example, is_prior, len(self.alphas_cumprod), generator)
+            _sample(example, is_prior, self.parametrisation.timesteps, generator)
             for example, is_prior in zip(examples, (False, True))
         ]
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..attention import READ_TEXT, Projection, recorded_attention
 from ..backend import Backend
 from ..text_features import OWN_PROMPTS, class_noun, count_tokens, read_captions
-from .objective import add_noise
+from .parametrisation import parametrisation
 
 PRIORS = ("text", "none")
 CLASS_SHARE = 0.25
@@ -152,11 +152,11 @@ def attention_shares(backend: Backend, captions: Sequence[str], latents: Sequenc
     clean = torch.stack([latents[index % len(latents)] for index in range(len(captions))]).to(backend.device)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     conditioning = backend.encode_captions(captions, {})
-    alphas = backend.alphas_cumprod.to(backend.device)
+    asked = parametrisation(backend)
     seen: list[Tensor] = []
     with recorded_attention(backend.unet, seen):
         for level in _NOISE_LEVELS:
-            timesteps = torch.full((len(captions),), round(level * (len(alphas) - 1)), device=backend.device)
-            backend.predict(add_noise(clean, noise, timesteps, alphas), timesteps, conditioning)
+            timesteps = torch.full((len(captions),), round(level * (asked.timesteps - 1)), device=backend.device)
+            backend.predict(asked.add_noise(clean, noise, timesteps), timesteps, conditioning)
     shares = torch.stack(seen).double().mean(dim=0)  # (captions, positions)
     return torch.einsum("kbp,bp->k", _kinds(backend, captions, shares.shape[1]), shares) / len(captions)

@@ -13,12 +13,8 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.formats.names import diffusers_path
 from lib_custom_diffusion.injection import TrainableDelta
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
-from lib_custom_diffusion.training.objective import (
-    add_noise,
-    masked_errors,
-    prediction_target,
-    prior_preservation_loss,
-)
+from lib_custom_diffusion.training.objective import masked_errors, prior_preservation_loss
+from lib_custom_diffusion.training.parametrisation import parametrisation
 from tiny_pipeline import stable_diffusion_2
 
 CAPTIONS = ["photo of a <new1> cat", "a small <new1> cat on a hill", "photo of a cat", "a cat"]
@@ -57,10 +53,11 @@ def ours(pipeline: StableDiffusionPipeline, batch: dict[str, Tensor], select: st
     backend = DiffusersBackend(pipeline, "tiny")
     learned = TrainableDelta(projections(backend.unet, select), backend.device)
     vectors = {"<new1>": backend.token_vectors("dog").requires_grad_(True)}
-    latents, noise, timesteps, alphas = batch["latents"], batch["noise"], batch["timesteps"], backend.alphas_cumprod
+    latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+    asked = parametrisation(backend)
     conditioning = backend.encode_captions(CAPTIONS, vectors)
-    prediction = backend.predict(add_noise(latents, noise, timesteps, alphas), timesteps, conditioning)
-    target = prediction_target(backend.prediction_type, latents, noise, timesteps, alphas)
+    prediction = backend.predict(asked.add_noise(latents, noise, timesteps), timesteps, conditioning)
+    target = asked.target(latents, noise, timesteps)
     errors = masked_errors(prediction, target, batch["mask"])
     loss, _ = prior_preservation_loss(errors, INSTANCES, PRIOR_WEIGHT)
     parameters = {**learned.parameters, **vectors}

@@ -23,7 +23,7 @@ from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.training import checkpoints
 from lib_custom_diffusion.training.loop import Progress, Trainer, TrainingConfig
-from lib_custom_diffusion.training.objective import add_noise
+from lib_custom_diffusion.training.parametrisation import parametrisation
 from tiny import TinyBackend
 from train_tiny import CONCEPT, Trainings, examples, trainer
 
@@ -45,7 +45,7 @@ def denoising_error(backend: TinyBackend, vectors: dict[str, Tensor]) -> float:
     conditioning = backend.encode_captions(["photo of a <new1> cat"] * len(latents), vectors)
     errors = []
     for each in noise:
-        noisy = add_noise(latents, each, timesteps, backend.alphas_cumprod)
+        noisy = parametrisation(backend).add_noise(latents, each, timesteps)
         errors.append((backend.predict(noisy, timesteps, conditioning) - each).pow(2).mean())
     return torch.stack(errors).mean().item()
 
@@ -343,8 +343,8 @@ def test_concepts_of_different_sizes_share_the_steps_equally_each_in_passes_of_i
     run = trainer_of([wide, mixed], tmp_path, train_batch_size=6)
     sizes_of_mixed = set()
     for run.step in range(20):
-        (part,) = run._draw()
-        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in part.batches}
+        (batches,) = run._draw()
+        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in batches}
         assert by_size.pop((2, 4)) == (3, 6)  # its pictures and as many regularization pictures
         ((size, counts),) = by_size.items()
         assert counts == (3, 3)
@@ -359,7 +359,7 @@ def test_the_loss_of_a_step_does_not_depend_on_the_passes_it_takes(tmp_path: Pat
                     mask=each.mask.reshape(1, 1, 4)) for each in square.prior]  # fmt: skip
     together = trainer_of([square], tmp_path / "a").run().delta
     apart = trainer_of([ConceptExamples(square.instance, flat)], tmp_path / "b")
-    assert len(apart._draw()[0].batches) == 2
+    assert len(apart._draw()[0]) == 2
     for key, entry in apart.run().delta.entries.items():
         assert torch.allclose(entry, together.entries[key], atol=1e-6)
 

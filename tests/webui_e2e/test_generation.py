@@ -43,6 +43,26 @@ def test_deltas_add_up_and_a_delta_and_its_negative_are_nothing(webui: WebUI, th
     assert webui.picture(f"{WITH_DELTA} <delta:negative:0.5>")[0] not in (whole, untouched)
 
 
+def test_the_weight_may_be_named_as_a_loras_is(webui: WebUI, untouched: str) -> None:
+    half = webui.picture(f"{PROMPT} <delta:thing:0.5>")[0]
+    assert webui.picture(f"{PROMPT} <delta:thing:unet=0.5>")[0] == half not in (untouched, webui.picture(WITH_DELTA)[0])
+    assert webui.picture(f"{PROMPT} <delta:thing:te=0.5>")[0] == untouched
+
+
+def test_a_word_is_read_when_its_file_comes_changes_and_goes(webui: WebUI, thing: Path) -> None:
+    """The delta is a word alone, so that all depends on the prompt, which is the same every time."""
+    [vectors] = Delta.load(thing).embeddings.values()
+    prompt, file = "a late <delta:l=ate:1>", webui.delta("l=ate")
+    missing = webui.picture(prompt)[0]
+    Delta({}, {"late": vectors}).save(file)
+    come = webui.picture(prompt)[0]
+    Delta({}, {"late": -vectors}).save(file)
+    changed = webui.picture(prompt)[0]
+    assert len({missing, come, changed}) == 3
+    file.unlink()
+    assert webui.picture(prompt)[0] == missing
+
+
 def test_every_picture_of_a_batch_and_of_the_next_has_the_delta(webui: WebUI) -> None:
     batched = webui.images(WITH_DELTA, batch_size=2, n_iter=2)[0]
     single = [webui.images(WITH_DELTA, seed=7 + index)[0][0] for index in range(4)]
