@@ -29,12 +29,12 @@ from .attention import Projection
 from .errors import UserError
 from .reading import read_document
 from .reading.document import check_width
+from .reading.kinds import DELTA
 from .storage import safetensors_bytes, write_atomically
 
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
-_KIND = "a delta"
 _UNPACKED = 128  # bytes in memory for one in the file, at most; one bit for each of K's and V's numbers makes 64
 
 
@@ -124,7 +124,7 @@ class Delta:
         Raises UserError when it is missing, is no delta file, is damaged, or holds values that are not finite.
         """
         document = read_document(path)
-        if document.kind() != _KIND:
+        if document.kind() != DELTA:
             raise UserError(f"{path} is {document.kind()}, not a delta; if it can be made one, convert does it")
         try:
             return from_tensors(document.metadata, document.tensors())

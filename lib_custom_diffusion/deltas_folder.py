@@ -17,26 +17,42 @@ def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,)) -> list[Path]
         Path(root, file)
         for root, _, files in os.walk(folder, followlinks=True)
         for file in files
-        if file.endswith(tuple(suffixes)) and not file.startswith(".")
+        if file.lower().endswith(tuple(suffixes)) and not file.startswith(".")
     ]
     return sorted(found, key=lambda path: (len(path.parts), path))
+
+
+def delta_name(path: Path) -> str:
+    """What prompts call a file: its name without .delta.safetensors, in whatever case, or without its last suffix."""
+    ours = path.name.lower().endswith(SUFFIX)
+    return path.name[: -len(SUFFIX)] if ours and path.name[: -len(SUFFIX)] else path.stem
 
 
 def named_deltas(folder: Path) -> dict[str, Path]:
     """All delta files by name: the file's stem, or its path from the folder where a nearer file has that stem."""
     found: dict[str, Path] = {}
     for path in files_below(folder):
-        stem = path.name.removesuffix(SUFFIX)
-        found[stem if stem not in found else path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = path
+        stem = delta_name(path)
+        found[stem if stem not in found else path.relative_to(folder).with_name(stem).as_posix()] = path
     return found
 
 
-def find_delta(folder: Path, name: str) -> Path:
-    """The delta of that name. Raises UserError if it is not there."""
-    found = named_deltas(folder)
-    if name not in found:
-        raise UserError(f"there is no delta {name!r} in {folder}" if name else "choose a delta")
-    return found[name]
+def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
+    """The delta of that name, or of that path from the folder; with `by_path` also a file anywhere.
+
+    Raises UserError, saying what is there, if it is not.
+    """
+    if not name:
+        raise UserError("choose a delta")
+    named = named_deltas(folder)
+    if by_path and name not in named and os.path.isfile(os.path.expanduser(name)):
+        return Path(name).expanduser()
+    for path in list(named.values()):
+        named.setdefault(path.relative_to(folder).with_name(delta_name(path)).as_posix(), path)
+    if name not in named:
+        there = ", ".join(sorted(named_deltas(folder))) or "none"
+        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}")
+    return named[name]
 
 
 def new_file(folder: Path, name: str, overwrite: bool, suffix: str = SUFFIX) -> Path:
@@ -46,6 +62,7 @@ def new_file(folder: Path, name: str, overwrite: bool, suffix: str = SUFFIX) -> 
     """
     kept = file_name(name.strip().removesuffix(suffix))
     path = folder / f"{kept}{suffix}"
-    if path.exists() and not overwrite:
-        raise UserError(f"there is a file {path.name} already; give another name, or tick Overwrite")
+    alike = [other.name for other in folder.glob("*") if other.name.casefold() == path.name.casefold()]
+    if alike and not (overwrite and path.name in alike):  # Windows and macOS take cat and Cat for one name
+        raise UserError(f"there is a file {alike[0]} already; give another name, or tick Overwrite")
     return path

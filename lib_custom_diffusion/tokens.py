@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,6 +18,7 @@ DEFAULT_INITIALIZERS = "ktn+pll+ucd"
 """Rare entries of CLIP's vocabulary that the paper's code starts new words from."""
 
 
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 200  # bytes; file systems take 255, with what is put before and after
 
 
@@ -88,14 +90,26 @@ def renamed_in(text: str, names: Mapping[str, str]) -> str:
 def file_name(token: str) -> str:
     """The token as a file name, with the characters the WebUI allows: letters, digits, "." "_" "-" and space.
 
-    Raises UserError if nothing is left of it, or too much for a file system.
+    A name that Windows keeps for devices gets an underscore in front. Raises UserError if nothing is left of it, or too
+    much for a file system.
     """
     name = "".join(character for character in token if character.isalnum() or character in "._- ").strip(" .")
     if not name:
         raise UserError(f"{token!r} has no letter or digit to name a file by")
     if len(name.encode()) > _LONGEST_NAME:
         raise UserError(f"{token[:20]!r}… is too long to name a file by; take fewer than {_LONGEST_NAME} letters")
-    return name
+    return f"_{name}" if _RESERVED.fullmatch(name) else name
+
+
+def file_names(tokens: Iterable[str]) -> dict[str, str]:
+    """A file name for each token. Raises UserError for two that some file system takes for one, such as a and A."""
+    names = {token: file_name(token) for token in tokens}
+    taken: dict[str, str] = {}
+    for token, name in names.items():
+        other = taken.setdefault(unicodedata.normalize("NFC", name).casefold(), token)
+        if other != token:
+            raise UserError(f"the words {other} and {token} would be one file; give one another name by rename")
+    return names
 
 
 def embedding_pt(vectors: Tensor, name: str, step: int) -> bytes:

@@ -26,7 +26,8 @@ def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_
         "pets/cat": tmp_path / "pets" / "cat.delta.safetensors",
     }
     assert find_delta(tmp_path, "pets/cat") == tmp_path / "pets" / "cat.delta.safetensors"
-    with pytest.raises(UserError, match="there is no delta 'bird' in"):
+    assert find_delta(tmp_path, "pets/dog") == tmp_path / "pets" / "dog.delta.safetensors"
+    with pytest.raises(UserError, match=r"there is no delta 'bird' in .* which has cat, dog, pets/cat"):
         find_delta(tmp_path, "bird")
     with pytest.raises(UserError, match="choose a delta"):
         find_delta(tmp_path, "")
@@ -66,3 +67,24 @@ def test_a_name_that_is_taken_or_empty_is_refused(tmp_path: Path) -> None:
     assert new_file(tmp_path, "cat", overwrite=False, suffix=".pt") == tmp_path / "cat.pt"
     with pytest.raises(UserError, match="no letter or digit"):
         new_file(tmp_path, "../..", overwrite=True)
+
+
+def test_endings_count_in_any_case_and_names_that_differ_by_case_alone_are_one(tmp_path: Path) -> None:
+    put(tmp_path, "Cat.DELTA.SAFETENSORS", "a:b.delta.safetensors")
+    assert set(named_deltas(tmp_path)) == {"Cat", "a:b"}
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="there is a file Cat"):
+            new_file(tmp_path, "cat", overwrite)
+
+
+def test_a_file_elsewhere_is_found_only_where_paths_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    put(tmp_path, "elsewhere/x.delta.safetensors", "deltas/y.delta.safetensors")
+    path = tmp_path / "elsewhere" / "x.delta.safetensors"
+    for name in (str(path), "~/elsewhere/x.delta.safetensors"):
+        assert find_delta(tmp_path / "deltas", name, by_path=True) == path
+        with pytest.raises(UserError, match="there is no delta"):
+            find_delta(tmp_path / "deltas", name)

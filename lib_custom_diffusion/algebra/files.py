@@ -7,7 +7,7 @@ report says what that cost. A model is loaded only when it is needed, after the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,14 +25,18 @@ from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
 from .merging import change_on, context_features, merge, target_features
+from .spectrum import spectrum_of
 
 LoadModel = Callable[[], Backend]
 Tell = Callable[[str], None]
 """Is told what is being done, in a few words, before it is done."""
 
 MERGE_CAPTIONS = 200  # as many as Adobe's code takes
+LORAS = ("lora", "lora-diffusers")
+_OF_DIFFUSERS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights")
+_EMBEDDING_BYTES = 1_000_000
 MERGED_BYTES = 2_000_000  # a merged file that would be larger is compressed
-LORA_RANK = 64
+LORA_ERROR = 0.01  # relative, of a LoRA whose rank is not given
 
 
 def _silent(_: str) -> None:
@@ -123,12 +127,23 @@ class Merged(Result):
 
 @dataclass(frozen=True)
 class Converted:
-    """files: the new format's, by name. dropped: as in `Result`. cut_layers were cut to a rank, at a relative error."""
+    """files: the new format's, by name. dropped: as in `Result`. notes: what to do with them in other programs.
+
+    rank: of a LoRA's layers, 0 where none is low-rank. cut_layers lost something by it, all layers `error`, relative.
+    """
 
     files: dict[str, bytes]
     dropped: dict[Path, list[str]]
+    notes: list[str] = field(default_factory=list)
+    rank: int = 0
     cut_layers: int = 0
     error: float = 0.0
+
+    def precision(self) -> str:
+        """How near a LoRA is to what it was made of, as a phrase."""
+        if not self.cut_layers:
+            return "exact but for rounding to float16"
+        return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
 
 
 def compress_file(
@@ -260,12 +275,14 @@ def convert_files(
     sources: Sequence[Path],
     kind: str,
     load_model: LoadModel | None = None,
-    rank: int = LORA_RANK,
+    rank: int | None = None,
     tell: Tell = _silent,
+    exact: bool = False,
 ) -> Converted:
     """One file with layers, and any with words, as another program's files; nothing is written.
 
-    load_model: of the model they belong to, for formats with full weights. rank: the highest of a LoRA's layers.
+    load_model: of the model they belong to, for formats with full weights. rank: the highest of a LoRA's layers; the
+    least at which LORA_ERROR is kept if None. exact: a LoRA's dense layers become full differences instead.
     Raises UserError for files that are none, more than one with layers, and as `formats.write` does.
     """
     backend = load_model() if load_model is not None else None
@@ -274,11 +291,17 @@ def convert_files(
     delta, found = _joined(sources, base)
     dropped = {path: imported.dropped for path, imported in found.items() if imported.dropped}
     delta.provenance.architecture = delta.provenance.architecture or (backend.architecture if backend else "")
+    if not (delta.entries or delta.embeddings):
+        raise UserError(f"{sources[0]} has neither layers nor words: nothing would be written")
+    if kind not in LORAS:
+        return Converted(formats.write(delta, kind, base), dropped)
     cut, error = 0, 0.0
-    if kind == "lora":
+    if not exact:
         tell("Finding the factors")
         delta, cut, error = _low_rank(delta, rank)
-    return Converted(formats.write(delta, kind, base), dropped, cut, error)
+    ranks = [entry.us.shape[1] for entry in delta.entries.values() if isinstance(entry, Factors)]
+    files = formats.write(delta, kind, base)
+    return Converted(files, dropped, formats.how_to_use(delta, kind), max(ranks, default=0), cut, error)
 
 
 def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
@@ -352,7 +375,7 @@ def _check_words(deltas: Sequence[Delta], backend: Backend) -> None:
 
 
 def _joined(paths: Sequence[Path], base: Base | None) -> tuple[Delta, dict[Path, Imported]]:
-    """One delta of the only file with layers and of all files with words, those named <…> beside it included."""
+    """One delta of the only file with layers and of all files with words, those beside it included."""
     found = {path: formats.read(path, base) for path in paths}
     with_layers = [path for path, imported in found.items() if imported.delta.entries]
     if len(with_layers) > 1:
@@ -361,7 +384,7 @@ def _joined(paths: Sequence[Path], base: Base | None) -> tuple[Delta, dict[Path,
         )
     for path in with_layers:
         if not found[path].delta.embeddings and len(paths) == 1:
-            found |= {other: formats.read(other, base) for other in sorted(path.parent.glob("<*>.*"))}
+            found |= _words_beside(path)
     delta = found[with_layers[0]].delta if with_layers else Delta({})
     for path, imported in found.items():
         for token, vectors in imported.delta.embeddings.items():
@@ -370,14 +393,38 @@ def _joined(paths: Sequence[Path], base: Base | None) -> tuple[Delta, dict[Path,
     return delta, found
 
 
-def _low_rank(delta: Delta, rank: int) -> tuple[Delta, int, float]:
-    """The delta with no layer above the rank, how many layers were cut for it, and the relative error of these.
+def _words_beside(path: Path) -> dict[Path, Imported]:
+    """Embeddings beside diffusers' weights: files named <…>, as its script has them, or that say such a token."""
+    found = {}
+    for other in sorted(path.parent.glob("<*>.*" if not path.name.startswith(_OF_DIFFUSERS) else "*")):
+        if other != path and other.is_file() and other.stat().st_size < _EMBEDDING_BYTES:
+            try:
+                imported = formats.read(other)
+            except UserError:
+                continue  # whatever else lies there
+            if not imported.delta.entries and all(token.startswith("<") for token in imported.delta.embeddings):
+                found[other] = imported
+    return found
+
+
+def _low_rank(delta: Delta, rank: int | None) -> tuple[Delta, int, float]:
+    """The delta with no layer above the rank, how many layers were cut for it, and the relative error of all.
 
     Layers that are factors within the rank stay as they are.
     """
+    rank = _rank_for(delta, LORA_ERROR) if rank is None else rank
     high = {k: e for k, e in delta.entries.items() if not isinstance(e, Factors) or e.us.shape[1] > rank}
     if not high:
         return delta, 0, 0.0
-    low = compress(Delta(high), Limit(rank=rank))
-    error = functional_error(Delta(high), low)
-    return Delta({**delta.entries, **low.entries}, delta.embeddings, delta.provenance), len(high), error
+    low = replace(delta, entries={**delta.entries, **compress(Delta(high), Limit(rank=rank)).entries})
+    cut = sum(min(entry.shape) > rank for entry in high.values())
+    return low, cut, functional_error(delta, low)
+
+
+def _rank_for(delta: Delta, error: float) -> int:
+    """The least rank of all layers at which what they lose together is no more than this, relative."""
+    spectra = [spectrum_of({key: entry}, None) for key, entry in delta.entries.items()]
+    allowed = error**2 * sum(spectrum.tail(0) for spectrum in spectra)
+    most = max((len(spectrum.s) for spectrum in spectra), default=1)
+    lost = (sum(spectrum.tail(min(rank, len(spectrum.s))) for spectrum in spectra) for rank in range(1, most + 1))
+    return next((rank for rank, squares in enumerate(lost, start=1) if squares <= allowed), most)

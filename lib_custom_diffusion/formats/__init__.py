@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
-from ..reading import read_document
+from ..reading import Document, read_document
 from . import adobe, diffusers, embeddings, kohya, legacy
 from .base import Base
-from .imported import Imported
+from .imported import Imported, dropped_text
+from .kohya import how_to_use
 
 FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
 KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
@@ -26,15 +27,26 @@ KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
 def read(path: Path, base: Base | None = None) -> Imported:
     """What a file holds. `base` is the model it belongs to, which files with full weights need.
 
-    Raises UserError for a file that is missing, damaged, unsafe, of no known format, or does not fit the base.
+    Raises UserError for a file that is missing, damaged, unsafe, of no known format, does not fit the base, or of which
+    nothing would be left.
     """
-    document = read_document(path)
+    return understood(path, read_document(path), base)
+
+
+def understood(path: Path, document: Document, base: Base | None = None) -> Imported:
+    """What a document that was read from a path holds; raises as `read`."""
     for module in FORMATS:
         if module.recognises(document):
             try:
-                return module.read(document, base)
+                found: Imported = module.read(document, base)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
+            if not (found.delta.entries or found.delta.embeddings or module is legacy):
+                raise UserError(
+                    f"{path} is {document.kind()} without words or cross-attention of Stable Diffusion: nothing of it"
+                    f" would be left ({dropped_text(found.dropped)})"
+                )
+            return found
     raise UserError(f"{path} is {document.kind()}; read are delta files, {', '.join(k for k in KINDS if k != 'delta')}")
 
 
@@ -56,4 +68,15 @@ def write(delta: Delta, kind: str, base: Base | None = None) -> dict[str, bytes]
     return KINDS[kind].write(delta, base, kind)
 
 
-__all__ = ["FORMATS", "KINDS", "Base", "Imported", "read", "read_words", "write"]
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "Base",
+    "Imported",
+    "dropped_text",
+    "how_to_use",
+    "read",
+    "read_words",
+    "understood",
+    "write",
+]

@@ -55,10 +55,10 @@ def _resnets(unet: nn.Module) -> int:
     return int(count if isinstance(count, int) else count[0])
 
 
-def needed(base: Base | None, what: str) -> Base:
+def needed(base: Base | None, what: str, why: str = "holds full weights, not differences") -> Base:
     """The base. Raises UserError if there is none."""
     if base is None:
-        raise UserError(f"{what} holds full weights, not differences; give the model it was trained on by --model")
+        raise UserError(f"{what} {why}; give the model it was trained on by --model")
     return base
 
 

@@ -14,7 +14,7 @@ from ..delta import Delta
 from ..errors import UserError
 from ..reading import Document, vectors
 from ..storage import safetensors_bytes
-from ..tokens import embedding_pt, file_name
+from ..tokens import embedding_pt, file_names
 from .base import Base
 from .imported import Imported
 
@@ -72,19 +72,23 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     if not delta.embeddings:
         raise UserError("this delta has no modifier token to write")
     files = {}
-    for token, value in delta.embeddings.items():
-        name = file_name(token)
+    for token, name in file_names(delta.embeddings).items():
+        value = delta.embeddings[token]
         if kind == "embedding":
             files[f"{name}.pt"] = embedding_pt(value, name, delta.provenance.steps)
         elif kind == "embedding-diffusers":
-            vector = value.float()[0] if len(value) == 1 else value.float()
-            files[f"{token_file(token)}.safetensors"] = safetensors_bytes({token: vector}, {"format": "pt"})
+            files[f"{name}.safetensors"] = diffusers_file(token, value)
         else:
-            left, right = split_sdxl(token, value)
-            files[f"{name}.safetensors"] = safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})
+            files[f"{name}.safetensors"] = sdxl_file(token, value)
     return files
 
 
-def token_file(token: str) -> str:
-    """diffusers' script names files by the token itself; characters that no file system takes are left out."""
-    return "".join(character for character in token if character not in '/\\:*?"|\0')
+def diffusers_file(token: str, value: Tensor) -> bytes:
+    """Vectors (n, width) as `load_textual_inversion` takes them, which finds the token in the file."""
+    return safetensors_bytes({token: value.float()[0] if len(value) == 1 else value.float()}, {"format": "pt"})
+
+
+def sdxl_file(token: str, value: Tensor) -> bytes:
+    """Vectors (n, 2048) apart for the two text encoders, as the WebUI and ComfyUI take them."""
+    left, right = split_sdxl(token, value)
+    return safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})

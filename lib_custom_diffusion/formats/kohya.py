@@ -1,14 +1,13 @@
-"""LoRA files as kohya's trainer writes them, and as most programs read them.
+"""LoRA files: reading any, writing kohya's and diffusers'.
 
-NAME.lora_down.weight (r, in), NAME.lora_up.weight (out, r) and NAME.alpha: Δ = alpha / r · up · down; or NAME.diff
-(out, in). NAME is a kohya name (`names`), or a diffusers path after `unet.` with lora_A and lora_B (or lora.down and
-lora.up). The WebUI's built-in Lora reads embeddings from the same file: `bundle_emb.TOKEN.string_to_param.*`.
+A layer goes by a kohya name (`names`) before the first dot, or by a diffusers path after `unet.`, and after it come the
+parts of a network (`networks`). The WebUI's built-in Lora and others read words from the same file:
+`bundle_emb.TOKEN.string_to_param.*`, or `.clip_l` and `.clip_g` for SDXL.
 
-What `write` makes is to load everywhere, and that takes two tricks. diffusers reads kohya's names only in files that
-hold nothing else, and its own names only in files of which every tensor's name contains "lora". So a file with words
-holds the factors under both kinds of names (whoever knows both takes one), and its words have "lora" in their names,
-where the WebUI (up to the second dot) and ComfyUI (the end) do not look. SDXL's words, which both expect as
-`bundle_emb.TOKEN.clip_l` and `.clip_g`, leave no room for that: diffusers refuses an SDXL file with words.
+Two kinds are written, since no file serves all. `lora` has kohya's names and words and nothing else: Forge drops a LoRA
+with more than 12 names that it does not know, and InvokeAI takes what is before the first dot for the layer.
+`lora-diffusers` has diffusers' names, and its words apart, because diffusers takes no other name into a LoRA. All
+layers have one rank in both: diffusers takes the scale of every layer from one of them.
 """
 
 from __future__ import annotations
@@ -23,83 +22,71 @@ from torch.nn import functional as F
 
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
-from ..reading import Document, matrix, vectors
+from ..reading import Document, vectors
 from ..storage import safetensors_bytes
+from ..tokens import embedding_pt, file_names
 from .base import Base, resnets_of
-from .embeddings import side_by_side, split_sdxl
+from .embeddings import diffusers_file, sdxl_file, side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard
+from .networks import entry_of
 
-NAMES = {"lora": "lora.safetensors"}
-_PART = re.compile(
-    r"(?:lora_unet_|unet\.|base_model\.model\.)?(.+?)"
-    r"(?:\.processor)?\.(lora_down\.weight|lora_up\.weight|lora_A\.weight|lora_B\.weight|lora\.down\.weight"
-    r"|lora\.up\.weight|alpha|diff|diff_b|dora_scale|lora_mid\.weight|hada_\w+|lokr_\w+)"
-)
-_DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
-_UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight")
-_UNDERSTOOD = {*_DOWN, *_UP, "alpha", "diff"}
+NAMES = {"lora": "lora.safetensors", "lora-diffusers": "pytorch_lora_weights.safetensors"}
+_PREFIX = re.compile(r"(?:lora_unet_|lycoris_unet_|lycoris_|unet\.|base_model\.model\.|(?:model\.)?diffusion_model\.)*")
+_PART = re.compile(r"(.+?)(\.processor)?[._](to_[qkv]|to_out[._]0|to_out)(_lora)?\.(.+)")
 _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(string_to_param\..*|clip_l|clip_g)")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_FOREIGN = 12  # names that Forge does not know and still loads a file with
+_NETWORK = re.compile(
+    r"[._](lora[._]?(up|down|A|B|linear_layer|magnitude_vector)|hada_w|lokr_w|dora_scale)|^lora_unet_.*\.diff$"
+)
 
 
 def recognises(document: Document) -> bool:
-    names = [str(name) for name in document.content]
-    return any(
-        re.search(r"\.(lora_(up|down|A|B)|lora\.(up|down))\.weight$|^lora_unet_.*\.diff$", name) for name in names
-    )
+    return any(_NETWORK.search(str(name)) for name in document.content)
 
 
 def read(document: Document, base: Base | None) -> Imported:
     """Its cross-attention part; all else is listed as dropped.
 
-    Raises UserError for pairs that do not fit, and without a base for layers whose names need one.
+    Raises UserError for parts that do not fit or that no delta can hold, and without a base for layers whose names need
+    one, or whose kind (DoRA) does.
     """
     layers: dict[str, dict[str, Any]] = {}
     words: dict[str, dict[str, Any]] = {}
     dropped = []
-    parts_of = {str(name): _PART.fullmatch(str(name)) for name in document.content}
-    named = {part[1] for part in parts_of.values() if part}
+    places = {str(name): _place(str(name)) for name in document.content}
+    named = {place for place, _ in places.values()}
     twice = False
     if base is None and not may_be_standard(named):
-        twice = any(map(is_key, named))  # as `write` does it: what the diffusers paths say is said by keys as well
+        twice = any(map(is_key, named))  # as files of ours were: what the diffusers paths say is said by keys as well
         if not twice:
             raise UserError(
                 "its layers are not those of Stable Diffusion 1 or 2, and what they are called depends on the model;"
                 " give the model it was trained on by --model"
             )
     for name, value in document.content.items():
-        bundled = _BUNDLED.fullmatch(str(name))
-        part = parts_of[str(name)]
-        key = key_of(part[1], base.resnets if base else 2) if part else None
-        if twice and part is not None and key is not None and not is_key(part[1]):
+        bundled, (place, part) = _BUNDLED.fullmatch(str(name)), places[str(name)]
+        key = key_of(place, base.resnets if base else 2)
+        if twice and key is not None and not is_key(place):
             continue
         if bundled:
             words.setdefault(bundled[1], {})[bundled[2]] = value
-        elif part is None or key is None:
+        elif key is None:
             dropped.append(str(name))
         else:
-            layers.setdefault(key, {})[part[2]] = value
-    entries: dict[str, Entry] = {}
-    for key, parts in layers.items():
-        if set(parts) <= _UNDERSTOOD:
-            entries[key] = _entry(key, parts)
-        else:
-            dropped += [f"{key}: {part}" for part in parts]
+            layers.setdefault(key, {})[part] = value
+    entries: dict[str, Entry] = {key: entry_of(key, parts, base) for key, parts in layers.items()}
     return Imported(Delta(entries, {token: _word(token, parts) for token, parts in words.items()}), dropped)
 
 
-def _entry(key: str, parts: Mapping[str, Any]) -> Entry:
-    if "diff" in parts:
-        return matrix(f"{key} diff", parts["diff"])
-    down = matrix(f"{key} down", next((parts[name] for name in _DOWN if name in parts), None))
-    up = matrix(f"{key} up", next((parts[name] for name in _UP if name in parts), None))
-    if up.shape[1] != down.shape[0]:
-        raise UserError(f"the factors of {key} do not fit: {tuple(up.shape)} and {tuple(down.shape)}")
-    alpha = parts.get("alpha", torch.tensor(float(len(down))))
-    if not isinstance(alpha, Tensor) or alpha.numel() != 1:
-        raise UserError(f"the alpha of {key} should be one number")
-    return Factors(up * (float(alpha) / len(down)), down)
+def _place(name: str) -> tuple[str, str]:
+    """The layer that a tensor belongs to, by any of its names, and which part it is; two empty texts if none."""
+    found = _PART.fullmatch(_PREFIX.sub("", name, count=1))
+    if found is None:
+        return "", ""
+    before, _, leaf, _, part = found.groups()
+    return f"{before}.{'to_out.0' if leaf == 'to_out' else leaf}", part
 
 
 def _word(token: str, parts: Mapping[str, Any]) -> Tensor:
@@ -113,35 +100,89 @@ def _word(token: str, parts: Mapping[str, Any]) -> Tensor:
 
 
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
-    """One LoRA file for all programs. Raises UserError for dense entries: a LoRA is low-rank, so compress first."""
+    """A LoRA, and its words in files of their own. Dense entries become full differences, which diffusers cannot read.
+
+    Raises UserError for a delta without layers, dense ones for diffusers, and more words than Forge tolerates.
+    """
     if not delta.entries:
         raise UserError("this delta has no layers to make a LoRA of")
-    tensors: dict[str, Tensor] = {}
-    factors = [entry for entry in delta.entries.values() if isinstance(entry, Factors)]
-    rank = max((len(entry.vh) for entry in factors), default=0)
     resnets = resnets_of(delta, base)
-    sdxl = delta.provenance.architecture == "sdxl"
-    for_diffusers = not sdxl and (bool(delta.embeddings) or resnets != 2)
-    of_diffusers = not sdxl and resnets == 2
+    rank = max((len(entry.vh) for entry in delta.entries.values() if isinstance(entry, Factors)), default=0)
+    tensors: dict[str, Tensor] = {}
     for key, entry in delta.entries.items():
-        if not isinstance(entry, Factors):
-            raise UserError(f"a LoRA holds low-rank layers only, and {key} is dense; compress the delta first")
-        name, (up, down) = kohya_name(key, of_diffusers, resnets), _of_rank(entry, rank)
-        tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
-        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
-        if for_diffusers:
-            path = f"unet.{diffusers_path(key, resnets)}"
-            tensors |= {f"{path}.lora_B.weight": up.clone(), f"{path}.lora_A.weight": down.clone()}
-    for token, value in delta.embeddings.items():
-        name = f"bundle_emb.{_bundle_name(token)}"
-        if sdxl:
-            tensors[f"{name}.clip_l"], tensors[f"{name}.clip_g"] = split_sdxl(token, value)
+        if kind == "lora":
+            of_diffusers = delta.provenance.architecture != "sdxl" and resnets == 2
+            tensors |= _of_kohya(kohya_name(key, of_diffusers, resnets), entry, rank)
         else:
-            tensors[f"{name}.string_to_param.lora.string_to_param.*"] = value.float()
+            tensors |= _of_diffusers(f"unet.{diffusers_path(key, resnets)}", entry, rank)
+    if kind == "lora":
+        tensors |= _bundled(delta)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} has values that are not finite as float16; nothing was saved")
-    return {NAMES[kind]: safetensors_bytes(tensors, _metadata(delta, rank))}
+    metadata = _metadata(delta, rank) if kind == "lora" else {"format": "pt"}
+    return {NAMES[kind]: safetensors_bytes(tensors, metadata), **_word_files(delta, kind)}
+
+
+def _of_kohya(name: str, entry: Entry, rank: int) -> dict[str, Tensor]:
+    if not isinstance(entry, Factors):
+        return {f"{name}.diff": entry.half()}
+    up, down = _of_rank(entry, rank)
+    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(float(rank))}
+
+
+def _of_diffusers(path: str, entry: Entry, rank: int) -> dict[str, Tensor]:
+    if not isinstance(entry, Factors):
+        raise UserError("diffusers reads no full differences; leave out --exact, or convert to lora")
+    up, down = _of_rank(entry, rank)
+    return {f"{path}.lora_B.weight": up, f"{path}.lora_A.weight": down}
+
+
+def _bundled(delta: Delta) -> dict[str, Tensor]:
+    """The words as the WebUI's built-in Lora reads them."""
+    tensors: dict[str, Tensor] = {}
+    for token, value in delta.embeddings.items():
+        name = f"bundle_emb.{_bundle_name(token)}"
+        if delta.provenance.architecture == "sdxl":
+            tensors[f"{name}.clip_l"], tensors[f"{name}.clip_g"] = split_sdxl(token, value)
+        else:
+            tensors[f"{name}.string_to_param.*"] = value.float()
+    if len(tensors) > _FOREIGN:
+        raise UserError(
+            f"a LoRA with {len(delta.embeddings)} words is dropped by Forge; convert the layers to lora-diffusers, or"
+            " the words apart (--to embedding)"
+        )
+    return tensors
+
+
+def _word_files(delta: Delta, kind: str) -> dict[str, bytes]:
+    """A file a word: the WebUI's, or diffusers' and SDXL's, by names that any file system takes."""
+    files = {}
+    for token, name in file_names(delta.embeddings).items():
+        value = delta.embeddings[token]
+        if kind == "lora-diffusers":
+            files[f"{name}.safetensors"] = diffusers_file(token, value)
+        elif delta.provenance.architecture == "sdxl":
+            files[f"{name}.safetensors"] = sdxl_file(token, value)
+        else:
+            files[f"{name}.pt"] = embedding_pt(value, name, delta.provenance.steps)
+    return files
+
+
+def how_to_use(delta: Delta, kind: str) -> list[str]:
+    """What to do with the words of a written LoRA, program by program, a line each."""
+    if not delta.embeddings:
+        return []
+    names, files = list(delta.embeddings), list(_word_files(delta, kind))
+    stems = [file.rpartition(".")[0] for file in files]
+    if kind == "lora-diffusers":
+        return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
+    copied = ", ".join(files)
+    return [
+        f"AUTOMATIC1111, SD.Next: the LoRA brings its words; write {' and '.join(names)}",
+        f"ComfyUI: copy {copied} into models/embeddings and write {' and '.join(f'embedding:{s}' for s in stems)}",
+        f"reForge, Forge: copy {copied} into embeddings and write {' and '.join(stems)}",
+    ]
 
 
 def _of_rank(entry: Factors, rank: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ..algebra.factors import QuantizedFactors
@@ -18,12 +19,11 @@ from .names import key_of
 
 NAMES = {"delta": f"delta{SUFFIX}"}
 _KV_PREFIX = KEY_PREFIX.removeprefix("model.")
+_WEIGHT = re.compile(r"(model\.)?diffusion_model\..*\.attn2\.to_(q|k|v|out\.0)\.weight")
 
 
 def recognises(document: Document) -> bool:
-    return "json" in document.metadata or any(
-        name.startswith((_KV_PREFIX, KEY_PREFIX)) and ".attn2.to_" in name for name in document.tensors()
-    )
+    return "json" in document.metadata or any(_WEIGHT.fullmatch(name) for name in document.tensors())
 
 
 def read(document: Document, base: Base | None) -> Imported:

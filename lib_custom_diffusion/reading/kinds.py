@@ -13,6 +13,7 @@ from ..errors import UserError
 START = 1024
 """How many of the first bytes `check_start` looks at."""
 
+DELTA = "a delta"
 CHECKPOINT = "it is a whole checkpoint, not what was trained on top of one; --model takes checkpoints"
 CHECKPOINT_PARTS = (b"first_stage_model.", b"cond_stage_model.", b"conditioner.embedders.")
 
@@ -80,7 +81,7 @@ def kind_of(content: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """What a file of this content is: "a LoRA", "a VAE"."""
     names = [str(name) for name in content]
     if "json" in metadata and '"entries"' in metadata["json"]:
-        return "a delta"
+        return DELTA
     if "string_to_param" in content:
         return "an embedding of the WebUI"
     if set(names) == {"clip_l", "clip_g"}:

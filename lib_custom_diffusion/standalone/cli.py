@@ -18,7 +18,7 @@ from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
-from .algebra_cli import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
+from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename, given_path
 
 INTERRUPTED = 130
 _D = TrainingConfig()
@@ -331,9 +331,9 @@ def _add_info(commands: argparse._SubParsersAction) -> None:
 
         return info(options)
 
-    command = _command(commands, "info", "Say what is in a delta file.")
+    command = _command(commands, "info", "Say what a file is and what is in it.")
     command.set_defaults(run=run)
-    command.add_argument("file", type=Path, help="a .delta.safetensors file")
+    command.add_argument("file", type=given_path, help="a delta, LoRA, embedding or embedding picture")
     command.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..backend import Sampling
 from ..delta import Delta
+from ..deltas_folder import find_delta
 from ..errors import UserError
 from ..formats import read_words
 from ..injection import Injection
@@ -22,7 +23,7 @@ from ..storage import write_atomically
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
-from .prompts import find_delta, split_deltas
+from .prompts import split_deltas
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -51,7 +52,9 @@ class Drawn:
 
 def find_deltas(prompt: str, deltas_dir: Path) -> list[tuple[Delta, float]]:
     """The deltas that a prompt names, with their weights. Raises UserError for one that is not there or damaged."""
-    return [(Delta.load(find_delta(name, deltas_dir)), weight) for name, weight in split_deltas(prompt)[1]]
+    return [
+        (Delta.load(find_delta(deltas_dir, name, by_path=True)), weight) for name, weight in split_deltas(prompt)[1]
+    ]
 
 
 def draw(

@@ -1,4 +1,4 @@
-"""The info command: what is in a delta file."""
+"""The info command: what a file is, and what is in it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,40 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .. import formats
 from ..attention import KEY_PREFIX
 from ..delta import Delta, Entry, Factors
+from ..errors import UserError
+from ..reading import read_document
+from ..reading.kinds import DELTA
 
 
 def info(options: argparse.Namespace) -> int:
-    """Run the command; returns its exit status. Raises UserError if the file is no delta."""
+    """Run the command; returns its exit status. Raises UserError if the file is nothing that is known."""
     content = describe(options.file)
     print(json.dumps(content, indent=2) if options.json else _text(content))
     return 0
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a delta file holds, in JSON's types; norms are Frobenius norms."""
-    delta = Delta.load(path)
+    """What a delta, LoRA or embedding holds, in JSON's types; norms are Frobenius norms.
+
+    note: why there is no more to tell of a file whose numbers mean nothing without its model.
+    """
+    document = read_document(path)
+    delta, note, left_out = Delta({}), "", ""
+    try:
+        imported = formats.understood(path, document)
+        delta, left_out = imported.delta, formats.dropped_text(imported.dropped)
+    except UserError as error:
+        if not any(module.recognises(document) for module in formats.FORMATS) or document.kind() == DELTA:
+            raise
+        note = str(error)
     origin = delta.provenance
     return {
         "file": str(path),
+        "kind": document.kind(),
+        "note": note,
         "bytes": path.stat().st_size,
         "architecture": origin.architecture,
         "checkpoint": origin.checkpoint,
@@ -34,6 +51,7 @@ def describe(path: Path) -> dict[str, Any]:
             for token, vectors in delta.embeddings.items()
         },
         "layers": {key: _layer(entry) for key, entry in delta.entries.items()},
+        "left_out": left_out,
         "settings": origin.settings,
     }
 
@@ -46,14 +64,22 @@ def _layer(entry: Entry) -> dict[str, Any]:
 
 def _text(content: dict[str, Any]) -> str:
     size = content["bytes"]
-    lines = [
-        f"{content['file']}: {size / 1e6:.1f} MB" if size >= 1e5 else f"{content['file']}: {size} bytes",
-        f"made for {content['architecture'] or 'an unknown architecture'}"
-        f", checkpoint {content['checkpoint'] or 'unknown'}, {content['steps']} steps",
-    ]
+    bytes_ = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
+    lines = [f"{content['file']}: {content['kind']}, {bytes_}"]
+    if content["note"]:
+        return f"{lines[0]}\n{content['note']}"
+    if content["kind"] == DELTA:
+        lines.append(
+            f"made for {content['architecture'] or 'an unknown architecture'}"
+            f", checkpoint {content['checkpoint'] or 'unknown'}, {content['steps']} steps"
+        )
+    if content["left_out"]:
+        lines.append(f"beside what a delta can hold: {content['left_out']}")
     for token, found in content["tokens"].items():
         kind = f", a kind of {found['class_word']}" if found["class_word"] else ""
         lines.append(f"token {token}: {found['vectors']} vector(s) of {found['width']}{kind}")
+    if not content["layers"]:
+        return "\n".join(lines)
     largest = max((layer["norm"] for layer in content["layers"].values()), default=0.0) or 1.0
     lines.append(f"{len(content['layers'])} layers:")
     for key, layer in content["layers"].items():

@@ -1,43 +1,32 @@
-"""The `<delta:NAME:WEIGHT>` tags of a prompt, and the files that NAME stands for."""
+"""The `<delta:NAME:WEIGHT>` tags of a prompt."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from ..delta import SUFFIX
-from ..deltas_folder import files_below
 from ..errors import UserError
 from ..prompt_tags import weight_of
 
-_TAG = re.compile(r"<delta:([^:>]+)(?::([^>]*))?>")
+_TAG = re.compile(r"<delta:([^>]+)>")
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+_ARGUMENT = re.compile(r"\s*|[^:]*=[^:]*|\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?(nan|inf)\s*")
 
 
 def split_deltas(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     """The prompt without its delta tags, and their names and weights in order; a weight left out is 1.
 
-    Raises UserError as `weight_of` does.
+    A name may have colons in it, as a path of Windows has. Raises UserError as `weight_of` does.
     """
-    deltas = []
-    for tag in _TAG.finditer(prompt):
-        name, arguments = tag.groups()
-        try:
-            deltas.append((name.strip(), weight_of(arguments.split(":") if arguments else [])))
-        except UserError as error:
-            raise UserError(f"{tag[0]}: {error}") from None
+    deltas = [_name_and_weight(tag) for tag in _TAG.findall(prompt)]
     return re.sub(r" {2,}", " ", _TAG.sub("", prompt)).strip(), deltas
 
 
-def find_delta(name: str, folder: Path) -> Path:
-    """The file of a delta given by path, or by name in `folder` or below it, the nearest one first.
-
-    Raises UserError listing what is there.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    found = files_below(folder)
-    for path in found:
-        if name in (path.name.removesuffix(SUFFIX), path.relative_to(folder).as_posix().removesuffix(SUFFIX)):
-            return path
-    names = ", ".join(dict.fromkeys(path.name.removesuffix(SUFFIX) for path in found)) or "none"
-    raise UserError(f"there is no delta {name!r}: no such file, and {folder} has {names}")
+def _name_and_weight(tag: str) -> tuple[str, float]:
+    drive = _DRIVE.match(tag)
+    start = drive[0] if drive else ""
+    parts = tag.removeprefix(start).split(":")
+    named = next((n for n in range(1, len(parts)) if all(map(_ARGUMENT.fullmatch, parts[n:]))), 1)
+    try:
+        return (start + ":".join(parts[:named])).strip(), weight_of(parts[named:])
+    except UserError as error:
+        raise UserError(f"<delta:{tag}>: {error}") from None

@@ -11,7 +11,8 @@ import gradio as gr
 
 from ..algebra.compression import Limit
 from ..algebra.files import (
-    LORA_RANK,
+    LORA_ERROR,
+    LORAS,
     Result,
     blend_files,
     compress_file,
@@ -25,7 +26,7 @@ from ..algebra.files import (
 from ..delta import SUFFIX
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError
-from ..formats import KINDS
+from ..formats import KINDS, dropped_text
 from ..storage import write_atomically
 from ..tokens import file_name
 from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, table
@@ -177,11 +178,11 @@ def _convert(host: Host) -> list[Action]:
     with gr.Row():
         kind = gr.Dropdown(
             label="Format to write", choices=sorted(KINDS), value=_LORA, elem_id="cd_convert_kind",
-            info="lora: one file for the WebUI's own Lora, Forge, ComfyUI and diffusers",
+            info="lora: for the WebUI's own Lora, Forge, reForge, ComfyUI, InvokeAI; lora-diffusers: for diffusers",
         )  # fmt: skip
         rank = gr.Slider(
-            label="Rank of a LoRA", minimum=1, maximum=256, step=1, value=LORA_RANK, elem_id="cd_convert_rank",
-            info="Of layers that have a higher one",
+            label="Rank of a LoRA", minimum=0, maximum=256, step=1, value=0, elem_id="cd_convert_rank",
+            info=f"Of layers that have a higher one; 0: the least that loses {LORA_ERROR:.0%}",
         )  # fmt: skip
     fits = gr.Checkbox(
         label="Made for the model that is loaded", value=True, elem_id="cd_convert_fits",
@@ -199,18 +200,18 @@ def _convert(host: Host) -> list[Action]:
         sources += [Path(upload.name) for upload in uploads or ()]
         if not sources:
             raise UserError("choose a file, or upload one")
-        done = convert_files(sources, kind, host.loaded(fits), int(rank), _stages(show))
+        done = convert_files(sources, kind, host.loaded(fits), int(rank) or None, _stages(show))
         name = result or sources[0].name.removesuffix(SUFFIX).removesuffix(sources[0].suffix)
-        paths = _places(_folder(host, kind), name, kind, list(done.files), overwrite)
+        paths = _places(host, name, kind, list(done.files), overwrite)
         for path, content in zip(paths, done.files.values(), strict=True):
             write_atomically(path, content)
         rows = {str(path.absolute()): megabytes(path.stat().st_size) for path in paths}
         if kind == _LORA and host.loras_dir:
             rows["In a prompt"] = f"<lora:{paths[0].stem}:1>"
-        if done.cut_layers:
-            rows["Relative error"] = f"{done.error:.2%}: {done.cut_layers} layers cut to rank {int(rank)}"
+        if kind in LORAS:
+            rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""
-        return Outcome(_report("Converted", rows, done.dropped, []), delta=delta, files=paths)
+        return Outcome(_report("Converted", rows, done.dropped, done.notes), delta=delta, files=paths)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
 
@@ -227,8 +228,15 @@ def _convertible(host: Host) -> list[str]:
     return [path.relative_to(host.deltas_dir).as_posix() for path in files_below(host.deltas_dir, _SUFFIXES)]
 
 
-def _places(folder: Path, name: str, kind: str, files: Sequence[str], overwrite: bool) -> list[Path]:
-    """Where a format's files go: a single one is called by the name, several go into a folder of the name."""
+def _places(host: Host, name: str, kind: str, files: Sequence[str], overwrite: bool) -> list[Path]:
+    """Where a format's files go: a single one is called by the name, several go into a folder of the name.
+
+    The words of a LoRA go into a folder of their own: beside it a host would take them for LoRAs.
+    """
+    folder = _folder(host, kind)
+    if kind in LORAS:
+        words = [host.deltas_dir / f"{file_name(name)}-words" / file for file in files[1:]]
+        return [new_file(folder, name, overwrite, Path(files[0]).suffix), *words]
     if kind == "delta":
         return [new_file(folder, name, overwrite)]
     if len(files) == 1:
@@ -289,11 +297,7 @@ def _report(verb: str, rows: Mapping[str, str], dropped: Mapping[Path, Sequence[
     """What was done, what it cost, and what people must be told of besides."""
     told = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     for path, names in dropped.items():
-        listed = "".join(f"<li><code>{html.escape(name)}</code></li>" for name in names)
-        told += (
-            f"<details><summary>{html.escape(path.name)}: {len(names)} tensors left out that a delta has no place for"
-            f"</summary><ul class='cd-files'>{listed}</ul></details>"
-        )
+        told += f"<p>{html.escape(path.name)}: left out {html.escape(dropped_text(names))}</p>"
     return f"<h3>{verb}</h3>{table(rows)}{told}"
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")  # what standalone/ needs
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.standalone import algebra_cli
+from lib_custom_diffusion.standalone import algebra_commands
 from lib_custom_diffusion.storage import size
 
 
@@ -29,7 +29,7 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
-    cli = algebra_cli
+    cli = algebra_commands
     for add in (cli.add_compress, cli.add_blend, cli.add_merge, cli.add_rename, cli.add_convert):
         add(commands)
     options = parser.parse_args(arguments)
@@ -114,6 +114,32 @@ def test_convert_to_lora_and_back(capsys: pytest.CaptureFixture[str]) -> None:
     for key in delta.entries:
         assert torch.allclose(back.entries[key].dense(), delta.entries[key].float(), atol=1e-2)
     assert torch.equal(back.embeddings["<new1>"].float(), delta.embeddings["<new1>"].float())
+
+
+def test_a_lora_is_told_with_its_precision_and_what_to_write_where(capsys: pytest.CaptureFixture[str]) -> None:
+    save("a.delta.safetensors", 1)
+    to_lora = ("convert", "a.delta.safetensors", "--to", "lora", "--model", "toy", "--output")
+    assert run(*to_lora, "out/cat.safetensors", "--exact") == 0
+    printed = capsys.readouterr().out
+    assert "exact" in printed and "write embedding:new1" in printed
+    assert sorted(path.name for path in Path("out").iterdir()) == ["cat.safetensors", "new1.pt"]
+    with pytest.raises(UserError, match="word beside it"):
+        run(*to_lora, "NEW1.pt")
+    assert run("convert", "a.delta.safetensors", "--to", "lora-diffusers", "--model", "toy", "--output", "d") == 0
+    assert sorted(path.name for path in Path("d").iterdir()) == ["new1.safetensors", "pytorch_lora_weights.safetensors"]
+    assert (
+        run("convert", "d/pytorch_lora_weights.safetensors", "--model", "toy", "--output", "b.delta.safetensors") == 0
+    )
+    assert list(Delta.load(Path("b.delta.safetensors")).embeddings) == ["<new1>"]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    monkeypatch.setenv("USERPROFILE", str(Path("home").absolute()))
+    Path("home").mkdir()
+    save("home/a.delta.safetensors", 1)
+    assert run("compress", "~/a.delta.safetensors", "--rank", "1", "--output=~/b.delta.safetensors") == 0
+    assert sorted(path.name for path in Path("home").iterdir()) == ["a.delta.safetensors", "b.delta.safetensors"]
 
 
 def test_convert_to_full_weights_takes_the_model_and_the_words_beside_them() -> None:

@@ -1,4 +1,4 @@
-"""LoRA files: what is read, what is dropped, and that one written file serves all programs."""
+"""LoRA files: what is read, what is dropped, and that what is written serves the programs it is for."""
 
 import re
 from pathlib import Path
@@ -55,10 +55,11 @@ def test_what_is_not_cross_attention_is_listed(tmp_path: Path) -> None:
     assert list(found.delta.entries) == [KEY]
 
 
-def test_layers_of_kinds_that_are_no_difference_are_dropped_whole(tmp_path: Path) -> None:
-    tensors = {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN, f"{NAME}.dora_scale": torch.ones(1, 3)}
-    found = read(tmp_path / "a.safetensors", tensors)
-    assert not found.delta.entries and len(found.dropped) == 3
+@pytest.mark.parametrize("part", ["oft_blocks", "lora_mid.weight", "diff_b"])
+def test_half_a_layer_is_not_read(tmp_path: Path, part: str) -> None:
+    tensors = {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN, f"{NAME}.{part}": torch.ones(1, 3)}
+    with pytest.raises(UserError, match=f"has a part {part}, which a delta cannot hold"):
+        read(tmp_path / "a.safetensors", tensors)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def written(tmp_path: Path, architecture: str, words: bool) -> tuple[Delta, Path
     vectors = {"<new1>": torch.randn(2, 2048 if architecture == "sdxl" else 3)} if words else {}
     delta = Delta({KEY: Factors(UP, DOWN)}, vectors, Provenance(architecture))
     path = tmp_path / "a.safetensors"
-    path.write_bytes(next(iter(formats.write(delta, "lora").values())))
+    path.write_bytes(formats.write(delta, "lora")["lora.safetensors"])
     return delta, path
 
 
@@ -116,9 +117,13 @@ def test_sdxl_has_the_names_of_its_own_layout(tmp_path: Path) -> None:
     assert set(load_file(path)) == layer | {"bundle_emb.<new1>.clip_l", "bundle_emb.<new1>.clip_g"}
 
 
-def test_dense_layers_are_refused() -> None:
-    with pytest.raises(UserError, match="compress the delta first"):
-        formats.write(Delta({KEY: torch.ones(4, 3)}), "lora")
+def test_dense_layers_are_full_differences_which_diffusers_does_not_read(tmp_path: Path) -> None:
+    delta = Delta({KEY: UP @ DOWN})
+    (tmp_path / "a").write_bytes(formats.write(delta, "lora")["lora.safetensors"])
+    assert list(load_file(tmp_path / "a")) == [f"{NAME}.diff"]
+    assert torch.equal(formats.read(tmp_path / "a").delta.entries[KEY], UP @ DOWN)
+    with pytest.raises(UserError, match="no full differences"):
+        formats.write(delta, "lora-diffusers")
 
 
 def test_an_unknown_architecture_needs_the_model() -> None:
@@ -143,7 +148,11 @@ def of_one_resnet(tmp_path: Path) -> tuple[Base, Path]:
     base = Base({key: torch.ones(4, 3) for key in keys}, {}, resnets=1)
     delta = Delta({key: Factors(UP + n, DOWN) for n, key in enumerate(keys)}, {"pet": torch.ones(1, 3)})
     path = tmp_path / "one.safetensors"
-    path.write_bytes(formats.write(delta, "lora", base)["lora.safetensors"])
+    (tmp_path / "kohya").write_bytes(formats.write(delta, "lora", base)["lora.safetensors"])
+    (tmp_path / "diffusers").write_bytes(
+        formats.write(delta, "lora-diffusers", base)["pytorch_lora_weights.safetensors"]
+    )
+    save_file({**load_file(tmp_path / "kohya"), **load_file(tmp_path / "diffusers")}, path)  # as older files had it
     return base, path
 
 
@@ -203,3 +212,40 @@ def test_the_metadata_says_the_greatest_rank(tmp_path: Path) -> None:
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2")
+
+
+def foreign(path: Path, kohya: set[str]) -> list[str]:
+    """What a program that knows kohya's names, and parts of layers by the first dot, makes nothing of."""
+    return [name for name in load_file(path) if name.partition(".")[0] not in kohya]
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+def test_all_names_are_kohyas_but_those_of_a_few_words(tmp_path: Path, architecture: str) -> None:
+    """Kohya's trainer calls a layer by its path in diffusers' UNet, or in LDM's for SDXL, with underscores; Forge
+    drops a file with more than 12 names beyond those, and InvokeAI takes a name to its first dot for a layer."""
+    _, path = written(tmp_path, architecture, True)
+    kohya = NAME if architecture == "sd1" else SGM_NAME
+    rest = foreign(path, {kohya})
+    assert len(rest) <= 12 and all(name.startswith("bundle_emb.<new1>.") for name in rest)
+    assert {name.partition(".")[2] for name in load_file(path)} - {name.partition(".")[2] for name in rest} == {
+        "lora_up.weight", "lora_down.weight", "alpha"
+    }  # fmt: skip
+
+
+def test_more_words_than_forge_tolerates_are_refused() -> None:
+    words = {f"<w{number}>": torch.ones(1, 3) for number in range(13)}
+    formats.write(Delta({KEY: Factors(UP, DOWN)}, dict(list(words.items())[:12])), "lora")
+    with pytest.raises(UserError, match="dropped by Forge"):
+        formats.write(Delta({KEY: Factors(UP, DOWN)}, words), "lora")
+
+
+def test_words_lie_beside_the_lora_by_names_that_any_system_takes(tmp_path: Path) -> None:
+    delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.ones(1, 3), "<con>": torch.ones(2, 3)})
+    files = formats.write(delta, "lora")
+    assert list(files) == ["lora.safetensors", "new1.pt", "_con.pt"]
+    (tmp_path / "new1.pt").write_bytes(files["new1.pt"])
+    assert torch.equal(formats.read_words(tmp_path / "new1.pt")["<new1>"], torch.ones(1, 3))
+    told = formats.how_to_use(delta, "lora")
+    assert any("embedding:new1 and embedding:_con" in line for line in told)
+    with pytest.raises(UserError, match="would be one file"):
+        formats.write(Delta({KEY: Factors(UP, DOWN)}, {"<a>": torch.ones(1, 3), "<A>": torch.ones(1, 3)}), "lora")

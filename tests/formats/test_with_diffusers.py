@@ -94,7 +94,7 @@ def test_diffusers_and_peft_load_our_lora_and_draw_the_same(tmp_path: Path, word
     with Injection(unet, [(delta, 1.0)]):
         ours = output(unet)
     before = output(unet)
-    path = saved(tmp_path, formats.write(delta, "lora", Base.of(unet)))
+    path = saved(tmp_path, formats.write(delta, "lora-diffusers", Base.of(unet)))
     small_pipeline(unet).load_lora_weights(str(tmp_path), weight_name=path.name)
     assert relative(output(unet), ours) < 1e-3
     assert relative(ours, before) > 0.01
@@ -111,7 +111,7 @@ def test_layers_of_different_ranks_act_in_peft_as_they_do_here(tmp_path: Path, r
     before = output(unet)
     with Injection(unet, [(delta, 1.0)]):
         ours = output(unet)
-    path = saved(tmp_path, formats.write(delta, "lora", Base.of(unet)))
+    path = saved(tmp_path, formats.write(delta, "lora-diffusers", Base.of(unet)))
     again = formats.read(path).delta
     small_pipeline(unet).load_lora_weights(str(tmp_path), weight_name=path.name)
     assert relative(output(unet) - before, ours - before) < 2e-3  # the file is in float16

@@ -104,7 +104,8 @@ def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     lora = tmp_path / "Lora" / "cat.safetensors"  # where the host finds it by <lora:cat:1>
     assert str(lora) in told and "&lt;lora:cat:1&gt;" in told
     assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
-    assert "cut to rank 1" in told
+    assert "cut to rank 1" in told and "write embedding:new1" in told
+    assert (tmp_path / "deltas" / "cat-words" / "new1.pt").is_file()
     upload = SimpleNamespace(name=str(lora))
     entered = {"cd_convert_uploads": [upload], "cd_convert_kind": "delta", "cd_convert_result": "back"}
     _, delta, _, told = made["cd_convert"].press(**entered)

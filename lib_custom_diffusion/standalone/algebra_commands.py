@@ -1,0 +1,242 @@
+"""The commands of algebra on files: compress, blend, merge, rename and convert."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..algebra.compression import Limit
+from ..algebra.files import (
+    LORA_ERROR,
+    LORAS,
+    Compressed,
+    LoadModel,
+    blend_files,
+    compress_file,
+    compressed_text,
+    convert_files,
+    merge_files,
+    parse_prompts,
+    parse_weights,
+    rename_file,
+    renamed_lines,
+)
+from ..delta import SUFFIX
+from ..deltas_folder import delta_name
+from ..errors import UserError
+from ..formats import KINDS, dropped_text
+from ..storage import size, write_atomically
+
+_FILES = "delta files, or any that convert reads"
+
+
+def given_path(text: str) -> Path:
+    """A path of the command line; ~ is the home folder even where the shell did not say so, as after --flag=."""
+    return Path(text).expanduser()
+
+
+def add_limits(command: argparse._ActionsContainer, required: bool) -> None:
+    """What a file is compressed to: one of --max_size, --rank and --energy."""
+    add = command.add_mutually_exclusive_group(required=required).add_argument
+    add("--max_size", help="of the file, such as 5MB")
+    add("--rank", type=int, help="of every layer")
+    add("--energy", type=float, help="share of the squared effect that is kept, such as 0.99")
+
+
+def limit_of(options: argparse.Namespace) -> Limit | None:
+    """What --max_size, --rank or --energy say; None if none is given."""
+    if options.max_size is None and options.rank is None and options.energy is None:
+        return None
+    return Limit(size(options.max_size) if options.max_size is not None else None, options.rank, options.energy)
+
+
+def add_compress(commands: argparse._SubParsersAction) -> None:
+    """Its flags."""
+    command = _command(commands, "compress", "Make a delta file small.", _compress)
+    add = command.add_argument
+    add("file", type=given_path, help="a delta file, or any that convert reads")
+    add("--output", type=given_path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
+    add_limits(command, required=True)
+    add("--model", help="weigh errors by this model's text features: a folder, a checkpoint, or toy")
+    add("--captions", type=given_path, help="text file, one caption a line, to weigh by; the model's own if not given")
+    add("--float16", action="store_true", help="all numbers in float16, for the first extension of this kind")
+
+
+def _compress(options: argparse.Namespace) -> int:
+    limit = limit_of(options)
+    assert limit is not None
+    output = options.output or options.file.with_name(f"{delta_name(options.file)}-small{SUFFIX}")
+    load_model = _loader_of(options.model)
+    done = compress_file(options.file, output, limit, load_model, options.captions, quantized=not options.float16)
+    _tell_dropped(done.dropped)
+    print(_compressed_report(done))
+    return 0
+
+
+def _compressed_report(done: Compressed) -> str:
+    if done.unchanged:
+        return f"{done.path}: {compressed_text(done)}"
+    measured = "on captions held out" if done.weighed else "of the matrices themselves (no --model given)"
+    return (
+        f"{done.path}: {done.size / 1e6:.2f} MB, was {done.size_before / 1e6:.2f} MB"
+        f" ({done.size_before / done.size:.1f} times smaller)\n"
+        f"relative error {done.error:.2%} {measured}\n"
+        f"{done.layers[0]} of {done.layers[1]} layers, {done.quantized_layers} of them quantized,"
+        f" ranks {done.ranks[0]} to {done.ranks[1]}"
+    )
+
+
+def add_blend(commands: argparse._SubParsersAction) -> None:
+    """Its flags."""
+    command = _command(commands, "blend", "Add deltas up, each with a weight.", _blend)
+    add = command.add_argument
+    add("files", type=given_path, nargs="+", help=_FILES)
+    add("--weights", help='one for each, such as "0.7,0.3"; 1 each if not given')
+    add("--output", type=given_path, required=True, help="the new delta file")
+    add_limits(command, required=False)
+    add("--model", help="weigh errors of compression by this model's text features")
+
+
+def _blend(options: argparse.Namespace) -> int:
+    weights = parse_weights(options.weights or "", len(options.files))
+    done = blend_files(options.files, weights, options.output, limit_of(options), _loader_of(options.model))
+    _tell_dropped(done.dropped)
+    print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
+    if done.error is not None:
+        print(f"compressed with a relative error of {done.error:.2%}")
+    print(f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}")
+    return 0
+
+
+def add_merge(commands: argparse._SubParsersAction) -> None:
+    """Its flags."""
+    command = _command(
+        commands, "merge", "Join concepts, each learned alone, into one delta (constrained least squares).", _merge
+    )
+    add = command.add_argument
+    add("files", type=given_path, nargs="+", help=f"{_FILES}; one concept each")
+    add("--model", "--pretrained_model_name_or_path", default="toy", help="the model that reads the prompts")
+    add("--target_prompts", action="append", default=[], metavar="PROMPTS",
+        help='what a concept is asked for by, one flag a file, prompts parted by |; "photo of a <new1> cat|<new1> cat"'
+        " from its words if not given")  # fmt: skip
+    add(
+        "--captions",
+        type=given_path,
+        help="text file, one caption a line, on which little may change; the model's own if not given",
+    )
+    add(
+        "--only_targets",
+        action="store_true",
+        help="as in the paper: nothing is asked of prompts in which a concept has other surroundings",
+    )
+    add("--output", type=given_path, required=True, help="the new delta file")
+
+
+def _merge(options: argparse.Namespace) -> int:
+    load_model = _loader_of(options.model)
+    assert load_model is not None
+    prompts = [parse_prompts(text) for text in options.target_prompts]
+    done = merge_files(
+        options.files, options.output, load_model, prompts, options.captions, only_targets=options.only_targets
+    )
+    _tell_dropped(done.dropped)
+    print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
+    print(
+        f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}\n"
+        f"{done.target_rows[0]} of {done.target_rows[1]} target rows kept,"
+        f" constraint residual {done.residual:.1e} (as stored {done.stored_residual:.1e})\n"
+        f"difference from each concept's own file on its own prompts: {', '.join(f'{off:.1%}' for off in done.off)}\n"
+        f"change on {done.captions} captions: {done.change:.4g};"
+        f" by the plain sum of the deltas it would be {done.change_of_sum:.4g}"
+    )
+    return 0
+
+
+def add_rename(commands: argparse._SubParsersAction) -> None:
+    """Its flags."""
+    command = _command(commands, "rename", "Give a word of a delta another name.", _rename)
+    add = command.add_argument
+    add("file", type=given_path, help="a delta file, or any that convert reads")
+    add("old", help="the word as it is, such as <new1>; in quotes, as shells read < and > otherwise")
+    add("new", help="the word as it shall be, such as <my-cat>")
+    add("--output", type=given_path, help="the new file; a delta file itself is replaced if not given")
+
+
+def _rename(options: argparse.Namespace) -> int:
+    if options.output is None and not options.file.name.lower().endswith(SUFFIX):
+        raise UserError(f"{options.file} is no {SUFFIX} file, which alone can be replaced; give --output")
+    done = rename_file(options.file, options.old, options.new, options.output or options.file)
+    _tell_dropped(done.dropped)
+    print(f"{done.path}: words {', '.join(done.words)}")
+    return 0
+
+
+def add_convert(commands: argparse._SubParsersAction) -> None:
+    """Its flags."""
+    command = _command(commands, "convert", "Carry a delta to or from another program's format.", _convert)
+    add = command.add_argument
+    add("files", type=given_path, nargs="+", help="a file with weights, and files with its words if they are apart")
+    add("--to", choices=sorted(KINDS), default="delta", help="the format to write")
+    add("--output", type=given_path, required=True, help="the file, or the folder for several")
+    add("--model", help="the model it belongs to, for formats with full weights")
+    precision = command.add_mutually_exclusive_group().add_argument
+    precision(
+        "--rank", type=int,
+        help=f"of the layers of a LoRA, for layers that have a higher one; the least that loses {LORA_ERROR:.0%}%"
+        " if not given",
+    )  # fmt: skip
+    precision("--exact", action="store_true", help="a LoRA of full differences, larger and not for diffusers")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    done = convert_files(options.files, options.to, _loader_of(options.model), options.rank, exact=options.exact)
+    paths = _paths(options.output, options.to, done.files)
+    _tell_dropped(done.dropped)
+    for path, content in paths.items():
+        write_atomically(path, content)
+        print(f"{path}: {len(content) / 1e6:.2f} MB")
+    if options.to in LORAS:
+        print(done.precision())
+    for note in done.notes:
+        print(note)
+    return 0
+
+
+def _paths(output: Path, kind: str, files: dict[str, bytes]) -> dict[Path, bytes]:
+    """Where each file goes: into `output`, or the first to `output` itself if that looks like a file, others beside it.
+
+    Raises UserError where several formats' files are alike, or a word would take the place of the first.
+    """
+    first, *others = files
+    if output.suffix.lower() not in (".safetensors", ".pt", ".ckpt", ".bin"):
+        return {output / (f"{output.name}{SUFFIX}" if kind == "delta" else name): files[name] for name in files}
+    if others and kind not in LORAS:
+        raise UserError(f"{kind} is {len(files)} files; give a folder as --output, not {output}")
+    paths = {output: files[first], **{output.with_name(name): files[name] for name in others}}
+    if any(name.casefold() == output.name.casefold() for name in others):
+        raise UserError(f"the word beside it is {output.name}, too; give another --output")
+    return paths
+
+
+def _command(commands: argparse._SubParsersAction, name: str, description: str, run: object) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _loader_of(model: str | None) -> LoadModel | None:
+    """What loads the model of that name; None if none is named."""
+    if model is None:
+        return None
+
+    from . import models  # diffusers and transformers take seconds to import
+
+    return lambda: models.load_model(model)
+
+
+def _tell_dropped(dropped: Mapping[Path, Sequence[str]]) -> None:
+    for path, names in dropped.items():
+        print(f"{path}: left out {dropped_text(names)}")

@@ -1,0 +1,53 @@
+"""`info` says of any file what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone import cli
+
+LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+PAIR = {f"{LAYER}.lora_up.weight": torch.ones(4, 2), f"{LAYER}.lora_down.weight": torch.ones(2, 8)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (PAIR, [": a LoRA,", "1 layers:", "4×8 rank 2"]),
+        ({**PAIR, f"{LAYER}.dora_scale": torch.ones(1, 8)}, [": a DoRA,", "depends on the weights of its model"]),
+        ({**PAIR, "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)}, ["1 of the text encoder"]),
+        ({f"{LAYER}.lokr_w1": torch.ones(2, 2), f"{LAYER}.lokr_w2": torch.ones(2, 4)}, [": a LoKr,", "4×8"]),
+        ({"<cat>": torch.ones(2, 8)}, [": an embedding,", "token <cat>: 2 vector(s) of 8"]),
+    ],
+)
+def test_foreign_files_are_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tensors: dict[str, torch.Tensor], said: list[str]
+) -> None:
+    save_file(tensors, tmp_path / "a b.SAFETENSORS")
+    assert cli.main(["info", str(tmp_path / "a b.SAFETENSORS")]) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in said), printed
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"<html>", "web page"), (b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer")],
+)
+def test_what_is_none_of_them_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    (tmp_path / "a.delta.safetensors").write_bytes(content)
+    assert cli.main(["info", str(tmp_path / "a.delta.safetensors")]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1
+
+
+def test_a_delta_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Delta({}, {"<new1>": torch.ones(1, 4)}).save(tmp_path / "a.delta.safetensors")
+    assert cli.main(["info", str(tmp_path / "a.delta.safetensors")]) == 0
+    assert "a.delta.safetensors: a delta, " in capsys.readouterr().out

@@ -1,0 +1,32 @@
+"""What a prompt's delta tags say."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.prompts import split_deltas
+
+
+@pytest.mark.parametrize(
+    ("tag", "name", "weight"),
+    [
+        ("cat", "cat", 1.0),
+        ("cat:0.5", "cat", 0.5),
+        ("cat:-1e-1", "cat", -0.1),
+        ("cat:", "cat", 1.0),
+        (r"C:\\pets\\cat.delta.safetensors", r"C:\\pets\\cat.delta.safetensors", 1.0),
+        (r"C:\\pets\\cat.delta.safetensors:0.5", r"C:\\pets\\cat.delta.safetensors", 0.5),
+        ("D:/a b/cat:1", "D:/a b/cat", 1.0),
+        ("a:b:0.5", "a:b", 0.5),
+        ("a:b:unet=0.5", "a:b", 0.5),
+    ],
+)
+def test_names_may_be_paths_of_windows_and_have_colons(tag: str, name: str, weight: float) -> None:
+    assert split_deltas(f"a <new1> cat <delta:{tag}> on grass") == ("a <new1> cat on grass", [(name, weight)])
+
+
+@pytest.mark.parametrize("tag", ["cat:x", "cat:nan", "cat:inf", "a:b"])
+def test_weights_that_are_no_numbers_are_told(tag: str) -> None:
+    with pytest.raises(UserError, match="weight should be a number"):
+        split_deltas(f"<delta:{tag}>")
