@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .models import best_device, load_model
+from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
 
 FLAGS = Wording(prefix="--", asking="{}")
 """How the command line speaks of settings."""
@@ -36,7 +38,12 @@ def train(options: argparse.Namespace) -> int:
     device = _join_processes()
     plan = plan_of(options)
     plan.check_settings(FLAGS)
-    backend = load_model(options.model, _weight_dtype(plan, device), device, options.vae, options.prediction_type)
+    chosen = known_precision(options, device) if options.mixed_precision == AUTO else plan.mixed_precision
+    dtype = _weight_dtype(chosen or "no", device)
+    backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
+    plan = replace(plan, mixed_precision=chosen or cpu_precision(backend, plan.train_batch_size))
+    if options.mixed_precision == AUTO:
+        print(f"mixed_precision: {plan.mixed_precision}")
     try:
         report = run_training(backend, plan, options.output_dir)
     except Interrupted as stop:
@@ -52,6 +59,8 @@ def plan_of(options: argparse.Namespace) -> TrainingPlan:
     """What the flags say, and the model's own recipe where they say nothing. Raises UserError for what is no plan."""
     names = TrainingPlan.__dataclass_fields__
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    if options.mixed_precision == AUTO:  # found out when the model is there
+        del given["mixed_precision"]
     recipe = plan_settings(TOY) if options.model == "toy" else {}
     if options.concepts_list is not None:
         return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
@@ -178,6 +187,16 @@ def _join_processes() -> torch.device:
     return PartialState(cpu=not torch.cuda.is_available()).device
 
 
-def _weight_dtype(plan: TrainingPlan, device: torch.device) -> torch.dtype:
+def known_precision(options: argparse.Namespace, device: torch.device) -> str | None:
+    """What `auto` is before the model is loaded: that of the save, or the device's; None if it takes a trial."""
+    saved = saved_precision(options.output_dir, options.resume_from_checkpoint)
+    if saved is not None:
+        return saved
+    if device.type == "cpu" and parallel.world_size() == 1:
+        return None
+    return gpu_precision() if device.type == "cuda" else "no"
+
+
+def _weight_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     """Frozen weights are kept in half precision on a GPU; on the CPU autocast alone is faster."""
-    return (PRECISIONS[plan.mixed_precision] if device.type == "cuda" else None) or torch.float32
+    return (PRECISIONS[mixed_precision] if device.type == "cuda" else None) or torch.float32
