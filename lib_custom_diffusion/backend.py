@@ -16,6 +16,20 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How a picture came to its size, in pixels, as SDXL's UNet is told it (arXiv 2307.01952, §2.2).
+
+    original: width and height before it was scaled.
+    corner:   left and top of what is shown, on the picture as it was scaled (and mirrored).
+    target:   width and height of what is shown.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+    target: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What a UNet is conditioned on, for a batch of captions.
 
@@ -88,6 +102,9 @@ class Backend(Protocol):
     resolution: int
     """Width and height in pixels that the model was trained at."""
 
+    reads_sizes: bool
+    """Whether the UNet is conditioned on pictures' sizes, as SDXL's is."""
+
     @property
     def device(self) -> torch.device:
         """Where the UNet computes."""
@@ -115,10 +132,13 @@ class Backend(Protocol):
         """
         ...
 
-    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
+    def encode_captions(
+        self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
+    ) -> Conditioning:
         """Conditioning of captions in which each token named in `vectors` stands for its vectors (n, width).
 
-        Differentiable with respect to the vectors, if gradients are on.
+        sizes: of each caption's picture, if the model `reads_sizes`; None, or nothing at all, is a whole picture of
+        the model's own size. Differentiable with respect to the vectors, if gradients are on.
         """
         ...
 

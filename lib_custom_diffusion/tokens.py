@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .backend import Backend
 from .errors import UserError
+from .storage import safetensors_bytes
 
 DEFAULT_INITIALIZERS = "ktn+pll+ucd"
 """Rare entries of CLIP's vocabulary that the paper's code starts new words from."""
@@ -110,6 +111,21 @@ def file_names(tokens: Iterable[str]) -> dict[str, str]:
         if other != token:
             raise UserError(f"the words {other} and {token} would be one file; give one another name by rename")
     return names
+
+
+SDXL_WIDTHS = (768, 1280)
+"""Of SDXL's text encoders, CLIP's and OpenCLIP's; its words have the vectors of one beside those of the other."""
+
+
+def embedding_file(vectors: Tensor, name: str, step: int) -> tuple[str, bytes]:
+    """The WebUI's embedding file of a word with vectors (n, width), and what it is called.
+
+    NAME.pt, or NAME.safetensors with the vectors of both text encoders apart for a word of SDXL.
+    """
+    if vectors.shape[1] != sum(SDXL_WIDTHS):
+        return f"{name}.pt", embedding_pt(vectors, name, step)
+    left, right = (part.contiguous() for part in vectors.detach().cpu().float().split(SDXL_WIDTHS, dim=1))
+    return f"{name}.safetensors", safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})
 
 
 def embedding_pt(vectors: Tensor, name: str, step: int) -> bytes:

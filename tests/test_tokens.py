@@ -6,11 +6,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats import read_words
-from lib_custom_diffusion.tokens import embedding_pt, file_name, initial_vectors, split_tokens
+from lib_custom_diffusion.tokens import embedding_file, embedding_pt, file_name, initial_vectors, split_tokens
 from tiny import WIDTH, TinyBackend
 
 
@@ -72,3 +73,12 @@ def test_embedding_has_only_records_that_the_webuis_safe_loader_allows() -> None
     names = zipfile.ZipFile(BytesIO(embedding_pt(torch.ones(1, 5), "a", 1))).namelist()
     assert len(names) >= 3
     assert all(allowed.match(name) for name in names)
+
+
+def test_a_word_of_sdxl_is_a_file_with_the_vectors_of_both_text_encoders_apart() -> None:
+    vectors = torch.arange(2.0 * 2048).reshape(2, 2048)
+    name, content = embedding_file(vectors, "new1", 7)
+    held = safetensors.torch.load(content)
+    assert name == "new1.safetensors" and set(held) == {"clip_l", "clip_g"}
+    assert torch.equal(held["clip_l"], vectors[:, :768]) and torch.equal(held["clip_g"], vectors[:, 768:])
+    assert embedding_file(vectors[:, :1024], "new1", 7)[0] == "new1.pt"

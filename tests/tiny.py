@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib_custom_diffusion.attention import architecture
-from lib_custom_diffusion.backend import Conditioning, LatentDistribution, Sampling
+from lib_custom_diffusion.backend import Conditioning, LatentDistribution, Sampling, Sizes
 from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS
 
 WIDTH = 6  # of the text features
@@ -75,6 +75,7 @@ class TinyBackend:
     prediction_type = "epsilon"
     captions = BUNDLED_CAPTIONS
     resolution = 16
+    reads_sizes = False
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -104,7 +105,9 @@ class TinyBackend:
     def entry_vector(self, entry: str) -> Tensor | None:
         return self.words[WORDS.index(entry)][None] if entry in WORDS else None
 
-    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
+    def encode_captions(
+        self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
+    ) -> Conditioning:
         self.captions_encoded += len(captions)
         rows = []
         for caption in captions:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend
+from ..backend import Backend, Sizes
 from ..errors import UserError, check_range
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
@@ -29,6 +29,7 @@ from .pictures import (
     log_skipped,
     picture_size,
     place,
+    sizes_of,
     weigh,
 )
 
@@ -118,12 +119,14 @@ class Example:
 
     mean, std:  posterior of its latents, (channels, h, w).
     mask:       loss weight, (1, h, w); somewhere above 0.
+    sizes:      how the picture came to its size; None for a whole one of the model's own size.
     """
 
     mean: Tensor
     std: Tensor
     mask: Tensor
     caption: str
+    sizes: Sizes | None = None
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,7 @@ def _encode_all(
             continue
         latents = _latents(picture, path, [placement for placement, _, _ in drawn], backend, canvas)
         examples += [
-            Example(*latents[placement], mask, prefix + caption(path, rng))
+            Example(*latents[placement], mask, prefix + caption(path, rng), sizes_of(picture.size, placement, canvas))
             for (placement, mask, prefix), rng in zip(drawn, generators, strict=True)
         ]
         report(index + 1)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backend import Sizes
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,23 @@ def _axis(low: float, high: float, start: float, scale: float, length: int) -> t
     first, last = max(start, 0.0), min(end, float(length))
     near = min(round(first), length - 1)
     return low + (first - start) / scale, high - (end - last) / scale, near, max(round(last), near + 1)
+
+
+def sizes_of(size: tuple[int, int], placement: Placement, canvas: tuple[int, int]) -> Sizes:
+    """What SDXL is told of a picture of that size (width, height), placed so on the canvas.
+
+    A corner outside the picture, as of one that does not fill the canvas, counts as the picture's own.
+    """
+    corner = []
+    for side in (0, 1):
+        near, far = placement.source[side], placement.source[side + 2]
+        first, last = placement.target[side], placement.target[side + 2]
+        scale = (last - first) / (far - near)
+        start = near * scale - first
+        if placement.flip and side == 0:
+            start = size[0] * scale - start - canvas[0]
+        corner.append(max(0, round(start)))
+    return Sizes(size, (corner[0], corner[1]), canvas)
 
 
 def draw(picture: Picture, placement: Placement, canvas: tuple[int, int]) -> Tensor:

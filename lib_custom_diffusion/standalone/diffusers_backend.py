@@ -1,4 +1,4 @@
-"""Backend on diffusers: Stable Diffusion 1 and 2 and models of their layout."""
+"""Backend on diffusers: Stable Diffusion 1, 2 and XL, and models of their layouts."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import architecture
-from ..backend import Conditioning, LatentDistribution, Sampling
+from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
 from ..text_features import BUNDLED_CAPTIONS
 from ..tokens import split_at_tokens
 
 _TEXT_BATCH = 64
+_SIZE_NUMBERS = 6
 
 
 class DiffusersBackend:
-    """A StableDiffusionPipeline as the core wants it. Its weights are frozen, and its vocabulary is never changed.
+    """A pipeline as the core wants it. Its weights are frozen, and its vocabulary is never changed.
 
-    New words are set into the text encoder's embeddings for the time of one call, at places that the tokenizer's ids
-    leave for them, so there is nothing to undo.
+    New words are set into the text encoders' embeddings for the time of one call, at places that the tokenizer's ids
+    leave for them, so there is nothing to undo. SDXL has two text encoders, CLIP's and OpenCLIP's, of one vocabulary: a
+    word's vectors are those of the first beside those of the second. Its `Conditioning.vector` is the second's pooled
+    text beside the six numbers of a picture's sizes.
     """
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
         name: str,
         checkpoint_hash: str = "",
         captions: Path = BUNDLED_CAPTIONS,
@@ -52,7 +55,11 @@ class DiffusersBackend:
         self.resolution: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        self.reads_sizes = isinstance(pipeline, StableDiffusionXLPipeline)
+        self._encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
+        if self.reads_sizes:
+            self._encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
+        for part in (pipeline.unet, pipeline.vae, *(encoder for _, encoder in self._encoders)):
             part.requires_grad_(False).eval()
 
     @property
@@ -71,28 +78,50 @@ class DiffusersBackend:
         return token in tokenizer.get_vocab() or len(tokenizer.tokenize(token)) == 1
 
     def token_vectors(self, text: str) -> Tensor:
-        ids = torch.tensor(self._ids(text), dtype=torch.long, device=self.device)
-        return self.pipeline.text_encoder.get_input_embeddings()(ids).float()
+        return self._vectors(self._ids(text))
 
     def entry_vector(self, entry: str) -> Tensor | None:
         number = self.pipeline.tokenizer.get_vocab().get(entry)
-        if number is None:
-            return None
-        return self.pipeline.text_encoder.get_input_embeddings()(torch.tensor([number], device=self.device)).float()
+        return None if number is None else self._vectors([number])
 
-    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
-        return Conditioning(self._encode_text(captions, vectors).last_hidden_state)
+    def _vectors(self, ids: Sequence[int]) -> Tensor:
+        numbers = torch.tensor(ids, dtype=torch.long, device=self.device)
+        return torch.cat([encoder.get_input_embeddings()(numbers).float() for _, encoder in self._encoders], dim=-1)
+
+    def encode_captions(
+        self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
+    ) -> Conditioning:
+        encoded = self._encode_text(captions, vectors)
+        if not self.reads_sizes:
+            return Conditioning(encoded[0].last_hidden_state)
+        numbers = torch.tensor([self._size_numbers(each) for each in sizes or [None] * len(captions)])
+        pooled = encoded[1].text_embeds
+        return Conditioning(
+            torch.cat([each.hidden_states[-2] for each in encoded], dim=-1),
+            torch.cat([pooled, numbers.to(pooled)], dim=-1),
+        )
+
+    def _size_numbers(self, sizes: Sizes | None) -> list[int]:
+        """The UNet's six numbers: height before width, top before left."""
+        whole = (self.resolution, self.resolution)
+        sizes = sizes or Sizes(whole, (0, 0), whole)
+        return [*reversed(sizes.original), *reversed(sizes.corner), *reversed(sizes.target)]
 
     @torch.no_grad()
     def pooled_text(self, captions: Sequence[str]) -> Tensor:
         batches = [captions[start : start + _TEXT_BATCH] for start in range(0, len(captions), _TEXT_BATCH)]
-        pooled = [self._encode_text(batch, {}).pooler_output.float().cpu() for batch in batches]
+        encoded = [self._encode_text(batch, {})[-1] for batch in batches]
+        pooled = [(each.text_embeds if self.reads_sizes else each.pooler_output).float().cpu() for each in encoded]
         return F.normalize(torch.cat(pooled), dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = self._weight.dtype
-        text = conditioning.crossattn.to(dtype)
-        return self.unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states=text).sample
+        text, added = conditioning.crossattn.to(dtype), None
+        if conditioning.vector is not None:
+            # In float32: a size is more than half precision counts exactly.
+            pooled, numbers = conditioning.vector[:, :-_SIZE_NUMBERS], conditioning.vector[:, -_SIZE_NUMBERS:]
+            added = {"text_embeds": pooled.to(dtype), "time_ids": numbers.float()}
+        return self.unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
     def gradient_checkpointing(self, on: bool) -> None:
         if on:
@@ -111,13 +140,12 @@ class DiffusersBackend:
         width, height = sampling.size or (self.resolution, self.resolution)
         if width % 8 or height % 8:
             raise UserError(f"picture sizes are multiples of 8 pixels, not {width}x{height}")
-        negative = self.encode_captions([sampling.negative_prompt], vectors).crossattn
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), sampling.batch_size):
             batch = prompts[start : start + sampling.batch_size]
             latents = self.pipeline(
-                prompt_embeds=self.encode_captions(batch, vectors).crossattn,
-                negative_prompt_embeds=negative.expand(len(batch), -1, -1),
+                **self._prompt("", batch, vectors),
+                **self._prompt("negative_", [sampling.negative_prompt] * len(batch), vectors),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + len(batch)]],
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
@@ -128,6 +156,16 @@ class DiffusersBackend:
             pictures += self._decode(latents)
         return pictures
 
+    def _prompt(self, kind: str, texts: Sequence[str], vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the pipeline wants of prompts, or of "negative_" ones; SDXL's empty one is nothing but zeros."""
+        conditioning = self.encode_captions(texts, vectors)
+        embeds = {f"{kind}prompt_embeds": conditioning.crossattn}
+        if conditioning.vector is not None:
+            embeds[f"{kind}pooled_prompt_embeds"] = conditioning.vector[:, :-_SIZE_NUMBERS]
+        if self.reads_sizes and kind and not any(texts):
+            embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}
+        return {name: value.to(self._weight.dtype) for name, value in embeds.items()}
+
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
@@ -136,18 +174,24 @@ class DiffusersBackend:
     def _tokenized(self, text: str) -> list[int]:
         return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
 
-    def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Any:
-        """The text encoder's output for captions, new words included."""
-        tokenizer = self.pipeline.tokenizer
-        room = tokenizer.model_max_length - 2
+    def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Any]:
+        """Each text encoder's output for captions, new words included."""
+        room = self.pipeline.tokenizer.model_max_length - 2
         rows, places = [], []
         for row, caption in enumerate(captions):
             ids, found = self._ids_with_tokens(caption, vectors)
-            ids = [tokenizer.bos_token_id, *ids[:room], tokenizer.eos_token_id]
-            rows.append(ids + [tokenizer.pad_token_id] * (room + 2 - len(ids)))
+            rows.append(ids[:room])
             places += [(row, column + 1, vector) for column, vector in found if column < room]
-        with self._placed(places):
-            return self.pipeline.text_encoder(torch.tensor(rows, device=self.device))
+        encoded, first = [], 0
+        for tokenizer, encoder in self._encoders:
+            width = encoder.config.hidden_size
+            own = [(row, column, vector[first : first + width]) for row, column, vector in places]
+            first += width
+            padding = [tokenizer.pad_token_id] * room
+            padded = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id, *padding[len(row) :]] for row in rows]
+            with _placed(encoder, own):
+                encoded.append(encoder(torch.tensor(padded, device=self.device), output_hidden_states=self.reads_sizes))
+        return encoded
 
     def _ids_with_tokens(
         self, caption: str, vectors: Mapping[str, Tensor]
@@ -163,20 +207,21 @@ class DiffusersBackend:
                 ids += self._ids(part)
         return ids, found
 
-    @contextmanager
-    def _placed(self, places: Sequence[tuple[int, int, Tensor]]) -> Iterator[None]:
-        """Within the block, token embeddings at (row, column) are the given vectors."""
-        if not places:
-            yield
-            return
-        rows, columns, vectors = zip(*places)
 
-        def replace(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
-            index = (torch.tensor(rows, device=embedded.device), torch.tensor(columns, device=embedded.device))
-            return embedded.index_put(index, torch.stack(vectors).to(embedded))
+@contextmanager
+def _placed(encoder: Any, places: Sequence[tuple[int, int, Tensor]]) -> Iterator[None]:
+    """Within the block, token embeddings of a text encoder at (row, column) are the given vectors."""
+    if not places:
+        yield
+        return
+    rows, columns, vectors = zip(*places)
 
-        handle = self.pipeline.text_encoder.get_input_embeddings().register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def replace(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+        index = (torch.tensor(rows, device=embedded.device), torch.tensor(columns, device=embedded.device))
+        return embedded.index_put(index, torch.stack(vectors).to(embedded))
+
+    handle = encoder.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

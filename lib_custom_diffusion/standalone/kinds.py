@@ -5,15 +5,15 @@ Names are those of the programs that wrote the files: CompVis' and Stability's s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from ..errors import UserError
-from .layout import UNET_PREFIX, VAE_PREFIX
+from .layout import SECOND_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .weights import Weights
 
-USABLE = "Stable Diffusion 1 and 2"
+USABLE = "Stable Diffusion 1, 2 and XL"
 
 _OTHER_MODELS = (
     ("joint_blocks.0.", "Stable Diffusion 3"),
@@ -63,6 +63,8 @@ _NO_MODELS = (
 
 FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
 
+_TEXT_WIDTH_OF_SDXL = 2048
+
 _CHANNELS = {
     9: "an inpainting model",
     8: "an InstructPix2Pix model",
@@ -82,8 +84,15 @@ def refuse_other_kinds(weights: Weights) -> None:
         if part in lines:
             raise UserError(f"{path} is {model}; only {USABLE} can be used")
     refuse_channels(str(path), _channels(weights.tensors), _out_channels(weights.tensors))
-    if any(name.startswith(f"{UNET_PREFIX}label_emb.") for name in names):
-        raise UserError(f"{path} {_with_added_conditioning(weights.tensors)}")
+    if any(name.startswith(f"{UNET_PREFIX}label_emb.") for name in names) and not is_sdxl(names):
+        raise UserError(f"{path} is {_with_other_conditioning(weights.tensors)}; only {USABLE} can be used")
+
+
+def is_sdxl(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint is of SDXL's kind: its UNet is told of sizes, and reads two text encoders."""
+    two = f"{SECOND_TEXT_PREFIX}ln_final.weight" in tensors or _text_width(tensors) == _TEXT_WIDTH_OF_SDXL
+    has_middle = any(name.startswith(f"{UNET_PREFIX}middle_block.1.") for name in tensors)
+    return f"{UNET_PREFIX}label_emb.0.0.weight" in tensors and two and has_middle
 
 
 def refuse_channels(path: str, channels: int | None, out_channels: int | None) -> None:
@@ -105,18 +114,20 @@ def _out_channels(tensors: dict[str, Tensor]) -> int | None:
     return None if last is None else last.shape[0]
 
 
-def _with_added_conditioning(tensors: dict[str, Tensor]) -> str:
-    if f"{UNET_PREFIX}label_emb.weight" in tensors:
-        return f"is an upscaler; only {USABLE} can be used"
+def _text_width(tensors: Mapping[str, Tensor]) -> int:
     keys = [name for name in tensors if name.endswith("attn2.to_k.weight") and name.startswith(UNET_PREFIX)]
-    width = tensors[keys[0]].shape[1] if keys else 0
+    return tensors[keys[0]].shape[1] if keys else 0
+
+
+def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str:
+    if f"{UNET_PREFIX}label_emb.weight" in tensors:
+        return "an upscaler"
+    width = _text_width(tensors)
     if width == 1280:
-        return f"is SDXL's refiner; only {USABLE} can be used"
-    if width == 1024:
-        return f"is an unCLIP model, of pictures' variations; only {USABLE} can be used"
-    if not any(name.startswith(f"{UNET_PREFIX}middle_block.1.") for name in tensors):
-        return f"is a distilled SDXL (SSD-1B or Segmind Vega); only {USABLE} can be used"
-    return "is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2"
+        return "SDXL's refiner"
+    if width == _TEXT_WIDTH_OF_SDXL:
+        return "a distilled SDXL (SSD-1B or Segmind Vega)"
+    return "an unCLIP model, of pictures' variations, or another that is told more than a text"
 
 
 def _without_unet(weights: Weights, lines: str) -> str:

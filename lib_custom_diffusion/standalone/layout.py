@@ -12,6 +12,9 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
+FIRST_TEXT_PREFIX = "conditioner.embedders.0.transformer."
+SECOND_TEXT_PREFIX = "conditioner.embedders.1.model."
+"""Of SDXL's two text encoders, CLIP's and OpenCLIP's."""
 
 Tensors = dict[str, torch.Tensor]
 

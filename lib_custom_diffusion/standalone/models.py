@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging
 
 from ..errors import UserError
@@ -24,6 +24,13 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+_PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
+    "StableDiffusionPipeline": (
+        StableDiffusionPipeline,
+        {"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
+}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -61,18 +68,18 @@ def load_model(
     device = device or best_device()
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        pipeline.text_encoder_2.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
     called = name if name == "toy" else path.stem
     return DiffusersBackend(pipeline, called, _short_hash(_weights(path)), captions_beside(path))
 
 
-def _load_folder(folder: Path, prediction_type: str | None) -> StableDiffusionPipeline:
-    _refuse_other_pipelines(folder)
+def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline:
+    kind, options = _pipeline_kind(folder)
     variant = "fp16" if _has_only_variant(folder / "unet") else None
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, variant=variant, safety_checker=None, requires_safety_checker=False
-        )
+        pipeline = kind.from_pretrained(folder, local_files_only=True, variant=variant, **options)
     except Exception as error:  # of damaged files and settings, by diffusers, transformers, tokenizers, torch, json
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder} cannot be loaded as a Stable Diffusion model: {reason}") from error
@@ -89,7 +96,7 @@ def _from_hub(name: str) -> Path:
             f" ({', '.join(CHECKPOINT_SUFFIXES)}), or a model of the Hub (OWNER/NAME)"
         )
     try:
-        return Path(StableDiffusionPipeline.download(name))
+        return Path(DiffusionPipeline.download(name))
     except Exception as error:  # by the network, the Hub, and what it holds
         raise UserError(
             f"there is no file or folder {name!r}, and no such model could be had from the Hub ({type(error).__name__})"
@@ -102,21 +109,21 @@ def _has_only_variant(folder: Path) -> bool:
     return bool(files) and all(".fp16." in file for file in files)
 
 
-def _refuse_other_pipelines(folder: Path) -> None:
+def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any]]:
+    """The class of a folder's pipeline, and the options to load it with. Raises UserError for one of another kind."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{folder} is no diffusers model: it has no model_index.json")
     kind = str(_json(index).get("_class_name", ""))
-    if "StableDiffusionXL" in kind:
-        raise UserError(f"{folder} is an SDXL model; training SDXL is not possible yet, use a model of SD 1 or 2")
-    if kind != "StableDiffusionPipeline":
+    if kind not in _PIPELINES:
         raise UserError(f"{folder} is a {kind or 'model of unknown kind'}; only {USABLE} can be used")
     unet = _json(folder / "unet" / "config.json")
     refuse_channels(str(folder), unet.get("in_channels", 4), unet.get("out_channels", 4))
-    for part in ("unet", "vae", "text_encoder"):
-        for kind in ("*.safetensors", "*.bin"):
-            for file in (folder / part).glob(kind):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for suffix in ("*.safetensors", "*.bin"):
+            for file in (folder / part).glob(suffix):
                 refuse_torn(file)
+    return _PIPELINES[kind]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ the WebUI's way to describe any other model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +16,24 @@ from typing import Any
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..errors import UserError
 from . import clip, toy
-from .kinds import FIRST_LAYER, refuse_other_kinds
+from .kinds import FIRST_LAYER, is_sdxl, refuse_other_kinds
 from .layout import (
+    FIRST_TEXT_PREFIX,
     OPEN_CLIP_PREFIX,
+    SECOND_TEXT_PREFIX,
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -35,10 +44,11 @@ from .layout import (
 )
 from .weights import Weights, read_weights
 
+_WAVES = 256
 _HEADS = 8  # of all attentions in Stable Diffusion 1
 _HEAD_WIDTH = 64  # in Stable Diffusion 2 and XL, and in every CLIP
-_LATENT_SCALE = 0.18215
-_SIDE = 64  # of the latents that the models were trained at
+_LATENT_SCALE, _LATENT_SCALE_OF_SDXL = 0.18215, 0.13025
+_SIDE, _SIDE_OF_SDXL = 64, 128  # of the latents that the models were trained at
 _SIDE_OF_VELOCITY = 96  # of those of Stable Diffusion 2 that predict velocity
 _PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
@@ -51,7 +61,7 @@ _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 class Described:
     """What a .yaml in LDM's layout says of a checkpoint beside it; empty without one.
 
-    model, unet, text: `params` of the model, its unet_config and its cond_stage_config.
+    model, unet, text: `params` of the model, its unet_config (SDXL's network_config) and its cond_stage_config.
     folder: where the .yaml lies; paths in it are meant from there.
     """
 
@@ -61,7 +71,7 @@ class Described:
     folder: Path = Path()
 
 
-def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | None = None) -> StableDiffusionPipeline:
+def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | None = None) -> DiffusionPipeline:
     """The checkpoint, in evaluation mode, in its own precision, on the CPU.
 
     vae:             a VAE to take instead of the file's own.
@@ -72,20 +82,15 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     weights = read_weights(path)
     refuse_other_kinds(weights)
     described = read_description(path.with_suffix(".yaml"))
+    if is_sdxl(weights.tensors):
+        return _load_sdxl(weights, described, vae, prediction_type)
     tensors = {_renamed(name): tensor for name, tensor in weights.tensors.items()}
     second = f"{OPEN_CLIP_PREFIX}ln_final.weight" in tensors
     if not second and f"{TEXT_PREFIX}text_model.final_layer_norm.weight" not in tensors:
         raise UserError(f"{path} has no text encoder: it was left out to save room; give the whole checkpoint")
     unet = load_unet(path, tensors, described)
     text_encoder, tokenizer = (_open_clip if second else _clip)(path, tensors, described)
-    width = unet.config.cross_attention_dim
-    if text_encoder.config.hidden_size != width:
-        raise UserError(
-            f"{path} does not fit together: its UNet reads text {width} wide, its text encoder gives"
-            f" {text_encoder.config.hidden_size}"
-        )
-    scale = float(described.model.get("scale_factor", _LATENT_SCALE))
-    autoencoder = load_autoencoder(path, _part(tensors, VAE_PREFIX), scale) if vae is None else load_vae(vae, scale)
+    _check_width(path, unet, text_encoder.config.hidden_size)
     prediction = prediction_type or _told_prediction_type(described, weights)
     if prediction is None:
         prediction = measured_prediction_type(unet) if second else "epsilon"
@@ -93,15 +98,50 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     of_velocity = second and prediction == "v_prediction" and side == _SIDE
     unet.register_to_config(sample_size=_SIDE_OF_VELOCITY if of_velocity else side)
     return StableDiffusionPipeline(
-        vae=autoencoder,
+        vae=_autoencoder(path, tensors, vae, float(described.model.get("scale_factor", _LATENT_SCALE))),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(described, prediction, "ztsnr" in weights.tensors),
+        scheduler=_scheduler(described, prediction, weights.tensors),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def _load_sdxl(
+    weights: Weights, described: Described, vae: Path | None, prediction_type: str | None
+) -> StableDiffusionXLPipeline:
+    path, tensors = weights.path, weights.tensors
+    for prefix, which in ((FIRST_TEXT_PREFIX, "first"), (SECOND_TEXT_PREFIX, "second")):
+        if not any(name.startswith(prefix) for name in tensors):
+            raise UserError(f"{path} lacks the {which} of its two text encoders; give the whole checkpoint")
+    unet = load_unet(path, tensors, described)
+    first, tokenizer = _clip(path, tensors, described, FIRST_TEXT_PREFIX)
+    second, tokenizer_2 = _second_of_sdxl(path, tensors)
+    _check_width(path, unet, first.config.hidden_size + second.config.hidden_size)
+    unet.register_to_config(sample_size=int(described.model.get("image_size", _SIDE_OF_SDXL)))
+    prediction = prediction_type or _told_prediction_type(described, weights) or "epsilon"
+    return StableDiffusionXLPipeline(
+        vae=_autoencoder(path, tensors, vae, float(described.model.get("scale_factor", _LATENT_SCALE_OF_SDXL))),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=_scheduler(described, prediction, tensors),
+        add_watermarker=False,
+    )
+
+
+def _check_width(path: Path, unet: UNet2DConditionModel, width: int) -> None:
+    wanted = unet.config.cross_attention_dim
+    if width != wanted:
+        raise UserError(f"{path} does not fit together: its UNet reads text {wanted} wide, its text is {width} wide")
+
+
+def _autoencoder(path: Path, tensors: Tensors, vae: Path | None, scale: float) -> AutoencoderKL:
+    return load_autoencoder(path, _part(tensors, VAE_PREFIX), scale) if vae is None else load_vae(vae, scale)
 
 
 def read_description(path: Path) -> Described:
@@ -111,8 +151,10 @@ def read_description(path: Path) -> Described:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = content["model"]["params"]
-        unet = model["unet_config"]["params"]
+        unet = (model.get("unet_config") or model["network_config"])["params"]
         text = (model.get("cond_stage_config") or {}).get("params") or {}
+        if "VScaling" in str(model.get("denoiser_config")):  # the way of SDXL's .yaml files to say v
+            model = {"parameterization": "v"} | model
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} describes no checkpoint in LDM's layout; mend it, or take it away") from error
     return Described(model, unet, text, path.parent)
@@ -149,6 +191,19 @@ def unet_config(tensors: Mapping[str, Tensor], described: Described = Described(
         "attention_head_dim": heads,
         "cross_attention_dim": tensors[key].shape[1],
         "use_linear_projection": linear,
+        **_added_conditioning(tensors),
+    }
+
+
+def _added_conditioning(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What SDXL's UNet is told beside the text: pooled text, and six numbers of sizes, each as 256 waves."""
+    first = tensors.get(f"{UNET_PREFIX}label_emb.0.0.weight")
+    if first is None:
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _WAVES,
+        "projection_class_embeddings_input_dim": first.shape[1],
     }
 
 
@@ -230,9 +285,11 @@ def measured_prediction_type(unet: UNet2DConditionModel) -> str:
     return "v_prediction" if (answer - noise).mean().item() < -1 else "epsilon"
 
 
-def _clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text encoder of Stable Diffusion 1, and its tokenizer."""
-    own = _part(tensors, TEXT_PREFIX)
+def _clip(
+    path: Path, tensors: Tensors, described: Described, prefix: str = TEXT_PREFIX
+) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text encoder of Stable Diffusion 1, or the first of SDXL, and its tokenizer."""
+    own = _part(tensors, prefix)
     with _whole(path, "text encoder"):
         words, width = own["text_model.embeddings.token_embedding.weight"].shape
         config: dict[str, Any] = dict(
@@ -262,9 +319,27 @@ def _clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIPTextM
 def _open_clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The text encoder of Stable Diffusion 2, whose last layer but one is read, and its tokenizer."""
     own = _part(tensors, OPEN_CLIP_PREFIX)
+    config, state = _open_clip_config(path, own, described.text.get("layer", "penultimate") == "penultimate")
+    return _text_model(path, config, state.get), clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+
+
+def _second_of_sdxl(path: Path, tensors: Tensors) -> tuple[CLIPTextModelWithProjection, CLIPTokenizer]:
+    """The second text encoder of SDXL, all of its layers as the pooled text comes of the last, and its tokenizer."""
+    own = _part(tensors, SECOND_TEXT_PREFIX)
+    config, state = _open_clip_config(path, own, False)
+    with _whole(path, "text encoder"):
+        projection = own["text_projection"].T
+    config["projection_dim"] = projection.shape[0]
+    state = state | {"text_projection.weight": projection.contiguous()}
+    model = _text_model(path, config, state.get, kind=CLIPTextModelWithProjection)
+    return model, clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+
+
+def _open_clip_config(path: Path, own: Tensors, but_the_last: bool) -> tuple[dict[str, Any], Tensors]:
+    """The configuration of an OpenCLIP text encoder, and its tensors by transformers' names."""
     with _whole(path, "text encoder"):
         words, width = own["token_embedding.weight"].shape
-        layers = _count(own, "transformer.resblocks.") - (described.text.get("layer", "penultimate") == "penultimate")
+        layers = _count(own, "transformer.resblocks.") - but_the_last
         config = dict(
             vocab_size=words,
             hidden_size=width,
@@ -275,8 +350,8 @@ def _open_clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIP
         )
         state = open_clip_state(own, layers)
     if words != clip.WORDS:
-        raise UserError(f"{path} has a vocabulary of {words:,} words; that of Stable Diffusion 2 has {clip.WORDS:,}")
-    return _text_model(path, config, state.get), clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+        raise UserError(f"{path} has a vocabulary of {words:,} words; OpenCLIP's has {clip.WORDS:,}")
+    return config, state
 
 
 def _text_model(
@@ -284,12 +359,13 @@ def _text_model(
     config: Mapping[str, Any],
     find: Callable[[str], Tensor | None],
     tokenizer: CLIPTokenizer | None = None,
-) -> CLIPTextModel:
+    kind: type = CLIPTextModel,
+) -> Any:
     heads = config.get("num_attention_heads", max(1, config["hidden_size"] // _HEAD_WIDTH))
     words = config["vocab_size"]
     begin, end = (words - 2, words - 1) if tokenizer is None else (tokenizer.bos_token_id, tokenizer.eos_token_id)
     with torch.device("meta"):
-        model = CLIPTextModel(
+        model = kind(
             CLIPTextConfig(**{**config, "num_attention_heads": heads, "bos_token_id": begin, "eos_token_id": end})
         )
     positions = torch.arange(config["max_position_embeddings"])[None]
@@ -307,8 +383,9 @@ def _told_prediction_type(described: Described, weights: Weights) -> str | None:
     return "v_prediction" if "v_pred" in weights.tensors else None
 
 
-def _scheduler(described: Described, prediction_type: str, zero_terminal_snr: bool) -> DDIMScheduler:
-    model = described.model
+def _scheduler(described: Described, prediction_type: str, keys: Collection[str]) -> DDIMScheduler:
+    """The noise schedule; it ends in nothing but noise if the file says so (`ztsnr`), which takes velocity to learn."""
+    model, zero_terminal_snr = described.model, "ztsnr" in keys and prediction_type == "v_prediction"
     return DDIMScheduler(
         num_train_timesteps=int(model.get("timesteps", 1000)),
         beta_start=float(model.get("linear_start", 0.00085)),

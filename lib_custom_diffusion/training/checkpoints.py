@@ -24,14 +24,14 @@ from torch import Tensor
 from ..delta import SUFFIX, Delta
 from ..errors import UserError
 from ..storage import safetensors_bytes, write_atomically
-from ..tokens import embedding_pt, file_name
+from ..tokens import embedding_file, file_name
 from .identity import Identity
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
 _HALF_SAVE = re.compile(r"\.checkpoint-\d+\.tmp")
-_HALF_FILE = re.compile(r"\.(?:.+\.delta\.safetensors|.+\.pt|.+\.csv|config\.json)\.(?:[a-z0-9_]{8}|new)\.tmp")
+_HALF_FILE = re.compile(r"\.(?:.+\.safetensors|.+\.pt|.+\.csv|config\.json)\.(?:[a-z0-9_]{8}|new)\.tmp")
 """What `write_atomically` calls a file of ours until it is whole; anything else in the folder is somebody's."""
 
 
@@ -56,7 +56,8 @@ def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
     files = {folder / f"{name}{SUFFIX}": delta.to_bytes(title=name)}
     for token, vectors in delta.embeddings.items():
         stem = file_name(token)
-        files[folder / f"{stem}.pt"] = embedding_pt(vectors, stem, delta.provenance.steps)
+        file, content = embedding_file(vectors, stem, delta.provenance.steps)
+        files[folder / file] = content
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)

@@ -30,7 +30,7 @@ from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictu
 from ..delta import SUFFIX
 from ..errors import Interrupted, UserError
 from ..storage import FolderLock, check_writable, write_atomically
-from ..tokens import embedding_pt, file_name, initial_vectors
+from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .identity import Identity, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult, check_precision
@@ -365,8 +365,8 @@ class TrainingJob:
         name = f"{self.name}-{step}{SUFFIX}"
         write_atomically(folder / name, delta.to_bytes(title=self.name))
         for token, vectors in delta.embeddings.items():
-            stem = f"{file_name(token)}-{step}"
-            write_atomically(folder / f"{stem}.pt", embedding_pt(vectors, stem, step))
+            file, content = embedding_file(vectors, f"{file_name(token)}-{step}", step)
+            write_atomically(folder / file, content)
         self.face.copied(name)
 
     def _keep_previews(self, step: int, pictures: Sequence[Image.Image]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
-from ..backend import Backend, Conditioning, Sampling
+from ..backend import Backend, Conditioning, Sampling, Sizes
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
 from ..errors import UserError, check_range
@@ -156,6 +156,10 @@ class TrainingResult:
     files: list[Path]
 
 
+_Asked = tuple[str, Sizes | None]
+"""A caption, and how the picture that it belongs to came to its size, if the model reads that."""
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Samples of one size, for one pass of the UNet: instance samples first, then regularization samples."""
@@ -164,7 +168,7 @@ class _Batch:
     noise: Tensor  # the same
     timesteps: Tensor  # (batch,)
     mask: Tensor  # (batch, 1, h, w)
-    captions: list[str]
+    examples: list[Example]
     instances: int
 
 
@@ -266,8 +270,8 @@ class Trainer:
             self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
             self._restore()
             self.backend.autoencoder_aside(True)
-            captions = {example.caption for concept in self.examples for example in concept.prior}
-            self.fixed_conditioning = self._encode_fixed(sorted(captions))
+            prior = [example for concept in self.examples for example in concept.prior]
+            self.fixed_conditioning = self._encode_fixed(prior)
             pending: list[Tensor] = []
             stop = parallel.any_process(interrupted(), self.backend.device)
             while self.step < total and not stop:
@@ -332,7 +336,7 @@ class Trainer:
     def _errors(self, batch: _Batch) -> Tensor:
         """The weighted squared error of each sample (batch,): noise, predict, compare."""
         with self._autocast():
-            conditioning = self._conditioning(batch.captions)
+            conditioning = self._conditioning(batch.examples)
             noisy = self.parametrisation.add_noise(batch.latents, batch.noise, batch.timesteps)
             prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
         target = self.parametrisation.target(batch.latents, batch.noise, batch.timesteps)
@@ -404,20 +408,26 @@ class Trainer:
             for example, is_prior in zip(examples, (False, True))
         ]
 
-    def _conditioning(self, captions: Sequence[str]) -> Conditioning:
+    def _asked(self, example: Example) -> _Asked:
+        return example.caption, example.sizes if self.backend.reads_sizes else None
+
+    def _conditioning(self, examples: Sequence[Example]) -> Conditioning:
         """Conditioning of a batch: what holds a new word is encoded now, each caption once; the rest was before."""
-        learned = sorted({caption for caption in captions if caption not in self.fixed_conditioning})
-        rows: Mapping[str, Conditioning] = self.fixed_conditioning
+        asked = [self._asked(example) for example in examples]
+        learned = sorted({each for each in asked if each not in self.fixed_conditioning}, key=repr)
+        rows: Mapping[_Asked, Conditioning] = self.fixed_conditioning
         if learned:
-            encoded = self.backend.encode_captions(learned, self.vectors)
-            rows = {**rows, **{caption: encoded.row(index) for index, caption in enumerate(learned)}}
-        return Conditioning.cat([rows[caption] for caption in captions])
+            captions, sizes = zip(*learned)
+            encoded = self.backend.encode_captions(captions, self.vectors, sizes)
+            rows = {**rows, **{each: encoded.row(index) for index, each in enumerate(learned)}}
+        return Conditioning.cat([rows[each] for each in asked])
 
     @torch.no_grad()
-    def _encode_fixed(self, captions: Sequence[str]) -> dict[str, Conditioning]:
-        plain = [caption for caption in captions if not any(token in caption for token in self.vectors)]
+    def _encode_fixed(self, examples: Sequence[Example]) -> dict[_Asked, Conditioning]:
+        asked = sorted({self._asked(example) for example in examples}, key=repr)
+        plain = [each for each in asked if not any(token in each[0] for token in self.vectors)]
         with self._autocast():
-            return {caption: self.backend.encode_captions([caption], {}) for caption in plain}
+            return {(text, sizes): self.backend.encode_captions([text], {}, [sizes]) for text, sizes in plain}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.config.mixed_precision]
@@ -557,7 +567,7 @@ def _batch(samples: Sequence[_Sample], device: torch.device) -> _Batch:
         stacked([sample.noise for sample in samples]),
         stacked([sample.timestep for sample in samples]),
         stacked([sample.example.mask for sample in samples]),
-        [sample.example.caption for sample in samples],
+        [sample.example for sample in samples],
         sum(not sample.is_prior for sample in samples),
     )
 

@@ -89,9 +89,14 @@ def text_prior(
         moments = (1 - CLASS_SHARE) * moments + CLASS_SHARE * of_classes
     shares = attention_shares(backend, ordinary, latents)
     moment = torch.einsum("k,kde->de", shares, moments).float().to(backend.device)
-    weights = {key: layer.module.weight.to(moment) for key, layer in layers.items() if layer.role in READ_TEXT}
-    scales = {key: ((base @ moment) * base).sum().item() for key, base in weights.items()}
+    scales = {key: _trace(layer.module.weight, moment) for key, layer in layers.items() if layer.role in READ_TEXT}
     return TextPrior(weight, moment, scales)
+
+
+def _trace(weight: Tensor, moment: Tensor) -> float:
+    """tr(W Σ Wᵀ) for a frozen weight (out, width) in any precision."""
+    base = weight.to(moment)
+    return ((base @ moment) * base).sum().item()
 
 
 def _class_moments(backend: Backend, class_prompt: str) -> Tensor:

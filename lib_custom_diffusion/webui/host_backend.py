@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import architecture
-from ..backend import Conditioning, LatentDistribution, Sampling
+from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
 from ..text_features import captions_beside
 
@@ -32,6 +32,8 @@ class HostBackend:
 
     learning: the names of embeddings that may be learned; any other embedding or word is known already.
     """
+
+    reads_sizes = False
 
     def __init__(self, learning: Sequence[str] = (), sampler_name: str | None = None) -> None:
         sd_models.reload_model_weights()  # the picture before may have left a refiner, or another checkpoint, loaded
@@ -83,7 +85,9 @@ class HostBackend:
         """None for an embedding's name as well: the host reads that as the embedding, whatever its vocabulary has."""
         return None if entry in _database().word_embeddings else entry_vector(self.model, entry)
 
-    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
+    def encode_captions(
+        self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
+    ) -> Conditioning:
         # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.
         with _standing_for(vectors, self.model), devices.autocast():
             features = [self.model.cond_stage_model([caption])[:, :_CONTEXT] for caption in captions]

@@ -1,6 +1,7 @@
 """Pictures are found, decoded as they are meant to be seen, placed on the canvas, and weighed where they are."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_custom_diffusion.backend import Sizes
 from lib_custom_diffusion.data import pictures
 from lib_custom_diffusion.data.augmentation import random_view
 from lib_custom_diffusion.data.pictures import Picture, Placement, UnusablePicture
@@ -239,3 +241,15 @@ def test_a_canvas_may_be_wider_than_high() -> None:
     assert (pixels[:, 16:32, 24:72] > 0.99).all() and not pixels[:, :16].any() and not pixels[:, 32:].any()
     mask = pictures.weigh(white, placement, (96, 40))
     assert torch.equal(mask, cells(" " * 12, " " * 12, "    ####    ", "    ####    ", " " * 12))
+
+
+def test_sizes_follow_a_picture_as_it_is_scaled_cropped_and_mirrored() -> None:
+    size, canvas = (1000, 500), (64, 64)
+    whole_height = pictures.place((300, 0, 800, 500), (0, 0), canvas, canvas)  # scaled by 64 / 500
+    assert pictures.sizes_of(size, whole_height, canvas) == Sizes(size, (38, 0), canvas)  # 300 · 0.128 = 38.4
+    mirrored = replace(whole_height, flip=True)
+    assert pictures.sizes_of(size, mirrored, canvas) == Sizes(size, (26, 0), canvas)  # 128 wide; 128 − 38.4 − 64 = 25.6
+    zoomed = pictures.place((250, 0, 750, 500), (-10, -20), (90, 90), canvas)  # scaled by 0.18
+    assert pictures.sizes_of(size, zoomed, canvas) == Sizes(size, (55, 20), canvas)  # 250 · 0.18 + 10
+    far_away = pictures.place((250, 0, 750, 500), (20, 10), (32, 32), canvas)  # scaled by 0.064
+    assert pictures.sizes_of(size, far_away, canvas) == Sizes(size, (0, 0), canvas)

@@ -45,7 +45,6 @@ OTHERS = {
     "gives 8 channels": unet(out=8),
     "takes 16 channels": unet(16),
     "SDXL's refiner": with_vector(1280),
-    "an SDXL model": with_vector(2048),
     "a distilled SDXL": {name: shape for name, shape in with_vector(2048).items() if "middle_block" not in name},
     "an unCLIP model": unet(width=1024) | {"embedder.model.visual.proj": (1, 1)},
     "AltDiffusion": unet() | {"cond_stage_model.roberta.embeddings.word_embeddings.weight": (1, 1)},
@@ -88,6 +87,6 @@ def test_a_webui_embedding_is_told_by_its_entries() -> None:
         refuse_other_kinds(Weights(Path("a.pt"), {}, frozenset({"string_to_token", "string_to_param", "name"})))
 
 
-@pytest.mark.parametrize("width", [768, 1024])
-def test_stable_diffusion_1_and_2_pass(width: int) -> None:
-    refuse_other_kinds(weights(unet(width=width)))
+@pytest.mark.parametrize("shapes", [unet(width=768), unet(width=1024), with_vector(2048)])
+def test_stable_diffusion_1_2_and_xl_pass(shapes: dict[str, tuple[int, ...]]) -> None:
+    refuse_other_kinds(weights(shapes))

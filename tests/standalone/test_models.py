@@ -58,7 +58,7 @@ def test_a_damaged_index_is_told(folder: Path, content: str) -> None:
 )
 def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: str) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
-    assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1 and 2 can be used" in refusal(folder)
+    assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1, 2 and XL can be used" in refusal(folder)
 
 
 def test_a_folder_of_other_channels_is_refused_whatever_it_is_called(folder: Path) -> None:

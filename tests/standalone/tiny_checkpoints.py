@@ -5,9 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lib_custom_diffusion.standalone import clip, layout
 
@@ -33,11 +39,15 @@ def _unet(**more: object) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def _pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, padding: str) -> StableDiffusionPipeline:
-    vae = AutoencoderKL(
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=1,
     )  # fmt: skip
+
+
+def _pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, padding: str) -> StableDiffusionPipeline:
+    vae = _vae()
     for part in (unet, vae, text_encoder):
         part.eval().requires_grad_(False)
     return StableDiffusionPipeline(
@@ -60,7 +70,45 @@ def stable_diffusion_2() -> StableDiffusionPipeline:
     return _pipeline(_unet(attention_head_dim=(1, 2), use_linear_projection=True), _text_encoder("gelu"), "!")
 
 
-def _ldm(pipeline: StableDiffusionPipeline) -> Tensors:
+@lru_cache(maxsize=1)
+def sdxl_pipeline() -> StableDiffusionXLPipeline:
+    """Two text encoders, pooled text and sizes; two transformers deep where SDXL has ten."""
+    torch.manual_seed(3)
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=80, num_hidden_layers=3, num_attention_heads=1,
+            hidden_act="gelu", projection_dim=WIDTH, bos_token_id=WORDS - 2, eos_token_id=WORDS - 1,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=2 * WIDTH,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2), attention_head_dim=(1, 2), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 256,
+    )  # fmt: skip
+    first, vae = _text_encoder("quick_gelu"), _vae()
+    for part in (unet, vae, first, second):
+        part.eval().requires_grad_(False)
+    return StableDiffusionXLPipeline(
+        vae, first, second, clip.tokenizer(), clip.tokenizer("!"), unet,
+        DDIMScheduler(clip_sample=False, steps_offset=1), add_watermarker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Tensors:
+    """As sd_xl_base_1.0.safetensors names its tensors."""
+    pipeline = sdxl_pipeline()
+    first = {f"conditioner.embedders.0.transformer.{n}": v for n, v in pipeline.text_encoder.state_dict().items()}
+    prefix = "conditioner.embedders.1.model."
+    second = open_clip(pipeline.text_encoder_2, prefix)
+    layers = pipeline.text_encoder_2.config.num_hidden_layers
+    second = {n: v for n, v in second.items() if f".resblocks.{layers}." not in n}
+    projection = pipeline.text_encoder_2.text_projection.weight.T.contiguous()
+    return _ldm(pipeline) | first | second | {f"{prefix}text_projection": projection}
+
+
+def _ldm(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> Tensors:
     unet, vae = pipeline.unet, pipeline.vae
     return layout.to_checkpoint(unet.state_dict(), dict(unet.config), vae.state_dict(), dict(vae.config), {})
 
@@ -80,7 +128,7 @@ def sd2() -> Tensors:
     return _ldm(pipeline) | text | {"cond_stage_model.model.logit_scale": torch.tensor(1.0)}
 
 
-def open_clip(text_encoder: CLIPTextModel, prefix: str) -> Tensors:
+def open_clip(text_encoder: CLIPTextModel | CLIPTextModelWithProjection, prefix: str) -> Tensors:
     """A text encoder as OpenCLIP keeps it: query, key and value in one matrix, and one layer more than are read."""
     state = {name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
     made = {

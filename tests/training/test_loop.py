@@ -344,7 +344,7 @@ def test_concepts_of_different_sizes_share_the_steps_equally_each_in_passes_of_i
     sizes_of_mixed = set()
     for run.step in range(20):
         (batches,) = run._draw()
-        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.captions)) for batch in batches}
+        by_size = {tuple(batch.latents.shape[2:]): (batch.instances, len(batch.examples)) for batch in batches}
         assert by_size.pop((2, 4)) == (3, 6)  # its pictures and as many regularization pictures
         ((size, counts),) = by_size.items()
         assert counts == (3, 3)

@@ -31,7 +31,8 @@ def evaluate(options: argparse.Namespace) -> int:
     device = best_device()
     eyes: Eyes = JudgeEyes() if options.model == "toy" and not options.clip else ClipEyes(options.clip or CLIP, device)
     dino = DinoEyes(options.dino, device) if options.dino else None
-    backend = load_model(options.model, torch.float16 if device.type == "cuda" else torch.float32, device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
     for each in candidates:
         each.delta.check_fits(projections(backend.unet, "crossattn"))
         words_of(backend, [each.delta])
