@@ -15,6 +15,9 @@ CAPTION_SOURCES = ("prompt", "txt", "filename", "template")
 LISTING = ("images.txt", "caption.txt")
 """Files of a folder whose pictures are elsewhere: their paths and, line by line, their captions."""
 
+_TEXTS = (".txt", ".TXT", ".Txt", ".caption", ".CAPTION", ".Caption")
+"""How captions beside pictures end; not every file system takes letters of either case for the same."""
+
 Captioner = Callable[[Path, Random], str]
 """What gives a picture its caption; it draws from the generator if there are several to choose from."""
 
@@ -73,9 +76,13 @@ def captions_of_pictures(
 
 
 def caption_beside(path: Path) -> str:
-    """The text file of a picture's name, as one line; "" where there is none. Raises UserError if it is no text."""
-    text = path.with_suffix(".txt")
-    return " ".join(_read_text(text).split()) if text.is_file() else ""
+    """The text file of a picture's name (.txt or .caption), as one line; "" where there is none.
+
+    Raises UserError if it is no text.
+    """
+    beside = (path.with_suffix(suffix) for suffix in _TEXTS)
+    text = next((each for each in beside if each.is_file()), None)
+    return " ".join(_read_text(text).split()) if text else ""
 
 
 def file_words(path: Path, words: re.Pattern[str] | None = None, join_string: str = " ") -> str:

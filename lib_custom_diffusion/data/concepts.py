@@ -30,6 +30,7 @@ from .pictures import (
     picture_size,
     place,
     sizes_of,
+    unread_pictures,
     weigh,
 )
 
@@ -253,7 +254,10 @@ def encode_concept(
             report(len(own) + done)
 
         of_class = _encode_all(prior, prior_canvases, backend, plain, f"{told_by}/prior", left_out[1], after_own)
-    return ConceptExamples(instance, of_class, (len(own), len(prior)), left_out)
+    unread = unread_pictures(concept.instance_data_dir)
+    left_out[0].update(unread)
+    found = len({path for path, _ in own}) + len(unread), len({path for path, _ in prior})
+    return ConceptExamples(instance, of_class, found, left_out)
 
 
 def _canvases(

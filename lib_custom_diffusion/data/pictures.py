@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
+import re
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +26,19 @@ logger = logging.getLogger(__name__)
 
 LATENT_CELL = 8
 """Pixels along one side of a cell of the latents."""
-_ALWAYS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SUFFIXES = (*_ALWAYS, ".avif") if ".avif" in Image.registered_extensions() and features.check("avif") else _ALWAYS
+_MOST_REPEATS = 100
+"""Of a picture in one of several folders with repeats."""
+_READ_BY_PILLOW = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".tga",
+    ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".psd",
+)  # fmt: skip
+_PLUG_INS = {
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "pillow-avif-plugin",
+    ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+"""Kinds of pictures that Pillow reads with a plug-in, and what has it."""
+_MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "pillow-jxl-plugin": "pillow_jxl"}
+_REPEATED = re.compile(r"(\d+)_.")
 
 
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
@@ -58,25 +74,75 @@ class Placement:
     flip: bool = False
 
 
+@cache
+def suffixes() -> tuple[str, ...]:
+    """How the names of pictures end that can be read here, plug-ins included that are installed."""
+    for name in _MODULES.values():
+        with suppress(ImportError):
+            plug_in = importlib.import_module(name)
+            if hasattr(plug_in, "register_heif_opener"):
+                plug_in.register_heif_opener()
+    Image.init()
+    known = Image.registered_extensions()
+    avif = ".avif" in known and (features.check("avif") or "pillow_avif" in sys.modules)
+    return (*_READ_BY_PILLOW, *(each for each in _PLUG_INS if each in known and (each != ".avif" or avif)))
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, and not a hidden one."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in suffixes() and not path.name.startswith(".")
 
 
 def find_pictures(folder: Path) -> list[Path]:
     """The pictures directly in a folder, in the order of their names; hidden files are left out.
 
+    A folder with none may have folders as kohya's scripts want them, 10_NAME with pictures to be repeated ten times as
+    often as those of 1_NAME. Then it is theirs, each as often as is in proportion.
+
     Raises UserError when the folder is missing, cannot be read or has no pictures. Whether they decode shows later.
     """
+    inside = _listed(folder)
+    found = [path for path in inside if is_picture(path)]
+    if found:
+        return found
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    repeated = {each: int(match[1]) for each in folders if (match := _REPEATED.match(each.name)) and int(match[1])}
+    repeated = {each: times for each, times in repeated.items() if any(map(is_picture, _listed(each)))}
+    if repeated:
+        fewest = math.gcd(*repeated.values())
+        return [
+            path
+            for each, times in repeated.items()
+            for path in _listed(each)
+            if is_picture(path)
+            for _ in range(min(times // fewest, _MOST_REPEATS))
+        ]
+    unread = unread_pictures(folder)
+    if unread:
+        name, reason = next(iter(unread.items()))
+        raise UserError(f"{folder} has no pictures that can be read here: {name} is {reason}")
+    elsewhere = next((each for each in folders if any(map(is_picture, _listed(each)))), None)
+    if elsewhere is not None:
+        raise UserError(f"{folder} has no pictures, but the folder {elsewhere} in it has; give that one")
+    raise UserError(f"{folder} has no pictures; put some there ({', '.join(suffixes())})")
+
+
+def unread_pictures(folder: Path) -> dict[str, str]:
+    """The pictures in a folder that a plug-in of Pillow would read if it were installed: name, and what is to do."""
+    return {
+        path.name: f"a picture that needs pip install {_PLUG_INS[path.suffix.lower()]}, or to be saved as JPEG"
+        for path in _listed(folder)
+        if path.suffix.lower() in _PLUG_INS and not is_picture(path) and not path.name.startswith(".")
+    }
+
+
+def _listed(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if is_picture(path)]
+        return sorted(folder.iterdir(), key=lambda path: path.name)
     except FileNotFoundError as error:
         raise UserError(f"there is no folder {folder}") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be read as a folder of pictures: {error.strerror}") from error
-    if not found:
-        raise UserError(f"{folder} has no pictures; put some there ({', '.join(SUFFIXES)})")
-    return sorted(found, key=lambda path: path.name)
 
 
 def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:

@@ -29,6 +29,10 @@ from .prompts import split_deltas
 def generate(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
+    for path in options.embedding:
+        words = read_words(path)
+        if not any(word in options.prompt or word in options.negative_prompt for word in words):
+            print(f"{path} is not used: neither prompt has {' or '.join(words)}")
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -37,6 +38,8 @@ from .loop import Progress, Trainer, TrainingResult, check_precision
 from .losslog import LOSS_CSV, LossTable
 from .plan import TrainingPlan, Wording
 from .words import check_words
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "config.json"
 _PREVIEWS, _COPIES = "images", "embeddings"
@@ -198,7 +201,7 @@ class TrainingJob:
 
     def _clipped(self, plan: TrainingPlan) -> TrainingPlan:
         """With no larger a batch than there are pictures, as in the WebUI."""
-        pictures = sum(len(find_pictures(concept.instance_data_dir)) for concept in plan.concepts)
+        pictures = sum(len(set(find_pictures(concept.instance_data_dir))) for concept in plan.concepts)
         if plan.train_batch_size <= pictures:
             return plan
         self.notes.append(
@@ -343,8 +346,8 @@ class TrainingJob:
     def _progress(self, progress: Progress) -> None:
         self.face.progress(progress)
 
-    def _saved(self, step: int) -> None:
-        """A save is on the disk: the first one replaces what there was; copies are kept if the host wants them."""
+    def _after_save(self, step: int) -> None:
+        """The first one replaces what there was; copies are kept if the host wants them."""
         if self.trainer.saves == 1:
             now = self.host.folder / f"checkpoint-{step}"
             checkpoints.remove([path for path in self.replaced if path != now])
@@ -352,6 +355,13 @@ class TrainingJob:
         every = self.plan.checkpointing_steps
         if self.host.copies and every and step % every == 0:
             self._keep_copy(step)
+
+    def _saved(self, step: int) -> None:
+        """A save is on the disk; what else cannot be written, the disk being full, costs no training."""
+        try:
+            self._after_save(step)
+        except UserError as error:
+            logger.warning("%s. The training goes on", error)
 
     def _write_settings(self) -> None:
         settings = {

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOG_EVERY = 10
 """Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
+SHORT_CAPTION = 75
+"""Bytes up to which any text encoder reads a caption at once, as a token is a byte or more."""
 REPORTS = ("none", "tensorboard")
 _CHOICES = {
     "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
@@ -237,6 +239,7 @@ class Trainer:
             refuse_others(resume, self.state.identity, self.identity)
         self.step = self.state.step if self.state else 0
         self.saves = 0
+        self.positions: dict[str, int] = {}
 
     def run(
         self,
@@ -379,7 +382,7 @@ class Trainer:
         return penalty
 
     def _draw(self) -> list[list[_Batch]]:
-        """The micro-batches of this step for this process, each parted by the size of its samples.
+        """The micro-batches of this step for this process, each parted by the sizes of its samples.
 
         The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
         it is divided does not change what is learned.
@@ -390,7 +393,8 @@ class Trainer:
         begin = self.step * whole
         slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
-        return [_batches(slots[start : start + size], self.backend.device) for start in first]
+        batches = [slots[start : start + size] for start in first]
+        return [_batches(each, self._positions, self.backend.device) for each in batches]
 
     def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
         """The instance sample at a position of the training, and its regularization sample if the concept has any.
@@ -421,6 +425,16 @@ class Trainer:
             encoded = self.backend.encode_captions(captions, self.vectors, sizes)
             rows = {**rows, **{each: encoded.row(index) for index, each in enumerate(learned)}}
         return Conditioning.cat([rows[each] for each in asked])
+
+    @torch.no_grad()
+    def _positions(self, caption: str) -> int:
+        """How many positions the text encoder gives a caption: a host may read long ones in several pieces."""
+        if len(caption.encode()) < SHORT_CAPTION:
+            return 0
+        if caption not in self.positions:
+            with self._autocast():
+                self.positions[caption] = self.backend.encode_captions([caption], self.vectors).crossattn.shape[1]
+        return self.positions[caption]
 
     @torch.no_grad()
     def _encode_fixed(self, examples: Sequence[Example]) -> dict[_Asked, Conditioning]:
@@ -550,11 +564,11 @@ def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleO
     return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
 
 
-def _batches(slots: Sequence[Sequence[_Sample]], device: torch.device) -> list[_Batch]:
-    """The samples by size, as a pass of the UNet takes one size only."""
-    by_size: dict[torch.Size, list[_Sample]] = {}
+def _batches(slots: Sequence[Sequence[_Sample]], positions: Callable[[str], int], device: torch.device) -> list[_Batch]:
+    """The samples by size and length of their captions, as a pass of the UNet takes one of either only."""
+    by_size: dict[tuple[torch.Size, int], list[_Sample]] = {}
     for sample in sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior):
-        by_size.setdefault(sample.latents.shape, []).append(sample)
+        by_size.setdefault((sample.latents.shape, positions(sample.example.caption)), []).append(sample)
     return [_batch(samples, device) for samples in by_size.values()]
 
 

@@ -207,6 +207,12 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         self._check_names(wording)
         if self.limit is not None and self.max_size and size(self.max_size) < 1:
             raise UserError(f"{label('max_size')} must be above 0, not {self.max_size}")
+        asked = self.with_prior_preservation
+        if asked and not self.num_class_images and not any(concept.class_data_dir for concept in self.concepts):
+            raise UserError(
+                f"{label('with_prior_preservation')} needs class pictures: give"
+                f" {wording.of_concept('class_data_dir', 1)}, or {label('num_class_images')} to have them drawn"
+            )
         for number, concept in enumerate(self.named_concepts(), start=1):
             self._check_concept(number, concept, wording)
 

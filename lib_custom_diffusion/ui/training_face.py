@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -93,7 +94,8 @@ def run_on_page(plan: TrainingPlan, host: Host, face: PageFace, timings: Path) -
     report = job.run()
     timing = _timing(job, face)
     if timing is not None:
-        keep_timing(timings, timing)
+        with suppress(UserError):  # of a full disk
+            keep_timing(timings, timing)
     return report
 
 

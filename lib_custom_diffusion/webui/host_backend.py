@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..text_features import captions_beside
 
 _CONTEXT = 77
-"""Tokens of a caption that a UNet is trained with; the host alone goes beyond, in pieces of as many."""
+"""Tokens that the text encoder reads at once, start and end included; the host gives it longer texts in pieces."""
 _PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
 
 
@@ -90,13 +90,17 @@ class HostBackend:
     ) -> Conditioning:
         # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.
         with _standing_for(vectors, self.model), devices.autocast():
-            features = [self.model.cond_stage_model([caption])[:, :_CONTEXT] for caption in captions]
+            features = [self.model.cond_stage_model([caption]) for caption in captions]
+            longest = max((each.shape[1] for each in features), default=0)
+            if any(each.shape[1] < longest for each in features):
+                nothing = self.model.cond_stage_model([""])
+                features = [_padded(each, nothing, longest) for each in features]
         return Conditioning(torch.cat(features))
 
     @torch.no_grad()
     def pooled_text(self, captions: Sequence[str]) -> Tensor:
         """The feature at the end of each caption, which CLIP pools by."""
-        features = self.encode_captions(captions, {}).crossattn.float()
+        features = self.encode_captions(captions, {}).crossattn[:, :_CONTEXT].float()
         lengths = [self.model.cond_stage_model.tokenize_line(caption)[1] for caption in captions]
         ends = torch.tensor([min(length, _CONTEXT - 2) + 1 for length in lengths], device=features.device)
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
@@ -177,6 +181,11 @@ def model_resolution(model: Any) -> int:
         return 1024
     v_prediction = _PREDICTION_TYPES.get(model.parameterization) == "v_prediction"
     return 768 if model.is_sd2 and v_prediction else 8 * model.image_size
+
+
+def _padded(features: Tensor, nothing: Tensor, length: int) -> Tensor:
+    """Text features (1, positions, width) with pieces of an empty text behind them, as the host lengthens prompts."""
+    return torch.cat([features, *[nothing] * ((length - features.shape[1]) // nothing.shape[1])], dim=1)
 
 
 def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:

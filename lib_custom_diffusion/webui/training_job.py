@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,7 +155,8 @@ class _Face(PageFace):
 
     def progress(self, progress: Progress) -> None:
         if not self.step:
-            _write_settings(self.plan, self.host)
+            with suppress(OSError):  # a full disk costs no training
+                _write_settings(self.plan, self.host)
         super().progress(progress)
 
 

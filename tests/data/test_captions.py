@@ -28,6 +28,12 @@ def test_text_beside_the_picture_is_its_caption_and_the_prompt_where_there_is_no
     assert caption("txt", tmp_path / "d.png") == "<new1> cat"
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".TXT", ".caption", ".CAPTION"])
+def test_texts_of_either_name_and_case_are_captions(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_text("a <new1> cat")
+    assert caption_beside(tmp_path / "a.png") == "a <new1> cat"
+
+
 def test_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt is no text in UTF-8"):

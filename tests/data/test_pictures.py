@@ -1,9 +1,11 @@
 """Pictures are found, decoded as they are meant to be seen, placed on the canvas, and weighed where they are."""
 
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ from PIL import Image
 from lib_custom_diffusion.backend import Sizes
 from lib_custom_diffusion.data import pictures
 from lib_custom_diffusion.data.augmentation import random_view
-from lib_custom_diffusion.data.pictures import Picture, Placement, UnusablePicture
+from lib_custom_diffusion.data.pictures import (
+    Picture,
+    Placement,
+    UnusablePicture,
+    find_pictures,
+    load_picture,
+    unread_pictures,
+)
 from lib_custom_diffusion.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -253,3 +262,60 @@ def test_sizes_follow_a_picture_as_it_is_scaled_cropped_and_mirrored() -> None:
     assert pictures.sizes_of(size, zoomed, canvas) == Sizes(size, (55, 20), canvas)  # 250 · 0.18 + 10
     far_away = pictures.place((250, 0, 750, 500), (20, 10), (32, 32), canvas)  # scaled by 0.064
     assert pictures.sizes_of(size, far_away, canvas) == Sizes(size, (0, 0), canvas)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".gif", ".jfif", ".jpe", ".bmp", ".tga", ".ppm", ".PNG", ".JPG"])
+def test_every_kind_that_pillow_reads_is_a_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.new("RGB", (8, 8), "red").save(path, format={".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix))
+    assert find_pictures(tmp_path) == [path]
+    assert load_picture(path).colors.getpixel((4, 4))[0] > 250
+
+
+def test_pictures_that_need_a_plug_in_are_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "suffixes", lambda: (".png",))
+    for name in ("a.HEIC", "b.avif", "c.jxl"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.HEIC is a picture that needs pip install pillow-heif, or"):
+        find_pictures(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "d.png")
+    assert [path.name for path in find_pictures(tmp_path)] == ["d.png"]
+    assert [why.split(",")[0].rpartition(" ")[2] for why in unread_pictures(tmp_path).values()] == [
+        "pillow-heif", "pillow-avif-plugin", "pillow-jxl-plugin"
+    ]  # fmt: skip
+
+
+def test_a_plug_in_that_is_installed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in = ModuleType("pillow_heif")
+    known = dict(Image.registered_extensions())
+    plug_in.register_heif_opener = lambda: known.update({".heic": "HEIF"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", plug_in)
+    monkeypatch.setattr(Image, "registered_extensions", lambda: known)
+    assert ".heic" in pictures.suffixes.__wrapped__()
+
+
+def folders(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        (root / name.lstrip("n")).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8)).save(root / name.lstrip("n") / f"{index}.png")
+    return root
+
+
+def test_kohyas_folders_are_read_each_picture_as_often_as_its_folder_says(tmp_path: Path) -> None:
+    found = find_pictures(folders(tmp_path, n10_cat=2, n4_dog=1, n0_no=1, n3_=0))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        *["10_cat/0.png"] * 5, *["10_cat/1.png"] * 5, *["4_dog/0.png"] * 2
+    ]  # fmt: skip
+    assert len(find_pictures(tmp_path / "10_cat")) == 2
+
+
+def test_pictures_directly_in_a_folder_come_before_folders_with_repeats(tmp_path: Path) -> None:
+    folders(tmp_path, n10_cat=2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    assert [path.name for path in find_pictures(tmp_path)] == ["own.png"]
+
+
+def test_a_folder_of_other_folders_points_to_the_one_with_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no pictures, but the folder .*holiday in it has; give that one"):
+        find_pictures(folders(tmp_path, empty=0, holiday=1))

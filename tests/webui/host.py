@@ -47,7 +47,8 @@ class TinyTextEncoder(nn.Module):
         )
 
     def forward(self, texts) -> Tensor:
-        return torch.stack([self._encode(tokens) for tokens in self.tokenize(texts)])
+        """In pieces of 75, as the host does; all of a call as long as the longest."""
+        return torch.stack([torch.cat([self._encode(piece) for piece in _pieces(ids)]) for ids in self.tokenize(texts)])
 
     def _encode(self, tokens) -> Tensor:
         rows, position = [_vector(0)[None]], 0
@@ -62,6 +63,10 @@ class TinyTextEncoder(nn.Module):
                 position += 1
         end = torch.cat(rows[1:]).sum(dim=0, keepdim=True) if tokens else _vector(1)[None]
         return torch.cat([*rows, end, torch.zeros(CONTEXT, WIDTH)])[:CONTEXT]
+
+
+def _pieces(tokens):
+    return [tokens[start : start + CONTEXT - 2] for start in range(0, max(1, len(tokens)), CONTEXT - 2)]
 
 
 def _ids(word: str) -> list[int]:

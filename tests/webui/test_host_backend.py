@@ -33,9 +33,19 @@ def test_captions_have_the_vectors_of_the_call_and_gradients_reach_them(host, em
     vectors = torch.full((2, WIDTH), 3.0, requires_grad=True)
     encoded = HostBackend(["mycat"]).encode_captions(["a mycat", "mycat red"], {"mycat": vectors}).crossattn
     assert encoded.shape == (2, 77, WIDTH)
+
     assert torch.equal(encoded[0, 2:4], vectors) and torch.equal(encoded[1, 1:3], vectors)
     encoded.sum().backward()
     assert torch.equal(vectors.grad, torch.full((2, WIDTH), 4.0))  # in two captions, in place and at the end of each
+
+
+def test_captions_beyond_75_tokens_are_encoded_in_pieces_as_the_host_does(host):
+    long, short = " ".join(["red"] * 75 + ["cat"]), "cat"
+    both = HostBackend().encode_captions([long, short], {}).crossattn
+    pieces = host.cond_stage_model(["red " * 75, "cat", ""])
+    assert both.shape == (2, 2 * 77, WIDTH)
+    assert torch.equal(both[0], torch.cat([pieces[0], pieces[1]]))
+    assert torch.equal(both[1], torch.cat([pieces[1], pieces[2]]))  # as the host lengthens the shorter of two prompts
 
 
 def test_the_database_is_the_same_after_a_call_that_failed(host, embedding, monkeypatch):

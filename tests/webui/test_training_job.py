@@ -301,6 +301,14 @@ def test_pictures_as_they_are_are_trained_on(host, plan, tmp_path):
     assert done.step == 8 and same_as_before(host, before)
 
 
+def test_captions_of_one_piece_and_of_two_are_trained_on_together(host, plan, tmp_path):
+    folder = plan.concepts[0].instance_data_dir
+    (folder / "0.txt").write_text("mycat cat, " + "red " * 80)
+    (folder / "1.txt").write_text("red " * 80 + "mycat")
+    done = train(replace(plan, caption_source="txt", prior="none"), str(tmp_path / "log"))
+    assert done.step == 6 and "longer than" not in done.note
+
+
 def test_the_time_is_measured_once_and_then_known(host, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data_path", str(tmp_path))
     before, embeddings = predict(host), (tmp_path / "embeddings" / "mycat.pt").read_bytes()

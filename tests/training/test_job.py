@@ -1,0 +1,433 @@
+"""A training from the settings to the files: what is refused and when, what is replaced and when, what is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_custom_diffusion.data.concepts import Concept
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import Interrupted, UserError
+from lib_custom_diffusion.storage import FolderLock
+from lib_custom_diffusion.training import checkpoints, job
+from lib_custom_diffusion.training.job import Host, Report, TrainingJob
+from lib_custom_diffusion.training.loop import Progress
+from lib_custom_diffusion.training.plan import PLAIN, TrainingPlan
+from tiny import TinyBackend
+
+DELTA = "new1.delta.safetensors"
+
+
+class Recorder:
+    """A face that keeps what it was shown; `stop` says when a person interrupts."""
+
+    wording = PLAIN
+
+    def __init__(self, stop: Callable[[Recorder], bool] = lambda face: False) -> None:
+        self.prepared: list[str] = []
+        self.steps: list[int] = []
+        self.copies: list[str] = []
+        self.previews = 0
+        self.stop = stop
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self.prepared.append(what)
+
+    def progress(self, progress: Progress) -> None:
+        self.steps.append(progress.step)
+
+    def preview(self, picture: Image.Image) -> None:
+        self.previews += 1
+
+    def copied(self, name: str) -> None:
+        self.copies.append(name)
+
+    def interrupted(self) -> bool:
+        return self.stop(self)
+
+
+def folder_of(folder: Path, *names: str) -> Path:
+    """A folder with pictures, each of its own colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        colour = tuple(hash_of(f"{folder.name}/{name}"))
+        Image.new("RGB", (16, 16), colour).save(folder / name)
+    return folder
+
+
+def hash_of(text: str) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).digest()[:3]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> TrainingPlan:
+    pictures = folder_of(tmp_path / "pictures", "a.png", "b.png", "c.png")
+    return TrainingPlan.of({
+        "concepts": [Concept("photo of a <new1> cat", pictures, "cat")], "max_train_steps": 4, "train_batch_size": 2,
+        "checkpointing_steps": 2, "learning_rate": "1e-2", "prior": "none",
+    })  # fmt: skip
+
+
+def run(plan: TrainingPlan, output: Path, face: Recorder | None = None, **host: Any) -> Report:
+    return TrainingJob(plan, Host(host.pop("backend", None) or TinyBackend(), output, **host), face or Recorder()).run()
+
+
+def test_a_training_leaves_its_result_its_saves_its_losses_and_its_settings(plan: TrainingPlan, tmp_path: Path) -> None:
+    report = run(plan, tmp_path / "out")
+    assert (report.step, report.interrupted, report.delta) == (4, False, tmp_path / "out" / DELTA)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checkpoint-2", "checkpoint-4", "config.json", "loss.csv", DELTA, "new1.pt",
+    ]  # fmt: skip
+    assert report.prompt == "photo of a <new1> cat <delta:new1:1>"
+
+
+def test_settings_on_the_disk_are_a_plan_again(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [stored.pop(name) for name in ("model", "checkpoint")] == ["tiny", "0123456789"]
+    stored.pop("library_version")
+    assert TrainingPlan.of(stored) == plan
+
+
+def old_training(folder: Path) -> dict[str, bytes]:
+    """What an earlier training has left, as a file's content by its path."""
+    for name in ("checkpoint-9/old.bin", DELTA, "loss.csv", "config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"of weeks")
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"max_train_steps": 0}, "max_train_steps must be 1 or more, not 0"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' is no learning rate"),
+        ({"snr_gamma": -1.0}, "snr_gamma must be above 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
+        ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU"),
+        ({"name": "a/b"}, "name 'a/b' has characters that not every file's name can have; call it 'ab'"),
+        ({"name": "x" * 300}, "too long"),
+        ({"modifier_token": ("***",)}, "no letter or digit to name a file by"),
+        ({"modifier_token": ("<new1>", "new1")}, "the words <new1> and new1 are the same, or make the same file"),
+        ({"modifier_token": ("cat",)}, "cat is a word that tiny knows already"),
+        ({"initializer_token": ("",)}, "the initializer token '' for <new1> is empty"),
+        ({"resolution": 20}, "resolution must be a multiple of 8"),
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"max_size": "5MB", "energy": 0.5}, "one of max_bytes, rank and energy"),
+        ({"max_size": "tiny"}, "'tiny' is no size"),
+        ({"train_blocks": ("sideways",)}, "choose from down, mid, up"),
+        ({"caption_source": "template", "template": Path("nowhere.txt")}, "nowhere.txt"),
+        ({"prior_captions": "nowhere.txt"}, "the captions in nowhere.txt cannot be read"),
+        ({"with_prior_preservation": True, "num_class_images": 0}, "needs class pictures: give class_data_dir of conc"),
+        ({"with_prior_preservation": True, "real_prior": True}, "concept 1 needs a folder of captioned pictures"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "there is no checkpoint checkpoint-7"),
+        ({"concepts": (Concept("photo of a <new1> cat", Path("nowhere")),)}, "there is no folder nowhere"),
+        ({"concepts": ()}, "1 concept or more"),
+        ({"sample_batch_size": 0}, "sample_batch_size must be 1 or more"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_lost_or_encoded(
+    plan: TrainingPlan, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    output, backend = tmp_path / "out", TinyBackend()
+    before = old_training(output)
+    with pytest.raises(UserError) as refused:
+        run(replace(plan, overwrite=True, **change), output, backend=backend)
+    assert said in str(refused.value)
+    assert contents(output) == before and backend.pictures_encoded == 0
+
+
+def test_a_second_concept_is_checked_before_pictures_are_drawn_for_the_first(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyBackend, "generate", lambda *_: pytest.fail("pictures were drawn"))
+    other = Concept("photo of a <new2> dog", folder_of(tmp_path / "others", "a.png"))
+    asked = replace(plan, concepts=(*plan.concepts, other), with_prior_preservation=True, num_class_images=3)
+    with pytest.raises(UserError, match="concept 2 needs a class_prompt for prior preservation, such as cat"):
+        run(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_encoding(plan: TrainingPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no folder")
+    backend = TinyBackend()
+    for places in (
+        {"output": tmp_path / "file" / "out"},
+        {"output": tmp_path / "out", "delta": tmp_path / "file" / "x"},
+    ):
+        with pytest.raises(UserError, match="cannot write to"):
+            run(plan, backend=backend, **places)
+    assert backend.pictures_encoded == 0 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_training_writes_into_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="another training is writing into"):
+        run(plan, tmp_path / "out")
+
+
+def test_what_overwrite_replaces_is_replaced_at_the_first_save(plan: TrainingPlan, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    before = old_training(output)
+    seen: dict[int, dict[str, bytes]] = {}
+
+    class Looking(Recorder):
+        def progress(self, progress: Progress) -> None:
+            seen[progress.step] = contents(output)
+
+    run(replace(plan, overwrite=True), output, Looking())
+    unsaved = {path: content for path, content in seen[2].items() if not path.startswith(".")}
+    assert unsaved == before  # the save of step 2 comes after its report
+    assert "checkpoint-9/old.bin" not in seen[3] and DELTA not in seen[3] and "checkpoint-2/new1.pt" in seen[3]
+    assert seen[3]["loss.csv"].startswith(b"step,loss") and seen[3]["config.json"].startswith(b"{")
+    assert (output / "loss.csv").read_text().count("\n") == 1 + 4
+
+
+def test_without_overwrite_a_training_is_not_replaced_and_the_ways_out_are_named(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    run(plan, tmp_path / "out")
+    with pytest.raises(UserError, match="set resume_from_checkpoint to go on .* set overwrite to replace it"):
+        run(plan, tmp_path / "out")
+
+
+def stop_at(step: int) -> Recorder:
+    return Recorder(lambda face: bool(face.steps) and face.steps[-1] >= step)
+
+
+def test_interrupted_it_goes_on_to_the_same_bytes(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "whole")
+    stopped = run(plan, tmp_path / "cut", stop_at(1))
+    assert (stopped.step, stopped.interrupted) == (2, True)
+    face = Recorder()
+    run(replace(plan, resume_from_checkpoint="latest"), tmp_path / "cut", face)
+    assert face.steps == [3, 4]
+    for name in (DELTA, "new1.pt", "loss.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("when", ["while encoding", "before the first step"])
+def test_interrupted_before_the_first_step_nothing_is_saved_or_replaced(
+    plan: TrainingPlan, tmp_path: Path, when: str
+) -> None:
+    before = old_training(tmp_path / "old")
+    asked_before = 0 if when == "while encoding" else 4  # after each of three pictures, and when all are done
+    for output in (tmp_path / "old", tmp_path / "new"):
+        answers = iter([False] * asked_before + [True] * 9)
+        face = Recorder(lambda face: next(answers))  # noqa: B023 - asked in this round only
+        with pytest.raises(Interrupted, match="before the first step; nothing was saved"):
+            run(replace(plan, overwrite=True), output, face)
+        assert face.steps == []
+    kept = {path: content for path, content in contents(tmp_path / "old").items() if not path.startswith(".")}
+    assert kept == before and not contents(tmp_path / "new").keys() - {"loss.csv"}
+    assert run(plan, tmp_path / "new").step == 4  # the same command begins anew
+
+
+def added(plan: TrainingPlan) -> None:
+    folder_of(plan.concepts[0].instance_data_dir, "d.png")
+
+
+def changed(plan: TrainingPlan) -> None:
+    Image.new("RGB", (16, 16), "white").save(plan.concepts[0].instance_data_dir / "b.png")
+
+
+def removed(plan: TrainingPlan) -> None:
+    (plan.concepts[0].instance_data_dir / "c.png").unlink()
+
+
+def captioned(plan: TrainingPlan) -> None:
+    (plan.concepts[0].instance_data_dir / "c.txt").write_text("a <new1> outside")
+
+
+class Other(TinyBackend):
+    checkpoint_hash = "fedcba9876"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (added, "pictures of concept 1: added d.png"),
+        (changed, "pictures of concept 1: added b.png, removed b.png"),
+        (removed, "pictures of concept 1: removed c.png"),
+        (captioned, "pictures of concept 1: other captions of c.png"),
+        ({"hflip": True}, "hflip was False, is True"),
+        ({"resolution": 32}, "resolution was 16, is 32"),
+        ({"seed": 1}, "seed was 42, is 1"),
+        ({"with_prior_preservation": True}, "pictures of the class of concept 1 were added"),
+        (
+            {"prompt": "a picture of a <new1> cat"},
+            "instance_prompt of concept 1 was 'photo of a <new1> cat', is 'a pict",
+        ),
+        ({"backend": Other}, "the model is another"),
+        ({"folder": "stickers"}, "pictures of concept 1: added a.png, removed a.png, b.png, c.png"),
+    ],
+    ids=lambda each: str(each) if isinstance(each, (dict, str)) else each.__name__,
+)
+def test_a_save_is_not_gone_on_from_with_anything_else_and_what_differs_is_named(
+    plan: TrainingPlan, tmp_path: Path, change: Any, said: str
+) -> None:
+    plan = replace(plan, caption_source="txt", num_class_images=2)
+    run(plan, tmp_path / "out", stop_at(1))
+    asked, backend = replace(plan, resume_from_checkpoint="latest"), TinyBackend
+    [concept] = plan.concepts
+    if callable(change):
+        change(plan)
+    elif "prompt" in change:
+        asked = replace(asked, concepts=(replace(concept, instance_prompt=change["prompt"]),))
+    elif "folder" in change:
+        other = folder_of(tmp_path / change["folder"], "a.png")
+        asked = replace(asked, concepts=(replace(concept, instance_data_dir=other),), train_batch_size=1)
+        said = "train_batch_size was 2, is 1"  # and, with fewer pictures than a batch, that
+    elif "backend" in change:
+        backend = change["backend"]
+    else:
+        asked = replace(asked, **change)
+    if change == {"with_prior_preservation": True}:
+        folder_of(tmp_path / "out" / "class_images-1", "0000.png", "0001.png")
+    with pytest.raises(UserError) as refused:
+        run(asked, tmp_path / "out", backend=backend())
+    assert said in str(refused.value) and "or set allow_changes" in str(refused.value)
+    assert run(replace(asked, allow_changes=True), tmp_path / "out", backend=backend()).step == 4
+
+
+def test_names_of_pictures_alone_make_no_other_training(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "out", stop_at(1))
+    folder = plan.concepts[0].instance_data_dir
+    (folder / "c.png").rename(folder / "z.png")
+    assert run(replace(plan, resume_from_checkpoint="latest"), tmp_path / "out").step == 4
+
+
+def test_a_save_of_more_steps_than_are_asked_for_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "out")
+    with pytest.raises(UserError, match="has 4 steps behind it; give max_train_steps more than 3"):
+        run(replace(plan, max_train_steps=3, resume_from_checkpoint="latest"), tmp_path / "out")
+
+
+def test_a_save_made_before_a_word_was_first_drawn_is_gone_on_from(plan: TrainingPlan, tmp_path: Path) -> None:
+    other = Concept("photo of a <new2> dog", folder_of(tmp_path / "others", "a.png"), "dog")
+    two = replace(plan, concepts=(*plan.concepts, other), train_batch_size=1, checkpointing_steps=1)
+    run(two, tmp_path / "whole")
+    run(two, tmp_path / "cut", stop_at(0))
+    state = checkpoints.load_state(tmp_path / "cut" / "checkpoint-1")
+    assert state.step == 1
+    missing = {name: each for name, each in state.tensors.items() if "optimizer" in name and "<new2>" in name}
+    without = replace(state, tensors={k: v for k, v in state.tensors.items() if k not in missing})  # as older ones are
+    delta = Delta.load(tmp_path / "cut" / "checkpoint-1" / "new1-new2.delta.safetensors")
+    checkpoints.save_checkpoint(tmp_path / "cut", "new1-new2", delta, without)
+    assert run(replace(two, resume_from_checkpoint="latest"), tmp_path / "cut").step == 4
+
+
+def test_layers_that_a_save_does_not_have_begin_anew_and_other_shapes_are_refused(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    run(plan, tmp_path / "out", stop_at(1))
+    asked = replace(plan, resume_from_checkpoint="latest", allow_changes=True)
+    assert run(replace(asked, freeze_model="crossattn", max_train_steps=3), tmp_path / "out").step == 3
+    with pytest.raises(UserError, match="cannot be gone on from"):
+        run(replace(asked, vectors_per_token=2), tmp_path / "out")
+
+
+def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
+    folder = plan.concepts[0].instance_data_dir
+    (folder / "h.jpg").write_bytes(b"no picture")
+    (folder / "i.jxl").write_bytes(b"a picture, elsewhere")
+    report = run(plan, tmp_path / "out")
+    assert report.notes[0] == (
+        "3 of 5 pictures were used; left out: h.jpg (this is no picture that can be read), i.jxl (a picture that needs"
+        " pip install pillow-jxl-plugin, or to be saved as JPEG)."
+    )
+    assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
+
+
+def test_a_batch_is_no_larger_than_the_pictures_and_that_is_said(plan: TrainingPlan, tmp_path: Path) -> None:
+    report = run(replace(plan, train_batch_size=100_000), tmp_path / "out")
+    assert "train_batch_size is 3 rather than 100000, as there are 3 pictures." in report.notes
+    assert report.result.delta.provenance.settings["train_batch_size"] == 3
+
+
+def test_settings_without_effect_are_told(plan: TrainingPlan, tmp_path: Path) -> None:
+    classes = folder_of(tmp_path / "class", "a.png")
+    [concept] = plan.concepts
+    asked = replace(plan, concepts=(replace(concept, class_data_dir=classes),), template=tmp_path / "x.txt")
+    notes = run(asked, tmp_path / "out").notes
+    assert "The class pictures are not used, as with_prior_preservation is off." in notes
+    assert "The template is not used, as caption_source is prompt." in notes
+    weightless = replace(asked, with_prior_preservation=True, num_class_images=0, prior_loss_weight=0.0)
+    assert "The class pictures count for nothing, as prior_loss_weight is 0." in run(weightless, tmp_path / "b").notes
+
+
+def test_class_pictures_are_drawn_until_there_are_enough_or_taken_as_they_are(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    classes = folder_of(tmp_path / "class", "a.png")
+    [concept] = plan.concepts
+    asked = replace(plan, concepts=(replace(concept, class_data_dir=classes),), with_prior_preservation=True)
+    report = run(replace(asked, num_class_images=0), tmp_path / "kept")
+    assert [path.name for path in classes.iterdir()] == ["a.png"]
+    assert report.notes[:2] == ("3 pictures were used.", "1 class pictures were used.")
+    face = Recorder()
+    run(replace(asked, num_class_images=3), tmp_path / "drawn", face)
+    assert sorted(path.name for path in classes.iterdir()) == ["0000.png", "0000.txt", "0001.png", "0001.txt", "a.png"]
+    assert "Drawing cat" in face.prepared
+    run(replace(plan, with_prior_preservation=True, num_class_images=2), tmp_path / "own")
+    assert len(list((tmp_path / "own" / "class_images-1").glob("*.png"))) == 2
+
+
+def test_the_delta_goes_where_the_host_wants_it_with_copies_and_previews_beside_the_saves(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    face, target = Recorder(), tmp_path / "deltas" / DELTA
+    asked = replace(plan, validation_prompt="a <new1>", validation_steps=4, num_validation_images=2)
+    report = run(asked, tmp_path / "log", face, delta=target, copies=True, picture_suffix="jpg")
+    assert report.delta == target and target.read_bytes() == (tmp_path / "log" / DELTA).read_bytes()
+    assert face.copies == ["new1-2.delta.safetensors", "new1-4.delta.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "log" / "embeddings").iterdir()) == [
+        "new1-2.delta.safetensors", "new1-2.pt", "new1-4.delta.safetensors", "new1-4.pt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "log" / "images").iterdir()) == ["new1-4-0.jpg", "new1-4-1.jpg"]
+    assert face.previews == 2 and report.preview is not None
+
+
+def test_a_compressed_result_says_so_and_the_whole_stays(plan: TrainingPlan, tmp_path: Path) -> None:
+    report = run(replace(plan, rank=1), tmp_path / "out")
+    assert all(entry.us.shape[1] == 1 for entry in Delta.load(report.delta).entries.values())
+    whole = Delta.load(tmp_path / "out" / "checkpoint-4" / DELTA)
+    assert all(isinstance(entry, torch.Tensor) for entry in whole.entries.values())
+    assert report.notes[-1].startswith("Compressed to ")
+    impossible = run(replace(plan, max_size="10"), tmp_path / "too-small")
+    assert impossible.notes[-1].startswith("It is not compressed: ")
+    assert impossible.delta.read_bytes() == (tmp_path / "too-small" / "checkpoint-4" / DELTA).read_bytes()
+
+
+def test_a_full_disk_costs_copies_and_settings_and_not_the_training(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("cannot save it: No space left on device")
+
+    monkeypatch.setattr(job, "write_atomically", full)
+    assert run(plan, tmp_path / "out", copies=True).step == 4
+    assert "No space left on device. The training goes on" in caplog.text
+
+
+def test_a_resolution_that_the_unet_cannot_halve_is_refused_by_name(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "size_multiple", lambda unet: 64)
+    with pytest.raises(
+        UserError, match="resolution must be a multiple of 64 pixels for tiny, .* not 520; the nearest is 512"
+    ):
+        run(replace(plan, resolution=520), tmp_path / "out")
