@@ -30,7 +30,7 @@ from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
 from .example_order import ExampleOrder
-from .identity import Identity, refuse_others
+from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
 from .objective import masked_errors, prior_preservation_loss, step_generator
 from .parametrisation import parametrisation
@@ -172,6 +172,12 @@ class _Batch:
     mask: Tensor  # (batch, 1, h, w)
     examples: list[Example]
     instances: int
+
+
+def _told_of(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that a delta's file tells of: those that made it what it is, and no folders of this machine."""
+    told = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    return {**told, "max_train_steps": config.max_train_steps, "prior_captions": Path(config.prior_captions).name}
 
 
 def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:
@@ -319,7 +325,7 @@ class Trainer:
             {token: vectors.detach().cpu().clone() for token, vectors in self.vectors.items()},
             Provenance(
                 self.backend.architecture, self.backend.checkpoint_hash, self.class_words, self.step,
-                asdict(self.config),
+                _told_of(self.config),
             ),
         )  # fmt: skip
 

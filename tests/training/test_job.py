@@ -200,7 +200,7 @@ def test_without_overwrite_a_training_is_not_replaced_and_the_ways_out_are_named
     plan: TrainingPlan, tmp_path: Path
 ) -> None:
     run(plan, tmp_path / "out")
-    with pytest.raises(UserError, match="set resume_from_checkpoint to go on .* set overwrite to replace it"):
+    with pytest.raises(UserError, match=r"set resume_from_checkpoint to go on .* set overwrite to replace it"):
         run(plan, tmp_path / "out")
 
 
@@ -428,6 +428,6 @@ def test_a_resolution_that_the_unet_cannot_halve_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(job, "size_multiple", lambda unet: 64)
     with pytest.raises(
-        UserError, match="resolution must be a multiple of 64 pixels for tiny, .* not 520; the nearest is 512"
+        UserError, match=r"resolution must be a multiple of 64 pixels for tiny, .* not 520; the nearest is 512"
     ):
         run(replace(plan, resolution=520), tmp_path / "out")

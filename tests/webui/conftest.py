@@ -15,12 +15,13 @@ sys.path[:0] = [str(HERE / "stand_in"), str(HERE), str(HERE.parent)]
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The stand-in's loaded checkpoint; folders are tmp_path/embeddings, deltas and models."""
     from host import TinyHostModel
-    from modules import extra_networks, sd_hijack, sd_models, shared
+    from modules import extra_networks, paths, sd_hijack, sd_models, shared
     from modules.textual_inversion.textual_inversion import EmbeddingDatabase
 
     for name in ("embeddings", "deltas", "models"):
         (tmp_path / name).mkdir()
     model = TinyHostModel()
+    monkeypatch.setattr(paths, "data_path", str(tmp_path))
     monkeypatch.setattr(shared, "sd_model", model)
     monkeypatch.setattr(sd_models.model_data, "sd_model", model)
     monkeypatch.setattr(sd_models, "model_path", str(tmp_path / "models"))

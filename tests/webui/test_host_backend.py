@@ -33,7 +33,6 @@ def test_captions_have_the_vectors_of_the_call_and_gradients_reach_them(host, em
     vectors = torch.full((2, WIDTH), 3.0, requires_grad=True)
     encoded = HostBackend(["mycat"]).encode_captions(["a mycat", "mycat red"], {"mycat": vectors}).crossattn
     assert encoded.shape == (2, 77, WIDTH)
-
     assert torch.equal(encoded[0, 2:4], vectors) and torch.equal(encoded[1, 1:3], vectors)
     encoded.sum().backward()
     assert torch.equal(vectors.grad, torch.full((2, WIDTH), 4.0))  # in two captions, in place and at the end of each

@@ -1,0 +1,169 @@
+"""The same request through command line, app and the WebUI's API: the same delta to the byte, the same refusals.
+
+All three train the model that the stand-in WebUI has loaded, as one model cannot be loaded by two programs to the bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from modules import paths
+from PIL import Image
+
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.webui.host_backend import HostBackend
+from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.new_embedding import create_embedding
+
+fastapi = pytest.importorskip("fastapi")
+gradio = pytest.importorskip("gradio")
+pytest.importorskip("diffusers")
+from lib_custom_diffusion.standalone import train as command  # noqa: E402 - it needs diffusers
+from lib_custom_diffusion.standalone.app import train_tab  # noqa: E402
+from lib_custom_diffusion.standalone.app.jobs import Jobs  # noqa: E402
+from lib_custom_diffusion.standalone.cli import main  # noqa: E402
+from lib_custom_diffusion.webui import api  # noqa: E402
+from page import parts  # noqa: E402
+
+SAME = {
+    "train_batch_size": 2, "max_train_steps": 4, "learning_rate": "1e-2", "embedding_learning_rate": "1e-2", "seed": 7,
+    "prior": "none", "freeze_model": "crossattn", "snr_gamma": 5.0, "hflip": True, "noaug": True,
+    "checkpoints_total_limit": 1, "num_validation_images": 1, "resolution": 16, "caption_source": "prompt",
+}  # fmt: skip
+CONCEPT = {"instance_prompt": "photo of a [name]", "class_prompt": "cat"}
+
+
+class OneModel:
+    """What the app loads its models from."""
+
+    lock = threading.Lock()
+
+    def get(self, name: str) -> HostBackend:
+        return HostBackend(["mycat"])
+
+
+@pytest.fixture
+def request_of(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Settings by diffusers' names, with what a test wants otherwise; the three programs are ready for them."""
+    monkeypatch.setattr(command, "load_model", lambda *_: HostBackend(["mycat"]))
+    monkeypatch.setattr(library, "folder", tmp_path / "api")
+    monkeypatch.setattr(paths, "data_path", str(tmp_path))
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("RGB", (16, 16), (80 * index, 40, 200)).save(folder / f"{index}.png")
+
+    def settings(**otherwise: Any) -> dict[str, Any]:
+        concept = {"instance_data_dir": str(folder), **CONCEPT, **otherwise.pop("concept", {})}
+        return {**SAME, "modifier_token": ["mycat"], "concepts": [concept], **otherwise}
+
+    return settings
+
+
+def by_command(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    [concept] = asked["concepts"]
+    flags = {**concept, **{name: value for name, value in asked.items() if name != "concepts"}}
+    flags |= {"modifier_token": "+".join(asked["modifier_token"]), "initializer_token": "mycat"}
+    given = [part for name, value in flags.items() for part in _flag(name, value)]
+    capsys.readouterr()
+    main(["train", "--model", "elsewhere", "--output_dir", str(tmp_path / "command"), *given])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return tmp_path / "command", lines[0].removeprefix("error: ") if lines else ""
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    return [f"--{name}={value}"]
+
+
+def by_app(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    with gradio.Blocks() as blocks:
+        train_tab.build_train_tab(
+            Jobs(OneModel.lock), OneModel(), "elsewhere", tmp_path / "app", tmp_path / "logs", lambda *_: None
+        )
+    made = parts(blocks)
+    [concept] = asked["concepts"]
+    values = {**asked, "augment": not asked["noaug"], "instance_prompt": concept["instance_prompt"]}
+    ids = {
+        "max_train_steps": "cd_steps", "train_batch_size": "cd_batch_size", "freeze_model": "cd_select",
+        "hflip": "cd_flip", "instance_prompt": "cd_prompt", "caption_source": "cd_captions",
+        "gradient_accumulation_steps": "cd_accumulation",
+    }  # fmt: skip
+    entered = {ids.get(name, f"cd_{name}"): value for name, value in values.items()}
+    entered = {each: value for each, value in entered.items() if each in made}
+    entered |= {
+        "cd_word_1": asked["modifier_token"][0], "cd_initializer_1": "mycat", "cd_preview_every": 0,
+        "cd_pictures_1": concept["instance_data_dir"], "cd_class_1": concept["class_prompt"],
+    }  # fmt: skip
+    outcome = list(made["cd_start"].press(**entered))[-1][3]
+    said = outcome.partition("<div class='error'>")[2].removesuffix("</div>")
+    return tmp_path / "app", said
+
+
+def by_api(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    try:
+        api.train_custom_diffusion(asked)
+    except fastapi.HTTPException as error:
+        assert error.status_code == 422
+        return tmp_path / "api", error.detail
+    return tmp_path / "api", ""
+
+
+FACES = {"command": by_command, "app": by_app, "api": by_api}
+
+
+@pytest.fixture
+def expected(request_of, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> bytes:
+    folder, said = by_command(request_of(), tmp_path / "expected", capsys)
+    assert said == ""
+    return (folder / "mycat.delta.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_same_request_gives_the_same_bytes(face, request_of, expected, tmp_path, capsys):
+    folder, said = FACES[face](request_of(), tmp_path, capsys)
+    assert said == ""
+    path = folder / "mycat.delta.safetensors"
+    assert Delta.load(path).provenance.tokens == {"mycat": "cat"}
+    assert all(torch.as_tensor(entry).any() for entry in Delta.load(path).entries.values())
+    assert path.read_bytes() == expected
+
+
+LABELS = {"max_train_steps": "Training steps", "learning_rate": "Learning rate of the delta",
+          "train_batch_size": "Pictures a step", "resolution": "Picture size in pixels",
+          "snr_gamma": "Min-SNR gamma"}  # fmt: skip
+"""What a page calls settings that the command line calls --NAME, and the API by name."""
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"max_train_steps": 0}, "{max_train_steps} must be 1 or more, not 0"),
+        ({"max_train_steps": -5}, "{max_train_steps} must be 1 or more, not -5"),
+        ({"train_batch_size": 0}, "{train_batch_size} must be 1 or more, not 0"),
+        ({"learning_rate": "fast"}, "{learning_rate}: 'fast' is no learning rate; write 1e-5, or 1e-5:100, 5e-6 to"),
+        ({"snr_gamma": -1.0}, "{snr_gamma} must be above 0, not -1.0"),
+        ({"resolution": 12}, "{resolution} must be a multiple of 8 pixels, such as 512, not 12"),
+        ({"concept": {"instance_data_dir": "no/such/folder"}}, "there is no folder no/such/folder"),
+        ({"concept": {"instance_prompt": "photo of a cat"}}, "no caption or prompt has the modifier token mycat, such"),
+        ({"concept": {"instance_prompt": "a mycats"}}, "in the caption 'a mycats' letters or digits touch mycat, so"),
+    ],
+    ids=lambda each: str(each) if isinstance(each, dict) else "",
+)
+def test_the_same_mistake_is_the_same_sentence_in_the_words_of_the_face(
+    face, change, said, request_of, tmp_path, capsys
+):
+    known = {
+        "command": {name: f"--{name}" for name in LABELS}, "app": LABELS, "api": {name: name for name in LABELS},
+    }[face]  # fmt: skip
+    folder, told = FACES[face](request_of(**change), tmp_path, capsys)
+    assert told.replace("&#x27;", "'").startswith(said.format(**known))
+    assert not list(folder.rglob("*.safetensors"))
