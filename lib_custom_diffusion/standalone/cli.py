@@ -16,6 +16,7 @@ from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
+from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename, given_path
@@ -196,10 +197,19 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     add("--lr_scheduler", choices=SHAPES, default=_D.lr_scheduler, help="what becomes of the rates until the last step")
     add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
-    add("--adam_beta1", type=float, default=_D.adam_beta1, help="of AdamW")
-    add("--adam_beta2", type=float, default=_D.adam_beta2, help="of AdamW")
-    add("--adam_weight_decay", type=float, default=_D.adam_weight_decay, help="of AdamW, towards the base model")
-    add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of AdamW")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=_D.optimizer,
+        help="adamw8bit needs bitsandbytes, prodigy prodigyopt, lion lion-pytorch; prodigy wants --learning_rate 1",
+    )
+    add("--use_8bit_adam", dest="optimizer", action="store_const", const="adamw8bit", help="as --optimizer adamw8bit")
+    add("--adam_beta1", type=float, default=_D.adam_beta1, help="of the optimizer; sgd's momentum")
+    add("--adam_beta2", type=float, default=_D.adam_beta2, help="of the optimizer")
+    add(
+        "--adam_weight_decay", type=float, default=_D.adam_weight_decay, help="of the optimizer, towards the base model"
+    )
+    add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of the optimizer")
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
     add("--max_grad_value", type=float, help="gradients are cut off at this value")
     add("--snr_gamma", type=float, help="min-SNR weighting of the loss; 5 as a rule; else none, save for the toy")

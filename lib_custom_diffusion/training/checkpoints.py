@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,15 @@ class TrainingState:
     tensors:  the float32 parameters and the optimizer's state.
     scaler:   the gradient scaler's numbers; empty without one.
     identity: what the training is, to refuse going on with another.
+    optimizer_numbers, optimizer_groups: of the optimizer, see `optimizers.OptimizerState`.
     """
 
     step: int
     tensors: dict[str, Tensor]
     scaler: dict[str, Any]
     identity: Identity
+    optimizer_numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    optimizer_groups: list[dict[str, float]] = field(default_factory=list)
 
 
 def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
@@ -71,7 +74,12 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     final = folder / f"checkpoint-{state.step}"
     aside = folder / f".checkpoint-{state.step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    metadata = {"step": state.step, "scaler": state.scaler, "identity": state.identity.to_json()}
+    metadata = {
+        "step": state.step,
+        "scaler": state.scaler,
+        "identity": state.identity.to_json(),
+        "optimizer": {"numbers": state.optimizer_numbers, "groups": state.optimizer_groups},
+    }
     try:
         save_result(aside, name, delta)
         write_atomically(aside / _STATE, safetensors_bytes(state.tensors, {"training": json.dumps(metadata)}))
@@ -151,7 +159,11 @@ def load_state(checkpoint: Path) -> TrainingState:
     with _opened(checkpoint / _STATE) as file:
         metadata = json.loads((file.metadata() or {})["training"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return TrainingState(int(metadata["step"]), tensors, dict(metadata["scaler"]), _identity(metadata))
+        optimizer = metadata.get("optimizer", {"numbers": {}, "groups": []})  # earlier versions had AdamW alone
+        return TrainingState(
+            int(metadata["step"]), tensors, dict(metadata["scaler"]), _identity(metadata),
+            dict(optimizer["numbers"]), list(optimizer["groups"]),
+        )  # fmt: skip
 
 
 @contextmanager

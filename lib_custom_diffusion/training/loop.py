@@ -33,6 +33,7 @@ from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
 from .objective import masked_errors, prior_preservation_loss, step_generator
+from .optimizers import OPTIMIZERS, OptimizerState, check_optimizer, make_optimizer, restore, state_of
 from .parametrisation import parametrisation
 from .prior import PRIORS, TextPrior, text_prior
 from .schedule import SHAPES, Schedule
@@ -47,7 +48,7 @@ SHORT_CAPTION = 75
 REPORTS = ("none", "tensorboard")
 _CHOICES = {
     "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
-    "report_to": REPORTS,
+    "report_to": REPORTS, "optimizer": OPTIMIZERS,
 }  # fmt: skip
 _RANGES: dict[str, tuple[float, float]] = {
     "vectors_per_token": (1, 75), "max_train_steps": (1, 10_000_000), "train_batch_size": (1, 1_000_000),
@@ -65,8 +66,9 @@ class TrainingConfig:
 
     Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is
     the published recipe, 1e-5 times the batch of 8 that it was used with. Weight decay pulls deltas towards zero, that
-    is towards the base model; vectors do not decay. `prior` and the two settings after it are those of
-    `prior.text_prior`: what preserves the model without regularization pictures, or beside them.
+    is towards the base model; vectors do not decay. `optimizer` is one of those in `optimizers`. `prior` and the two
+    settings after it are those of `prior.text_prior`: what preserves the model without regularization pictures, or
+    beside them.
     """
 
     modifier_token: tuple[str, ...] = ("<new1>",)
@@ -87,6 +89,7 @@ class TrainingConfig:
     prior_captions: str = ""
     prior_loss_weight: float = 1.0
     snr_gamma: float | None = None
+    optimizer: str = OPTIMIZERS[0]
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
@@ -126,6 +129,7 @@ class TrainingConfig:
                 self._schedule(getattr(self, name))
             except UserError as error:
                 raise UserError(f"{label(name)}: {error}") from error
+        check_optimizer(self.optimizer, self.schedules(), label)
         for token in self.modifier_token:
             file_name(token)
         if self.prior_captions:
@@ -456,17 +460,13 @@ class Trainer:
     def _rates(self, step: int) -> list[float]:
         return [schedule.rate_at(step, self.config.max_train_steps) for schedule in self.schedules]
 
-    def _optimizer(self) -> torch.optim.AdamW:
+    def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         groups = [
             {"params": list(self.delta.parameters.values()), "weight_decay": config.adam_weight_decay},
             {"params": list(self.vectors.values()), "weight_decay": 0.0},
         ]
-        options: dict[str, Any] = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
-        try:
-            return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, fused=True, **options)
-        except RuntimeError:  # this torch has no fused AdamW for this device
-            return torch.optim.AdamW(groups, lr=0.0, **options)
+        return make_optimizer(config.optimizer, groups, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
 
     def _record(self, pending: Sequence[Tensor], log: LossLog | None) -> float:
         """Read the losses of the last steps back, write them down, and stop the training if one is no number."""
@@ -501,11 +501,10 @@ class Trainer:
         return {**self.delta.parameters, **{f"embedding.{token}": vectors for token, vectors in self.vectors.items()}}
 
     def _save_checkpoint(self, log: LossLog | None) -> None:
-        tensors = {name: parameter.data for name, parameter in self._parameters().items()}
-        for name, parameter in self._parameters().items():
-            for kind, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{kind}.{name}"] = torch.as_tensor(value)
-        state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity)
+        parameters = self._parameters()
+        known = state_of(self.optimizer, parameters)
+        tensors = {**{name: parameter.data for name, parameter in parameters.items()}, **known.tensors}
+        state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity, known.numbers, known.groups)
         keep = self.config.checkpoints_total_limit
         checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
         self.saves += 1
@@ -516,8 +515,8 @@ class Trainer:
     def _restore(self) -> None:
         if self.state is None:
             return
-        tensors, moments = self.state.tensors, {}
-        for index, (name, parameter) in enumerate(self._parameters().items()):
+        tensors, parameters = self.state.tensors, self._parameters()
+        for name, parameter in parameters.items():
             if name not in tensors:  # one that a training with other settings had not
                 continue
             if tensors[name].shape != parameter.shape:
@@ -526,11 +525,11 @@ class Trainer:
                     f" {tuple(parameter.shape)} now"
                 )
             parameter.data.copy_(tensors[name])
-            prefix, suffix = "optimizer.", f".{name}"
-            own = [key for key in tensors if key.startswith(prefix) and key.endswith(suffix)]
-            if own:  # none for a word that had not been drawn yet
-                moments[index] = {key[len(prefix) : -len(suffix)]: tensors[key] for key in own}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        restore(
+            self.optimizer,
+            parameters,
+            OptimizerState(tensors, self.state.optimizer_numbers, self.state.optimizer_groups),
+        )
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
 

@@ -338,6 +338,15 @@ def test_models_that_cannot_be_used(
         assert message in error(capsys)
 
 
+def test_adam_in_8_bits_is_asked_for_as_in_diffusers(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib_custom_diffusion.training.optimizers.find_spec", lambda module: None)
+    for flags in (["--use_8bit_adam"], ["--optimizer", "adamw8bit"]):
+        assert train(tmp_path / "no-model", pictures, tmp_path / "out", *flags) == 2
+        assert "--optimizer adamw8bit needs bitsandbytes; pip install bitsandbytes" in error(capsys)
+
+
 def test_prompt_tag_with_a_bad_weight(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--model", str(model), "--prompt", "a <delta:new1:much>"]) == 2
     assert "<delta:new1:much>: its weight should be a number, not 'much'" in error(capsys)
