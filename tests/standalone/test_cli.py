@@ -1,11 +1,13 @@
 """The commands as a person gives them: what they leave behind, and one line for every mistake."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import socket
+import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -92,21 +94,24 @@ def test_resumed_training_ends_in_the_same_bytes(model: Path, pictures: Path, tm
     assert whole == cut
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, pictures: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir",
-         str(pictures), "--instance_prompt", PROMPT, "--output_dir", str(tmp_path / "out"),
-         "--max_train_steps", "100000"],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "out" / "loss.csv"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") > 10) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume_from_checkpoint latest" in output
+
+    def press_ctrl_c() -> None:
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and log.read_text().count("\n") > 10) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    person = threading.Thread(target=press_ctrl_c)
+    person.start()
+    assert (
+        train(model, pictures, tmp_path / "out", "--max_train_steps", "100000", "--checkpointing_steps", "1000") == 130
+    )
+    person.join()
+    assert "--resume_from_checkpoint latest" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
 
 
@@ -158,15 +163,34 @@ def test_a_size_that_is_none_is_refused_before_training(
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"precious"]
 
 
+def launched(rank: int, environment: dict[str, str], arguments: list[str], said: Path) -> None:
+    """A process as torchrun and, for several GPUs, `accelerate launch` start it."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)  # the threads of the process that was forked are not here
+    with said.open("w") as file, redirect_stdout(file):
+        status = main(arguments)
+    os._exit(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Path, tmp_path: Path) -> None:
-    shared = ["-m", "lib_custom_diffusion", "train", "--model", str(model), "--instance_data_dir", str(pictures),
+    shared = ["train", "--model", str(model), "--instance_data_dir", str(pictures),
               "--instance_prompt", PROMPT, "--max_train_steps", "3"]  # fmt: skip
-    # What `accelerate launch` calls for several GPUs; on CPUs it would want MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [*launch, *shared, "--train_batch_size", "1", "--output_dir", str(tmp_path / "two")]
-    output = subprocess.run(two, cwd=ROOT, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
-    assert output.count("wrote ") == 2  # the delta and the embedding, by the main process alone
-    assert main([*shared[2:], "--train_batch_size", "2", "--output_dir", str(tmp_path / "one")]) == 0
+    two = [*shared, "--train_batch_size", "1", "--output_dir", str(tmp_path / "two")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    said = [tmp_path / f"said-{rank}" for rank in range(2)]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=launched, args=(rank, environment, two, said[rank])) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert main([*shared, "--train_batch_size", "2", "--output_dir", str(tmp_path / "one")]) == 0
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert said[0].read_text().count("wrote ") == 2 and not said[1].read_text()  # files, by the main process alone
     states = [load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("one", "two")]
     for key, one in states[0].items():
         assert torch.allclose(states[1][key], one, rtol=1e-3, atol=1e-7), key
