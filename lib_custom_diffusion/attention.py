@@ -48,6 +48,32 @@ _WRAPPERS = re.compile(
 _LDM_BLOCKS = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
 
 
+TEXT_KEY_ENDING = f"{CROSS_ATTENTION}.to_k.weight"
+"""How the key of every to_k ends; there is one in each cross-attention."""
+
+
+def role(key: str) -> str:
+    """The role that a projection has by its key; "" for a key of anything else."""
+    leaf = key.rpartition(f".{CROSS_ATTENTION}.")[2].removesuffix(".weight")
+    return _ROLES.get(leaf, "")
+
+
+def reads_text(key: str) -> bool:
+    """Whether the projection of that key is a to_k or a to_v."""
+    return role(key) in READ_TEXT
+
+
+def beside_to_v(key: str) -> str:
+    """The key of the to_k that reads the same as a to_v; any other key itself."""
+    return key.replace(f".{CROSS_ATTENTION}.to_v.", f".{CROSS_ATTENTION}.to_k.")
+
+
+def short_name(key: str) -> str:
+    """A key for people: "input_blocks.1.1.0.to_k"."""
+    name = key.removeprefix(KEY_PREFIX).removesuffix(".weight")
+    return name.replace("transformer_blocks.", "").replace(f"{CROSS_ATTENTION}.", "")
+
+
 @dataclass(frozen=True)
 class Projection:
     """One Linear layer of a cross-attention.

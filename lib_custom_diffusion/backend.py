@@ -15,6 +15,10 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 """What a UNet may predict, in diffusers' words: the noise, or velocity."""
 
 
+LATENT_CELL = 8
+"""Pixels along a side of one cell of the latents."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How a picture came to its size, in pixels, as SDXL's UNet is told it (arXiv 2307.01952, §2.2).
@@ -59,7 +63,7 @@ class Conditioning:
 class LatentDistribution:
     """The VAE's posterior of a batch of pictures, already multiplied by the model's latent scale.
 
-    mean, std: (batch, channels, height / 8, width / 8), float32.
+    mean, std: (batch, channels, height / LATENT_CELL, width / LATENT_CELL), float32.
     """
 
     mean: Tensor

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import __version__
 from .algebra.factors import Factors, QuantizedFactors
 from .algebra.quantization import MAX_BITS, NUMBERS_A_BYTE, pack, unpack
-from .attention import Projection
+from .attention import Projection, beside_to_v
 from .errors import UserError
 from .reading import read_document
 from .reading.document import check_width
@@ -89,7 +89,7 @@ class Delta:
         quantized: dict[str, Tensor] = {}
         for key, entry in self.entries.items():
             if isinstance(entry, QuantizedFactors):
-                quantized |= _quantized_tensors(key, entry, self.entries.get(_to_k(key)))
+                quantized |= _quantized_tensors(key, entry, self.entries.get(beside_to_v(key)))
             elif isinstance(entry, Factors):
                 tensors[f"{key}.US"], tensors[f"{key}.Vh"] = entry.us, entry.vh
             else:
@@ -138,11 +138,6 @@ def _kind(entry: Entry) -> str:
     return "delta_factors" if isinstance(entry, Factors) else "delta"
 
 
-def _to_k(key: str) -> str:
-    """The key of the projection whose Vh an entry shares when it has none of its own."""
-    return key.replace(".attn2.to_v.", ".attn2.to_k.")
-
-
 def _quantized_tensors(key: str, entry: QuantizedFactors, neighbour: Entry | None) -> dict[str, Tensor]:
     tensors = {
         f"{key}.bits": torch.stack([entry.us_bits, entry.vh_bits]),
@@ -167,7 +162,7 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     _check_unpacked(kinds, tensors)
     for key, kind in sorted(kinds.items()):  # to_k before the to_v that may share its Vh
         if kind == "delta_factors_quantized":
-            entries[key] = _quantized_entry(key, tensors, entries.get(_to_k(key)))
+            entries[key] = _quantized_entry(key, tensors, entries.get(beside_to_v(key)))
         else:
             entries[key] = _entry(key, kind, tensors)
     embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
@@ -220,7 +215,7 @@ def _quantized_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry |
         assert isinstance(neighbour, QuantizedFactors)
         vh = neighbour.vh
         if not torch.equal(neighbour.vh_bits, vh_bits):
-            raise UserError(f"{key} does not fit the layer beside it, whose {_to_k(key)}.Vh it shares")
+            raise UserError(f"{key} does not fit the layer beside it, whose {beside_to_v(key)}.Vh it shares")
     entry = QuantizedFactors.of_levels(us, vh, step, us_bits, vh_bits)
     if not torch.isfinite(entry.us).all():
         raise UserError(f"{names[1]} holds steps that are too large; the file is damaged")

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from lib_custom_diffusion.attention import architecture, family, projections
+from lib_custom_diffusion.attention import architecture, beside_to_v, family, projections, reads_text, role, short_name
 from lib_custom_diffusion.errors import UserError
 from tiny import TinyUNet
 
@@ -112,3 +112,24 @@ def test_a_transformer_without_the_blocks_of_a_unet_is_refused() -> None:
 )
 def test_models_are_called_by_the_word_that_people_have_for_them(word, name):
     assert family(word) == name
+
+
+def test_a_key_tells_what_its_projection_is() -> None:
+    block = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"
+    leaves = ("to_q", "to_k", "to_v", "to_out.0")
+    assert [role(f"{block}.{leaf}.weight") for leaf in leaves] == ["q", "k", "v", "out"]
+    assert [reads_text(f"{block}.{leaf}.weight") for leaf in leaves] == [False, True, True, False]
+    for other in (
+        f"{block.replace('attn2', 'attn1')}.to_k.weight",
+        f"{block}.norm.weight",
+        "model.diffusion_model.out.2.weight",
+    ):
+        assert role(other) == "" and not reads_text(other)
+    assert beside_to_v(f"{block}.to_v.weight") == f"{block}.to_k.weight"
+    assert beside_to_v(f"{block}.to_q.weight") == f"{block}.to_q.weight"
+    assert short_name(f"{block}.to_k.weight") == "input_blocks.1.1.0.to_k"
+
+
+def test_projections_have_the_roles_of_their_keys() -> None:
+    for key, layer in projections(TinyUNet(), "crossattn").items():
+        assert role(key) == layer.role

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..attention import beside_to_v, reads_text
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from .blending import dense
@@ -168,7 +169,7 @@ def _half_of(key: str, entry: Entry, half: Tensor | None) -> Tensor | None:
 
 
 def _reads_text(key: str, entry: Entry, features: Tensor) -> bool:
-    if ".attn2.to_k." not in key and ".attn2.to_v." not in key:
+    if not reads_text(key):
         return False
     if len(features) != entry.shape[1]:
         sizes = f"{entry.shape[1]} text features, the model has {len(features)}"
@@ -180,7 +181,7 @@ def _groups(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
     """Entries that may share a basis: to_k and to_v of one layer, any other by itself."""
     groups: dict[str, dict[str, Entry]] = {}
     for key in sorted(entries):
-        groups.setdefault(key.replace(".attn2.to_v.", ".attn2.to_k."), {})[key] = entries[key]
+        groups.setdefault(beside_to_v(key), {})[key] = entries[key]
     return list(groups.values())
 
 

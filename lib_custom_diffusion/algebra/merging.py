@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..attention import reads_text
 from ..backend import Backend
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
@@ -219,7 +220,7 @@ def _times(entry: Entry | None, matrix: Tensor, out_features: int) -> Tensor:
 
 def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Tensor:
     """[Δ_1 C_1ᵀ … Δ_N C_Nᵀ] of one layer, (out, rows), float64; zero where a delta leaves the layer alone."""
-    if ".attn2.to_k." not in key and ".attn2.to_v." not in key:
+    if not reads_text(key):
         raise UserError(f"only deltas of to_k and to_v can be merged, and one has {key}; blend them instead")
     out_features = _out_features(deltas, key)
     columns = []
@@ -287,7 +288,7 @@ def change_on(delta: Delta, features: Tensor) -> float:
     gram = (features.T @ features).float()
     total = 0.0
     for key, entry in delta.entries.items():
-        if ".attn2.to_k." in key or ".attn2.to_v." in key:
+        if reads_text(key):
             matrix = dense(entry)
             total += ((matrix @ gram) * matrix).sum().item()
     return max(total, 0.0) ** 0.5

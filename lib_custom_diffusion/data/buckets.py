@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..backend import LATENT_CELL
+
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-_LATENT_CELL = 8
 _DOWNSAMPLER = re.compile(r"(^|\.)(down_blocks\.\d+\.downsamplers\.\d+|input_blocks\.\d+\.\d+\.op)$")
 """What halves the latents, by diffusers' and by LDM's names."""
 
@@ -25,7 +26,7 @@ def size_multiple(unet: nn.Module) -> int:
 
     64 for Stable Diffusion 1 and 2.
     """
-    return _LATENT_CELL * 2 ** sum(bool(_DOWNSAMPLER.search(name)) for name, _ in unet.named_modules())
+    return LATENT_CELL * 2 ** sum(bool(_DOWNSAMPLER.search(name)) for name, _ in unet.named_modules())
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:

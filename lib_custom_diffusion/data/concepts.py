@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, Sizes
+from ..backend import LATENT_CELL, Backend, Sizes
 from ..errors import UserError, check_range
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
 from .pictures import (
-    LATENT_CELL,
     Picture,
     Placement,
     UnusablePicture,

@@ -19,13 +19,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backend import Sizes
+from ..backend import LATENT_CELL, Sizes
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LATENT_CELL = 8
-"""Pixels along one side of a cell of the latents."""
 _MOST_REPEATS = 100
 """Of a picture in one of several folders with repeats."""
 _READ_BY_PILLOW = (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.blending import dense
+from ..attention import CROSS_ATTENTION, reads_text
 from ..delta import Delta, Entry
 from ..errors import UserError
 from ..reading import Document, matrix
@@ -52,25 +53,18 @@ def read(document: Document, base: Base | None) -> Imported:
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """Full weights of all cross-attention layers of the base: the loader wants all, changed or not."""
     base = needed(base, "diffusers' format")
-    roles = {"to_k", "to_v"} | ({"to_q", "to_out.0"} if any(_role(key) in _PICTURE for key in delta.entries) else set())
+    text_alone = all(reads_text(key) for key in delta.entries)
     for key, entry in delta.entries.items():
         base.weight(key, dense(entry))
     tensors: dict[str, Tensor] = {}
     for key, weight in base.weights.items():
-        if _role(key) not in roles:
+        if text_alone and not reads_text(key):
             continue
-        path, _, leaf = diffusers_path(key, base.resnets).partition(".attn2.")
-        name = f"{path}.attn2.processor.{leaf.replace('to_out.0', 'to_out')}_custom_diffusion"
+        path, _, leaf = diffusers_path(key, base.resnets).partition(f".{CROSS_ATTENTION}.")
+        name = f"{path}.{CROSS_ATTENTION}.processor.{leaf.replace('to_out.0', 'to_out')}_custom_diffusion"
         name += ".0" if leaf == "to_out.0" else ""
         tensors[f"{name}.weight"] = weight + dense(delta.entries[key]) if key in delta.entries else weight.clone()
         if leaf == "to_out.0" and key in base.biases:
             tensors[f"{name}.bias"] = base.biases[key].clone()
         tensors[f"{path}.attn1.processor"] = torch.zeros(0)
     return {NAMES[kind]: safetensors_bytes(tensors, {"format": "pt"})}
-
-
-_PICTURE = {"to_q", "to_out.0"}
-
-
-def _role(key: str) -> str:
-    return key.rpartition(".attn2.")[2].removesuffix(".weight")

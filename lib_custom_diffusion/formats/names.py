@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..attention import KEY_PREFIX
+from ..attention import CROSS_ATTENTION, KEY_PREFIX
 
-_REST = r"transformer_blocks[._](\d+)[._]attn2[._](to_q|to_k|to_v|to_out[._]0)"
+_REST = rf"transformer_blocks[._](\d+)[._]{CROSS_ATTENTION}[._](to_q|to_k|to_v|to_out[._]0)"
 _LDM = re.compile(rf"(input_blocks|middle_block|output_blocks)[._](\d+)(?:[._](\d+))?[._]{_REST}")
 _DIFFUSERS = re.compile(rf"(?:(down|up)_blocks[._](\d+)|(mid)_block)[._]attentions[._](\d+)[._]{_REST}")
 
@@ -39,7 +39,7 @@ def key_of(name: str, resnets: int = 2) -> str | None:
 
 def _key(block: str, depth: str, leaf: str) -> str:
     leaf = leaf.replace("to_out_0", "to_out.0")
-    return f"{KEY_PREFIX}{block}.transformer_blocks.{depth}.attn2.{leaf}.weight"
+    return f"{KEY_PREFIX}{block}.transformer_blocks.{depth}.{CROSS_ATTENTION}.{leaf}.weight"
 
 
 _STANDARD_ATTENTIONS = {"down": {0, 1}, "up": {0, 1, 2}}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import architecture
-from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
+from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
 from ..text_features import BUNDLED_CAPTIONS
 from ..tokens import split_at_tokens
@@ -138,7 +138,7 @@ class DiffusersBackend:
     ) -> list[Image.Image]:
         """Pictures by DPM-Solver++ (2M). A negative prompt may use the tokens in `vectors` as well."""
         width, height = sampling.size or (self.resolution, self.resolution)
-        if width % 8 or height % 8:
+        if width % LATENT_CELL or height % LATENT_CELL:
             raise UserError(f"picture sizes are multiples of 8 pixels, not {width}x{height}")
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), sampling.batch_size):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import formats
-from ..attention import KEY_PREFIX
+from ..attention import short_name
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_document
@@ -83,12 +83,8 @@ def _text(content: dict[str, Any]) -> str:
     largest = max((layer["norm"] for layer in content["layers"].values()), default=0.0) or 1.0
     lines.append(f"{len(content['layers'])} layers:")
     for key, layer in content["layers"].items():
-        name = (
-            key.removeprefix(KEY_PREFIX)
-            .removesuffix(".weight")
-            .replace("transformer_blocks.", "")
-            .replace("attn2.", "")
-        )
         shape = "×".join(map(str, layer["shape"])) + (f" rank {layer['rank']}" if layer["rank"] else "")
-        lines.append(f"  {name:32} {shape:18} norm {layer['norm']:9.4f} {'█' * round(20 * layer['norm'] / largest)}")
+        lines.append(
+            f"  {short_name(key):32} {shape:18} norm {layer['norm']:9.4f} {'█' * round(20 * layer['norm'] / largest)}"
+        )
     return "\n".join(lines)

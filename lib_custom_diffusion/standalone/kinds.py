@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
 from .layout import SECOND_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .weights import Weights
@@ -115,7 +116,7 @@ def _out_channels(tensors: dict[str, Tensor]) -> int | None:
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int:
-    keys = [name for name in tensors if name.endswith("attn2.to_k.weight") and name.startswith(UNET_PREFIX)]
+    keys = [name for name in tensors if name.endswith(TEXT_KEY_ENDING) and name.startswith(UNET_PREFIX)]
     return tensors[keys[0]].shape[1] if keys else 0
 
 
@@ -164,7 +165,7 @@ def _without_unet(weights: Weights, lines: str) -> str:
 
 def _is_delta(weights: Weights) -> bool:
     return "custom_diffusion" in weights.metadata or any(
-        name.startswith("embedding.") or name.endswith("attn2.to_k.weight.US") for name in weights.tensors
+        name.startswith("embedding.") or name.endswith(f"{TEXT_KEY_ENDING}.US") for name in weights.tensors
     )
 
 

@@ -27,6 +27,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
 from . import clip, toy
 from .kinds import FIRST_LAYER, is_sdxl, refuse_other_kinds
@@ -173,7 +174,7 @@ def unet_config(tensors: Mapping[str, Tensor], described: Described = Described(
             levels[-1].append(block)
     channels = [tensors[f"{level[0]}0.out_layers.3.weight"].shape[0] for level in levels]
     depths = [_count(tensors, f"{level[0]}1.transformer_blocks.") for level in levels]
-    key = next(name for name in tensors if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight"))
+    key = next(name for name in tensors if name.startswith(UNET_PREFIX) and name.endswith(TEXT_KEY_ENDING))
     linear = tensors[f"{key.partition('transformer_blocks')[0]}proj_in.weight"].ndim == 2
     heads: Any = int(described.unet.get("num_heads", -1))
     if heads < 1:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..attention import KEY_PREFIX, family
+from ..attention import family, short_name
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_header
@@ -73,7 +73,7 @@ def report_html(path: Path) -> str:
     )
     norms = {key: _norm(entry) for key, entry in delta.entries.items()}
     largest = max(norms.values(), default=0.0) or 1.0
-    bars = "".join(_bar(_short(key), norm, norm / largest) for key, norm in norms.items())
+    bars = "".join(_bar(short_name(key), norm, norm / largest) for key, norm in norms.items())
     return f'<div class="cd-inspection"><table>{table}</table><div class="cd-norms">{bars}</div></div>'
 
 
@@ -87,8 +87,3 @@ def _bar(name: str, norm: float, part: float) -> str:
         f'<span class="cd-norm-bar"><span style="width:{100 * part:.1f}%"></span></span>'
         f'<span class="cd-norm-value">{norm:.4g}</span></div>'
     )
-
-
-def _short(key: str) -> str:
-    name = key.removeprefix(KEY_PREFIX).removesuffix(".weight")
-    return name.replace("transformer_blocks.", "").replace("attn2.", "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import architecture
-from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
+from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
 from ..text_features import captions_beside
 
@@ -112,7 +112,7 @@ class HostBackend:
             text = text.detach().requires_grad_()
         condition: dict[str, list[Tensor]] = {"c_crossattn": [text]}
         if self.model.model.conditioning_key in ("hybrid", "concat"):
-            height, width = (8 * side for side in noisy_latents.shape[-2:])
+            height, width = (LATENT_CELL * side for side in noisy_latents.shape[-2:])
             masked = processing.txt2img_image_conditioning(self.model, noisy_latents, width, height)
             condition["c_concat"] = [masked]
         return self.model.apply_model(noisy_latents, timesteps, condition)
@@ -180,7 +180,7 @@ def model_resolution(model: Any) -> int:
     if model.is_sdxl:
         return 1024
     v_prediction = _PREDICTION_TYPES.get(model.parameterization) == "v_prediction"
-    return 768 if model.is_sd2 and v_prediction else 8 * model.image_size
+    return 768 if model.is_sd2 and v_prediction else LATENT_CELL * model.image_size
 
 
 def _padded(features: Tensor, nothing: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lib_custom_diffusion.backend import PREDICTION_TYPES
 from lib_custom_diffusion.training.parametrisation import Epsilon, Velocity, parametrisation
 from tiny import TinyBackend
 
@@ -27,6 +28,12 @@ def test_min_snr_weights() -> None:
     alphas, timesteps = torch.tensor([10 / 11, 0.5]), torch.tensor([0, 1])
     assert Epsilon(alphas).min_snr_weights(timesteps, 5.0).tolist() == pytest.approx([0.5, 1.0])
     assert Velocity(alphas).min_snr_weights(timesteps, 5.0).tolist() == pytest.approx([5 / 11, 0.5])
+
+
+def test_there_is_one_for_all_that_a_backend_may_say() -> None:
+    backend = TinyBackend()
+    for backend.prediction_type in PREDICTION_TYPES:
+        parametrisation(backend)
 
 
 def test_a_model_says_which_it_has_and_one_that_is_not_known_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...backend import Sampling
+from ...backend import LATENT_CELL, Sampling
 from ...deltas_folder import named_deltas
 from ...errors import UserError
 from ...ui.inspection import summarize
@@ -136,7 +136,7 @@ def _read(picture: Any) -> list[Any]:
 def _sampling(negative: str, steps: float, scale: float, width: float, height: float) -> Sampling:
     size = int(width or 0), int(height or 0)
     for side in size:
-        if side < 0 or side > MAX_SIDE or side % 8:
+        if side < 0 or side > MAX_SIDE or side % LATENT_CELL:
             raise UserError(
                 f"width and height should be multiples of 8 up to {MAX_SIDE}, or 0 for the model's own, not {side}"
             )
