@@ -17,11 +17,14 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     filled.observe(outcome, {childList: true, subtree: true, characterData: true});
     const atEnd = function() {
         setTimeout(show, 500); // the answer may come a little later than the end
+        showText.innerHTML = ''; // the outcome takes its place
         for (const tab of ['txt2img', 'img2img']) refreshCustomDiffusionCards(null, tab);
-        if (progressArea.id == 'cd_utils_gallery') showText.innerHTML = ''; // the curve of a training stays
     };
     requestProgress(id, progressArea, gallery, atEnd, function(progress) {
         if (progress.textinfo && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
+        // Ours tells the time that is left; the host would have the encoding of pictures last as long as the steps.
+        const bar = progressArea.parentNode.querySelector('.progressDiv .progress');
+        if (bar && showText.querySelector('.cd-progress')) bar.textContent = bar.textContent.replace(/ ETA: .*/, '');
     });
 }
 
@@ -54,6 +57,17 @@ function startCustomDiffusionUtility() {
     return withCustomDiffusionTask(id, arguments);
 }
 
+// How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
+onUiLoaded(function() {
+    gradioApp().getElementById('ti_gallery_container').prepend(gradioApp().getElementById('cd_outcome_box'));
+});
+
+onUiUpdate(function() {
+    const tab = gradioApp().getElementById('cd_train');
+    const column = gradioApp().getElementById('ti_gallery_container');
+    if (tab && column) column.classList.toggle('cd-open', tab.style.display != 'none');
+});
+
 // A page that is opened while a training runs shows it, and how it ends.
 let customDiffusionTrainingFound = '';
 
@@ -63,6 +77,10 @@ onOptionsAvailable(async function() {
     customDiffusionTrainingFound = answer.ok ? (await answer.json()).task : '';
     if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();
 });
+
+function runningCustomDiffusionTraining() {
+    return [customDiffusionTrainingFound];
+}
 
 function endOfCustomDiffusionTraining() {
     watchCustomDiffusionTraining(customDiffusionTrainingFound);

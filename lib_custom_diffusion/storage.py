@@ -136,3 +136,11 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ordered += b" " * (-len(ordered) % 8)  # the format wants the tensors aligned to 8 bytes
     return len(ordered).to_bytes(8, "little") + ordered + content[8 + length :]
+
+
+def typed_path(text: str) -> Path:
+    """A path as people type it, or as Windows copies it: within quotation marks."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return Path(text).expanduser()

@@ -64,3 +64,11 @@ def test_order_in_which_metadata_was_given_does_not_count() -> None:
     assert storage.safetensors_bytes(tensors, {"a": "1", "b": "2"}) == storage.safetensors_bytes(
         tensors, {"b": "2", "a": "1"}
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [(' "C:/my pictures" ', "C:/my pictures"), ("'/a b'", "/a b"), ("/a'b", "/a'b"), ('"', '"'), ("~/cats", "~/cats")],
+)
+def test_a_path_may_be_quoted_as_it_was_copied(typed: str, path: str) -> None:
+    assert storage.typed_path(typed) == Path(path).expanduser()

@@ -72,23 +72,26 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a megapixel took to be encoded, and in a step, on a day (ISO 8601)."""
+    """Seconds that a megapixel took to be encoded, and in a step, on a day (ISO 8601); memory: how much it took."""
 
     circumstances: Circumstances
     encoding: float
     training: float
     day: str
+    memory: str = ""
 
     @classmethod
     def measured(
-        cls, circumstances: Circumstances, amounts: Amounts, encoding_seconds: float, seconds_per_step: float
-    ) -> Timing:
+        cls, circumstances: Circumstances, amounts: Amounts, encoding_seconds: float, seconds_per_step: float,
+        memory: str = "",
+    ) -> Timing:  # fmt: skip
         """From what a training of these amounts took."""
         return cls(
             circumstances,
             encoding_seconds / (amounts.encoded * amounts.megapixels),
             seconds_per_step / (amounts.pictures_per_step * amounts.megapixels),
             datetime.date.today().isoformat(),
+            memory,
         )
 
     def seconds(self, amounts: Amounts) -> tuple[float, float]:

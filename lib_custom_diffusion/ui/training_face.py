@@ -18,7 +18,7 @@ from ..training.loop import Progress
 from ..training.plan import TrainingPlan, Wording
 from .timings import Amounts, Circumstances, Timing, comparable_timing, keep_timing
 from .training_form import PAGE
-from .training_page import LossHistory, Outcome, estimate_text, progress_html
+from .training_page import LossHistory, Outcome, estimate_text, memory, progress_html
 
 _TRIAL_STEPS, _TRIAL_SECONDS = 12, 20.0
 
@@ -114,7 +114,7 @@ def _timing(job: TrainingJob, face: PageFace) -> Timing | None:
     encoded = sum(len(examples.instance) + len(examples.prior) for examples in job.examples)
     amounts = replace(_amounts(job), encoded=encoded)
     circumstances = Circumstances.of(job.backend, job.plan.config())
-    return Timing.measured(circumstances, amounts, job.encoding_seconds, face.clock.seconds_per_step)
+    return Timing.measured(circumstances, amounts, job.encoding_seconds, face.clock.seconds_per_step, memory())
 
 
 def _amounts(job: TrainingJob) -> Amounts:

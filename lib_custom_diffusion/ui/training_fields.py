@@ -1,8 +1,12 @@
-"""The fields of a training on a page, for gradio 3.41.2: what both faces ask, and in which words."""
+"""The fields of a training on a page, for gradio 3.41.2: what both faces ask, and in which words.
+
+What everybody must say fits on one screen with the button: see `essential_fields`. All else is in Advanced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +15,8 @@ import gradio as gr
 from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
 from ..training.prior import PRIORS
-from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES
+from .picture_strip import picture_strip
+from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, label_of_concept
 
 Fields = dict[str, Any]
 """Components by the names of what they fill, see `training_form.entered_plan`."""
@@ -23,14 +28,30 @@ class Face:
 
     row:      what fields stand side by side in.
     word:     makes the fields that say what word concept n has; `modifier_token` must be one of them.
+    more:     makes the fields of a concept's word that belong to Advanced.
     template: makes the field for a template of captions.
     presets:  what each kind of thing fills in; the form starts with the first.
+    note:     what is said of a preset (HTML), with the folder of pictures that was entered, "" for none.
+    keep:     keeps pictures that were dragged in (their files) and says in which folder; None if none can be.
     """
 
     row: Callable[[], Any]
     word: Callable[[int], Fields]
+    more: Callable[[int], Fields]
     template: Callable[[], gr.components.IOComponent]
     presets: Mapping[str, Mapping[str, Any]]
+    note: Callable[[str, str], str]
+    keep: Callable[[Sequence[str]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Essentials:
+    """The fields of the first concept, the preset, what is said of it, and the pictures as they will be cropped."""
+
+    concept: Fields
+    preset: gr.Dropdown
+    note: gr.HTML
+    strip: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -70,26 +91,98 @@ class FormFields:
         return concepts, {name: value for name, value in settings.items() if value is not None}
 
 
-def form_fields(face: Face) -> FormFields:
-    """Make all fields where the page is being built, and let presets and the number of concepts act on them."""
-    fields = FormFields(*_concepts(face), *_settings(face), face.presets)
-    fields.preset.input(
+def essential_fields(face: Face) -> Essentials:
+    """Make what everybody must say, where the page is being built."""
+    with face.row():
+        concept = _word_and_kind(face, 1)
+    concept["instance_data_dir"] = _pictures(1)
+    if face.keep:
+        uploads = gr.File(
+            label="Or drag pictures here", file_count="multiple", file_types=["image"], height=76, elem_id="cd_upload"
+        )
+        keep = face.keep
+        uploads.upload(
+            fn=lambda files: keep([file.name for file in files]), inputs=[uploads],
+            outputs=[concept["instance_data_dir"]], show_progress=False,
+        )  # fmt: skip
+    strip = gr.HTML(elem_id="cd_strip")
+    with face.row():
+        preset = gr.Dropdown(
+            label="Preset", choices=list(face.presets), value=next(iter(face.presets)), elem_id="cd_preset"
+        )
+        note = gr.HTML(value=face.note(next(iter(face.presets)), ""), elem_id="cd_note")
+    return Essentials(concept, preset, note, strip)
+
+
+def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Fields]) -> FormFields:
+    """Make all other fields, grouped, and let presets, folders and the number of concepts act on what they concern.
+
+    also: makes those that the face has besides.
+    """
+    with gr.Accordion("Advanced", open=False, elem_id="cd_more"):
+        count, concepts = _concepts(face, essentials)
+        settings: Fields = {}
+        for group in (_result, _amounts, _rates, _captions, _pictures_settings, _preservation, _saves, _gradients):
+            settings |= group(face)
+        settings |= also()
+    fields = FormFields(count, concepts, settings, essentials.preset, face.presets)
+    folder = concepts[0]["instance_data_dir"]
+    essentials.preset.input(
         fn=fields.filled_by, inputs=[fields.preset], outputs=[*fields.filled.values()], show_progress=False
+    )
+    essentials.preset.change(
+        fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
+    )
+    shape, alpha = settings["resize_mode"], settings["use_alpha"]
+    for changed in (folder.change, shape.change, alpha.change):
+        changed(
+            fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False,
+            show_progress=False,
+        )  # fmt: skip
+    folder.change(
+        fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
     )
     return fields
 
 
-def _concepts(face: Face) -> tuple[gr.Slider, list[Fields]]:
+def _word_and_kind(face: Face, number: int) -> Fields:
+    fields = face.word(number)
+    fields["class_prompt"] = gr.Textbox(
+        label=label_of_concept("class_prompt", number), placeholder="what it is: cat, toy, person, art",
+        elem_id=f"cd_class_{number}",
+    )  # fmt: skip
+    return fields
+
+
+def _pictures(number: int) -> gr.Textbox:
+    return gr.Textbox(
+        label=label_of_concept("instance_data_dir", number), placeholder="folder with 4 to 20 pictures of it",
+        elem_id=f"cd_pictures_{number}",
+    )  # fmt: skip
+
+
+def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Fields]]:
     """The number of concepts, and the fields of all of them; those beyond the number are hidden."""
     count = gr.Slider(
-        label="Concepts to learn together", minimum=1, maximum=MAX_CONCEPTS, step=1, value=1,
-        info="Several things in one file, so that they can meet in one picture", elem_id="cd_count",
+        label="Concepts", minimum=1, maximum=MAX_CONCEPTS, step=1, value=1,
+        info="Learn several things in one file, so that they can be in one picture", elem_id="cd_count",
     )  # fmt: skip
     count.do_not_save_to_config = True  # the boxes below are hidden and shown when it is moved
     concepts, boxes = [], []
     for number in range(1, MAX_CONCEPTS + 1):
         with gr.Group(visible=number == 1, elem_id=f"cd_concept_{number}") as box:
-            concepts.append(_concept(face, number))
+            if number == 1:
+                fields = dict(essentials.concept)
+            else:
+                with face.row():
+                    fields = _word_and_kind(face, number)
+                fields["instance_data_dir"] = _pictures(number)
+            fields |= face.more(number)
+            fields["class_data_dir"] = gr.Textbox(
+                label=label_of_concept("class_data_dir", number), elem_id=f"cd_regularization_{number}",
+                info="A folder with about 200 real pictures of other such things; the text prior rarely needs it",
+            )  # fmt: skip
+        concepts.append(fields)
         boxes.append(box)
     count.change(
         fn=lambda wanted: [gr.update(visible=number < wanted) for number in range(MAX_CONCEPTS)],
@@ -100,56 +193,11 @@ def _concepts(face: Face) -> tuple[gr.Slider, list[Fields]]:
     return count, concepts
 
 
-def _concept(face: Face, number: int) -> Fields:
-    with face.row():
-        fields = face.word(number)
-        fields["class_prompt"] = gr.Textbox(
-            label=LABELS["class_prompt"].format(number),
-            info="What it is, in a word the model knows: cat, toy, person, art",
-            elem_id=f"cd_class_{number}",
-        )
-    with face.row():
-        fields["instance_data_dir"] = gr.Textbox(
-            label=LABELS["instance_data_dir"].format(number),
-            info="A folder with 4 to 20 pictures of it, in different places and from different angles",
-            elem_id=f"cd_pictures_{number}",
-        )
-    with gr.Accordion(f"Advanced: concept {number}", open=False):
-        fields["class_data_dir"] = gr.Textbox(
-            label=LABELS["class_data_dir"].format(number),
-            info="A folder with some 200 real pictures of other such things; the text prior seldom needs them",
-            elem_id=f"cd_regularization_{number}",
-        )
-    return fields
-
-
-def _settings(face: Face) -> tuple[Fields, gr.Dropdown]:
-    """The fields by name, without those of the concepts; and the choice of a preset."""
-    fields: Fields = {}
-    with face.row():
-        preset = gr.Dropdown(
-            label="What kind of thing", choices=list(face.presets), value=next(iter(face.presets)),
-            info="Fills in the published settings for it: rates, steps, layers and caption", elem_id="cd_preset",
-        )  # fmt: skip
-        fields["name"] = gr.Textbox(
-            label=LABELS["name"], info="What prompts call the delta; empty: as the word", elem_id="cd_name"
-        )
-    with face.row():
-        fields["overwrite"] = gr.Checkbox(
-            label=LABELS["overwrite"], value=False, info="The old file is lost", elem_id="cd_overwrite"
-        )
-        fields["resume_from_checkpoint"] = gr.Checkbox(
-            label=LABELS["resume_from_checkpoint"], value=False, elem_id="cd_resume",
-            info="Of a training of that name which was interrupted, broke off, or is to take more steps",
-        )  # fmt: skip
-        fields["allow_changes"] = gr.Checkbox(
-            label=LABELS["allow_changes"], value=False, elem_id="cd_allow_changes",
-            info="Otherwise a save is only gone on from with what it was made with",
-        )  # fmt: skip
-    fields |= _amounts(face) | _rates(face) | _captions(face) | _intervals(face)
-    with gr.Accordion("Advanced", open=False, elem_id="cd_more"):
-        fields |= _preservation(face) | _layers_and_captions(face) | _views(face) | _gradients(face) | _size(face)
-    return fields, preset
+@contextmanager
+def _group(title: str) -> Iterator[None]:
+    """Fields under a heading."""
+    gr.HTML(f"<h4>{title}</h4>", elem_classes=["cd-group"])
+    yield
 
 
 def _first(face: Face) -> Mapping[str, Any]:
@@ -162,25 +210,51 @@ def _shown(preset: Mapping[str, Any], name: str) -> Any:
     return (preset[name] or 0) if name in preset else gr.update()
 
 
+def _result(face: Face) -> Fields:
+    fields: Fields = {}
+    with _group("Result"), face.row():
+        fields["name"] = gr.Textbox(
+            label=LABELS["name"], info="What prompts call the delta; empty: as the word", elem_id="cd_name"
+        )
+        fields["overwrite"] = gr.Checkbox(
+            label=LABELS["overwrite"], value=False, elem_id="cd_overwrite",
+            info="Replaces the delta of that name, and what its word has learned",
+        )  # fmt: skip
+    with face.row():
+        fields["max_size"] = gr.Number(
+            label=LABELS["max_size"], value=0.0, elem_id="cd_max_megabytes",
+            info="5 to 15 are usual for Stable Diffusion",
+        )  # fmt: skip
+        fields["rank"] = gr.Number(
+            label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
+            info="Instead of a size: 1 is smallest, 64 loses almost nothing",
+        )  # fmt: skip
+    return fields
+
+
 def _amounts(face: Face) -> Fields:
     fields: Fields = {}
-    with face.row():
+    with _group("Training"), face.row():
         fields["max_train_steps"] = gr.Number(
             label=LABELS["max_train_steps"], value=_first(face)["max_train_steps"], precision=0, elem_id="cd_steps",
-            info="More make the thing more alike; too many spoil other pictures",
+            info="More steps give more likeness; too many spoil other pictures",
         )  # fmt: skip
         fields["train_batch_size"] = gr.Number(
             label=LABELS["train_batch_size"], value=4, precision=0, elem_id="cd_batch_size",
-            info="More is steadier, slower, and needs more memory",
+            info="Larger is steadier, slower, and needs more memory",
+        )  # fmt: skip
+        fields["gradient_accumulation_steps"] = gr.Number(
+            label=LABELS["gradient_accumulation_steps"], value=1, precision=0, elem_id="cd_accumulation",
+            info="Multiplies the batch size: more time, but no more memory",
         )  # fmt: skip
     with face.row():
-        fields["resolution"] = gr.Number(
-            label=LABELS["resolution"], value=0, precision=0, elem_id="cd_resolution",
-            info="Width and height, such as 512; 0: what the model was made for",
+        fields["gradient_checkpointing"] = gr.Checkbox(
+            label=LABELS["gradient_checkpointing"], value=False, info="Slower, with much less memory",
+            elem_id="cd_save_memory",
         )  # fmt: skip
-        fields["resize_mode"] = gr.Dropdown(
-            label=LABELS["resize_mode"], choices=list(PICTURE_SHAPES), value=next(iter(PICTURE_SHAPES)),
-            info="As they are: upright and wide ones keep their shape, with about as many pixels", elem_id="cd_shape",
+        fields["freeze_model"] = gr.Dropdown(
+            label=LABELS["freeze_model"], choices=list(SELECTIONS), value=next(iter(SELECTIONS)), elem_id="cd_select",
+            info="crossattn_kv reads the prompt, and is enough for most; crossattn is twice as much, for faces",
         )  # fmt: skip
     return fields
 
@@ -190,141 +264,120 @@ def _rates(face: Face) -> Fields:
     with face.row():
         fields["learning_rate"] = gr.Textbox(
             label=LABELS["learning_rate"], value=_first(face)["learning_rate"], elem_id="cd_learning_rate",
-            info="How fast the model changes. 1e-5:100, 5e-6 means: the first until step 100, then the second",
+            info="Of the model. 1e-5:100, 5e-6 means: the first until step 100, then the second",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
             label=LABELS["embedding_learning_rate"], value=_first(face)["embedding_learning_rate"],
-            elem_id="cd_embedding_learning_rate",
-            info="How fast the meaning of the new word changes. Written as the other rate",
+            elem_id="cd_embedding_learning_rate", info="Of the new word. Written as the other rate",
+        )  # fmt: skip
+        fields["seed"] = gr.Number(
+            label=LABELS["seed"], value=42, precision=0, elem_id="cd_seed",
+            info="The same seed and settings give the same result",
         )  # fmt: skip
     return fields
 
 
 def _captions(face: Face) -> Fields:
     fields: Fields = {}
-    with face.row():
+    with _group("Captions"), face.row():
         fields["instance_prompt"] = gr.Textbox(
             label=LABELS["instance_prompt"], value=_first(face)["instance_prompt"], elem_id="cd_prompt",
             info="What the pictures show; [name] stands for the word and its kind",
         )  # fmt: skip
-        fields["prior"] = gr.Dropdown(
-            label=LABELS["prior"], choices=list(PRIORS), value=PRIORS[0], elem_id="cd_prior",
-            info="text: other things of the kind, and all else, stay as they are; needs no pictures and little time",
+        fields["caption_source"] = gr.Dropdown(
+            label=LABELS["caption_source"], choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0],
+            elem_id="cd_captions",
+            info="The caption beside this, a .txt file for each picture, the files' names, or a template",
+        )  # fmt: skip
+        fields["template"] = face.template()
+    return fields
+
+
+def _pictures_settings(face: Face) -> Fields:
+    fields: Fields = {}
+    with _group("Pictures"), face.row():
+        fields["resolution"] = gr.Number(
+            label=LABELS["resolution"], value=0, precision=0, elem_id="cd_resolution",
+            info="In pixels, such as 512; 0: what the model was made for",
+        )  # fmt: skip
+        fields["resize_mode"] = gr.Dropdown(
+            label=LABELS["resize_mode"], choices=list(PICTURE_SHAPES), value=next(iter(PICTURE_SHAPES)),
+            info="As they are: each keeps its shape, with about as many pixels", elem_id="cd_shape",
+        )  # fmt: skip
+    with face.row():
+        fields["augment"] = gr.Checkbox(
+            label=LABELS["noaug"], value=True, elem_id="cd_augment",
+            info="Shows pictures from afar and close up, so that a few are enough",
+        )  # fmt: skip
+        fields["hflip"] = gr.Checkbox(
+            label=LABELS["hflip"], value=False, elem_id="cd_flip",
+            info="Mirrors half of the pictures; not for writing or faces",
+        )  # fmt: skip
+        fields["use_alpha"] = gr.Checkbox(
+            label=LABELS["use_alpha"], value=False, elem_id="cd_use_alpha",
+            info="Nothing is learned from what is transparent",
         )  # fmt: skip
     return fields
 
 
 def _preservation(face: Face) -> Fields:
     fields: Fields = {}
-    with face.row():
+    with _group("Prior preservation"), face.row():
+        fields["prior"] = gr.Dropdown(
+            label=LABELS["prior"], choices=list(PRIORS), value=PRIORS[0], elem_id="cd_prior",
+            info="text: all else stays as it is, without pictures, in little time",
+        )  # fmt: skip
         fields["text_prior_weight"] = gr.Number(
             label=LABELS["text_prior_weight"], value=0.1, elem_id="cd_text_prior_weight",
-            info="Higher keeps more as it was, and the thing becomes less alike; 0.03 to 0.3 are usual",
+            info="Higher keeps more as it was, with less likeness; 0.03 to 0.3 are usual",
         )  # fmt: skip
         fields["prior_loss_weight"] = gr.Slider(
             label=LABELS["prior_loss_weight"], minimum=0.0, maximum=2.0, step=0.05, value=1.0,
-            info="Of the folders that a concept's Advanced has; 0 leaves them out", elem_id="cd_prior_loss_weight",
+            info="0 leaves them out", elem_id="cd_prior_loss_weight",
         )  # fmt: skip
     return fields
 
 
-def _intervals(face: Face) -> Fields:
+def _saves(face: Face) -> Fields:
     fields: Fields = {}
-    with face.row():
+    with _group("Saves and previews"), face.row():
         fields["checkpointing_steps"] = gr.Number(
             label=LABELS["checkpointing_steps"], value=0, precision=0, elem_id="cd_save_every",
-            info="To choose from, and to go on from after a crash; 0: only at the end",
+            info="To choose from, and to resume from after a crash",
         )  # fmt: skip
         fields["validation_steps"] = gr.Number(
             label=LABELS["validation_steps"], value=50, precision=0, elem_id="cd_preview_every",
-            info="A picture of what is learned so far; 0: none",
+            info="A preview of what is learned so far",
         )  # fmt: skip
-    with face.row():
         fields["validation_prompt"] = gr.Textbox(
-            label=LABELS["validation_prompt"], info="Empty: the caption of concept 1", elem_id="cd_preview_prompt"
-        )
-    return fields
-
-
-def _layers_and_captions(face: Face) -> Fields:
-    fields: Fields = {}
-    with face.row():
-        fields["freeze_model"] = gr.Dropdown(
-            label=LABELS["freeze_model"], choices=list(SELECTIONS), value=next(iter(SELECTIONS)), elem_id="cd_select",
-            info="crossattn_kv: what reads the prompt, for most; crossattn: twice as much, for faces",
-        )  # fmt: skip
-        fields["caption_source"] = gr.Dropdown(
-            label=LABELS["caption_source"], choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0],
-            elem_id="cd_captions",
-            info="The caption above, a .txt file beside each picture, the files' names, or a template",
+            label=LABELS["validation_prompt"], info="Empty: the caption of the first concept",
+            elem_id="cd_preview_prompt",
         )  # fmt: skip
     with face.row():
-        fields["template"] = face.template()
-    return fields
-
-
-def _views(face: Face) -> Fields:
-    fields: Fields = {}
-    with face.row():
-        fields["augment"] = gr.Checkbox(
-            label=LABELS["noaug"], value=True, elem_id="cd_augment",
-            info="Shows pictures from afar and close by, so that few are enough",
+        fields["resume_from_checkpoint"] = gr.Checkbox(
+            label=LABELS["resume_from_checkpoint"], value=False, elem_id="cd_resume",
+            info="Of a training of that name that was interrupted, broke off, or is to take more steps",
         )  # fmt: skip
-        fields["hflip"] = gr.Checkbox(
-            label=LABELS["hflip"], value=False, elem_id="cd_flip",
-            info="Shows half of the pictures mirrored; not for writing, nor for faces",
+        fields["allow_changes"] = gr.Checkbox(
+            label=LABELS["allow_changes"], value=False, elem_id="cd_allow_changes",
+            info="Without this, pictures and settings must be those of the save",
         )  # fmt: skip
-    with face.row():
-        fields["use_alpha"] = gr.Checkbox(
-            label=LABELS["use_alpha"], value=False, elem_id="cd_use_alpha",
-            info="Leaves out what is transparent in PNG files",
-        )  # fmt: skip
-        fields["gradient_checkpointing"] = gr.Checkbox(
-            label=LABELS["gradient_checkpointing"],
-            value=False,
-            info="Slower, with much less memory",
-            elem_id="cd_save_memory",
-        )
     return fields
 
 
 def _gradients(face: Face) -> Fields:
     fields: Fields = {}
-    with face.row():
-        fields["gradient_accumulation_steps"] = gr.Number(
-            label=LABELS["gradient_accumulation_steps"], value=1, precision=0, elem_id="cd_accumulation",
-            info="So many times the pictures a step, in more time but no more memory",
-        )  # fmt: skip
-        fields["seed"] = gr.Number(
-            label=LABELS["seed"], value=42, precision=0, elem_id="cd_seed",
-            info="Start of all that is random: the same seed and settings give the same result",
-        )  # fmt: skip
-    with face.row():
+    with _group("Gradients"), face.row():
         fields["clip_mode"] = gr.Dropdown(
             label=LABELS["clip_mode"], choices=list(CLIP_MODES), value=CLIP_MODES[0], elem_id="cd_clip_mode",
-            info="Keeps a single odd picture from doing harm: by its whole push, or each number by itself",
+            info="Keeps a single odd picture from doing harm: as a whole, or number by number",
         )  # fmt: skip
         fields["clip_value"] = gr.Number(
             label=LABELS["max_grad_norm"], value=1.0, info="Smaller is more careful; 1 by norm is usual",
             elem_id="cd_clip_value",
         )  # fmt: skip
-    with face.row():
         fields["snr_gamma"] = gr.Number(
             label=LABELS["snr_gamma"], value=_shown(_first(face), "snr_gamma"), elem_id="cd_snr_gamma",
-            info="Smaller learns more from noisy pictures, where shape and colour are decided; 5 is usual; 0: off",
-        )  # fmt: skip
-    return fields
-
-
-def _size(face: Face) -> Fields:
-    fields: Fields = {}
-    with face.row():
-        fields["max_size"] = gr.Number(
-            label=LABELS["max_size"], value=0.0, elem_id="cd_max_megabytes",
-            info="5 to 15 are usual for Stable Diffusion; 0: leave it as it is",
-        )  # fmt: skip
-        fields["rank"] = gr.Number(
-            label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
-            info="Instead of a size in MB: 1 is smallest, 64 is next to all; 0: no",
+            info="Smaller learns more from noisy pictures, where shape and color are decided; 5 is usual, 0 is off",
         )  # fmt: skip
     return fields

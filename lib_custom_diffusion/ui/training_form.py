@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..storage import typed_path
 from ..training.plan import TrainingPlan, Wording
 
 MAX_CONCEPTS = 4
@@ -16,27 +17,31 @@ PICTURE_SHAPES = {"cropped to a square": "crop", "padded to a square": "pad", "a
 """What is shown of pictures that are not square; by the core's words."""
 
 LABELS = {
-    "modifier_token": "Word for concept {}", "initializer_token": "Word {} starts from",
-    "class_prompt": "Kind of concept {}", "instance_data_dir": "Pictures of concept {}",
-    "class_data_dir": "Regularization pictures of concept {}", "vectors_per_token": "Vectors of each new word",
-    "name": "Name of the result", "overwrite": "Overwrite a delta of that name",
-    "resume_from_checkpoint": "Go on from the last save",
-    "allow_changes": "Go on though pictures or settings have changed", "max_train_steps": "Training steps",
-    "train_batch_size": "Pictures a step", "resolution": "Picture size in pixels",
-    "resize_mode": "Shape of the pictures", "learning_rate": "Learning rate of the delta",
-    "embedding_learning_rate": "Learning rate of the word", "instance_prompt": "Caption of the pictures",
-    "prior": "Prior preservation", "text_prior_weight": "Weight of prior preservation by text",
-    "prior_loss_weight": "Weight of regularization pictures", "checkpointing_steps": "Keep a copy every N steps",
-    "validation_steps": "Draw a preview every N steps", "validation_prompt": "Prompt of the previews",
-    "freeze_model": "What to fine-tune", "caption_source": "Captions come from", "template": "Template of captions",
-    "noaug": "Vary size and place", "hflip": "Mirror at random", "use_alpha": "Learn opaque parts only",
-    "gradient_checkpointing": "Save memory", "gradient_accumulation_steps": "Batches a step",
-    "seed": "Seed of the training", "clip_mode": "Clip gradients by", "max_grad_norm": "Clip gradients at",
-    "max_grad_value": "Clip gradients at", "snr_gamma": "Min-SNR gamma",
-    "max_size": "Compress the result to so many MB", "rank": "Or compress every layer to a rank",
+    "modifier_token": "Word", "initializer_token": "Initialization text", "class_prompt": "Kind",
+    "instance_data_dir": "Dataset directory", "class_data_dir": "Regularization directory",
+    "vectors_per_token": "Number of vectors per token", "name": "Name of the delta", "overwrite": "Overwrite",
+    "resume_from_checkpoint": "Resume from the last save",
+    "allow_changes": "Resume though pictures or settings have changed", "max_train_steps": "Max steps",
+    "train_batch_size": "Batch size", "resolution": "Width and height", "resize_mode": "Resize images",
+    "learning_rate": "Learning rate", "embedding_learning_rate": "Embedding Learning rate",
+    "instance_prompt": "Caption", "prior": "Prior preservation", "text_prior_weight": "Weight of the text prior",
+    "prior_loss_weight": "Weight of regularization images",
+    "checkpointing_steps": "Save a copy to log directory every N steps, 0 to disable",
+    "validation_steps": "Save an image to log directory every N steps, 0 to disable",
+    "validation_prompt": "Preview prompt", "freeze_model": "Layers to train", "caption_source": "Captions from",
+    "template": "Prompt template", "noaug": "Vary size and place", "hflip": "Flip at random",
+    "use_alpha": "Use PNG alpha channel as loss weight", "gradient_checkpointing": "Gradient checkpointing",
+    "gradient_accumulation_steps": "Gradient accumulation steps", "seed": "Seed", "clip_mode": "Gradient Clipping",
+    "max_grad_norm": "Gradient clip value", "max_grad_value": "Gradient clip value", "snr_gamma": "Min-SNR gamma",
+    "max_size": "Compress to so many MB, 0 to disable", "rank": "Compress to rank, 0 to disable",
 }  # fmt: skip
-"""What the pages call settings; {} is the number of a concept."""
+"""What the pages call settings: as the WebUI's Train tab does where it has them."""
 PAGE = Wording(LABELS, asking="tick {}")
+
+
+def label_of_concept(name: str, number: int) -> str:
+    """What the page calls a setting of a concept."""
+    return LABELS[name] if number == 1 else PAGE.of_concept(name, number)
 
 
 def entered_plan(
@@ -77,7 +82,8 @@ def entered_plan(
     given["concepts"] = [
         {
             "instance_prompt": prompt,
-            **{name: concept.get(name) or "" for name in ("instance_data_dir", "class_prompt", "class_data_dir")},
+            "class_prompt": concept.get("class_prompt") or "",
+            **{name: _folder(concept.get(name)) for name in ("instance_data_dir", "class_data_dir")},
         }
         for concept in concepts
     ]
@@ -86,6 +92,10 @@ def entered_plan(
     # Folders of a page are those of a person; nothing is drawn into them.
     plan = replace(plan, with_prior_preservation=used, num_class_images=0)
     return replace(plan, validation_prompt=plan.validation_prompt or plan.named_concepts()[0].instance_prompt)
+
+
+def _folder(text: str | None) -> str:
+    return str(typed_path(text)) if text and text.strip() else ""
 
 
 def _gradients(mode: str, value: float) -> dict[str, float | None]:

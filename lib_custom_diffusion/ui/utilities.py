@@ -18,6 +18,7 @@ from gradio.context import Context
 from ..backend import Backend
 from ..deltas_folder import find_delta, named_deltas
 from ..errors import UserError
+from ..storage import typed_path
 
 
 class Show(Protocol):
@@ -178,7 +179,7 @@ def folder_of(text: str, what: str) -> Path:
     """The folder that a text box names. Raises UserError if it names none."""
     if not (text or "").strip():
         raise UserError(f"give {what}")
-    return Path(text.strip()).expanduser()
+    return typed_path(text)
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -49,6 +49,11 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     return stem
 
 
+def is_ordinary(name: str) -> bool:
+    """Whether the model's vocabulary has the word itself, as it has "cat"."""
+    return len(shared.sd_model.cond_stage_model.tokenize([name])[0]) == 1
+
+
 def _words(model: Any, text: str, vectors: int) -> Tensor:
     """Vectors (n, width) of the text's words, at most so many, or of the one entry that it is."""
     entry = entry_vector(model, text.strip())

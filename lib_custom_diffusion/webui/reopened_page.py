@@ -9,6 +9,7 @@ import gradio as gr
 from fastapi import FastAPI
 from modules import progress
 
+from ..delta import SUFFIX
 from ..ui.training_page import Outcome, error_html, outcome_html
 from .training_job import JOB
 
@@ -16,8 +17,8 @@ _OURS = f"task({JOB}-"
 """How the tasks of trainings begin: those that the page starts (javascript/) and those of the API alike."""
 _SECONDS_BETWEEN_LOOKS = 0.2
 
-Shown = tuple[Any, Any, str]
-"""What a page shows of a training that is over: the prompt to try, the button that sends it, the outcome."""
+Shown = tuple[Any, Any, Any, Any, str]
+"""What a page shows of a training that is over: prompt to try, buttons to send it and show the card, delta, outcome."""
 
 
 def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
@@ -33,12 +34,14 @@ def training_task() -> str:
 
 def succeeded(done: Outcome) -> Shown:
     """What to show of a training that ended with a result."""
-    return gr.update(value=done.prompt, visible=True), gr.update(visible=True), outcome_html(done)
+    button, name = gr.update(visible=True), done.delta.name.removesuffix(SUFFIX)
+    return gr.update(value=done.prompt, visible=True), button, button, name, outcome_html(done)
 
 
 def failed(sentence: str) -> Shown:
     """What to show of one that did not. sentence: HTML."""
-    return gr.update(), gr.update(), sentence
+    hidden = gr.update(visible=False)
+    return hidden, hidden, hidden, "", sentence
 
 
 def end_of(task: str) -> Shown:

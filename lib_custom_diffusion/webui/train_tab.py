@@ -17,18 +17,20 @@ from modules.textual_inversion import textual_inversion
 from modules.ui_common import create_refresh_button
 from modules.ui_components import FormRow
 
+from ..attention import architecture
 from ..backend import Sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
-from ..ui.training_fields import Face, FormFields, form_fields
-from ..ui.training_form import LABELS, entered_plan
+from ..ui.preset_note import Loaded, preset_note
+from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields
+from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .host_backend import model_resolution
-from .new_embedding import MAX_VECTORS, create_embedding
+from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, end_of, failed, succeeded
 from .toy_model import no_checkpoint, toy_button
-from .training_job import LOG_DIRECTORY, estimate, template_file, train
+from .training_job import LOG_DIRECTORY, estimate, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -38,65 +40,71 @@ _SENT = ("prompt", "steps", "sampler_name", "cfg_scale", "width", "height")
 
 def build(params: script_callbacks.UiTrainTabParams) -> None:
     """Make the tab; the host calls this while it makes its Train tab."""
-    with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train"):
-        gr.HTML(
-            "<p>Teach the model a thing, a face or a style from a few pictures. It learns a new word and a small change"
-            " of how it reads prompts, and keeps both in one file that you can share.</p>"
-        )
+    with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train") as tab:
         with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
             toy_button("cd_train_toy")
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         create = _create_embedding_box()
-        fields = form_fields(Face(FormRow, _word, _template, {**RECIPES, **TOY_RECIPES}))
-        words = [concept["modifier_token"] for concept in fields.concepts]
-        create(words)
-        # The page is made once, when the host starts; checkpoints and words come and go while it runs.
-        Context.root_block.load(
-            fn=lambda: [gr.update(visible=no_checkpoint()), *(gr.update(choices=_embedding_names()) for _ in words)],
-            inputs=[], outputs=[offer, *words], queue=False, show_progress=False,
-        )  # fmt: skip
-        log_directory = gr.Textbox(
-            label="Folder for logs, copies and previews",
-            value=LOG_DIRECTORY,
-            info="Subfolders by date and name are made in it",
-            elem_id="cd_log_directory",
-        )
-        from_txt2img = gr.Checkbox(
-            label="Draw previews with the settings of the txt2img tab",
-            value=False,
-            info="Its prompt, sampler, steps, seed and size, as they are when the training starts",
-            elem_id="cd_preview_from_txt2img",
-        )
-        with gr.Row():
+        face = Face(FormRow, _word, lambda _number: {}, _template, {**RECIPES, **TOY_RECIPES}, _note)
+        essentials = essential_fields(face)
+        with gr.Row(elem_id="cd_buttons"):
             start = gr.Button("Train", variant="primary", elem_id="cd_start")
-            ask = gr.Button("How long will it take?", elem_id="cd_ask")
+            ask = gr.Button("How long?", elem_id="cd_ask")
             stop = gr.Button("Interrupt and save", elem_id="cd_stop")
         told = gr.HTML(elem_id="cd_estimate")
-        outcome = gr.HTML(elem_id="cd_outcome")
-        with gr.Row():
+        fields = advanced_fields(face, essentials, _log_fields)
+        log_directory, from_txt2img = (fields.settings.pop(name) for name in ("log_directory", "from_txt2img"))
+        resumable = gr.HTML(resumable_html(), elem_id="cd_resumable")
+        words = [concept["modifier_token"] for concept in fields.concepts]
+        create(fields.count, words)
+        with gr.Column(elem_id="cd_outcome_box"):  # the page puts it where the progress is
+            outcome = gr.HTML(elem_id="cd_outcome")
             prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
-            send = gr.Button("Send to txt2img", visible=False, elem_id="cd_send")
-            reopened = gr.Button(visible=False, elem_id="cd_reopened")
-            toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
+            with gr.Row():
+                send = gr.Button("Send to txt2img", visible=False, variant="primary", elem_id="cd_send")
+                card = gr.Button("Show card", visible=False, elem_id="cd_card")
+            delta = gr.Textbox(visible=False, elem_id="cd_delta")
+        reopened = gr.Button(visible=False, elem_id="cd_reopened")
+        toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
+    _remembered_apart(tab)
+    shown = [prompt, send, card, delta, outcome]
 
-    def run(_task: str, from_txt2img: bool, log_directory: str, *values: Any) -> Shown:
+    def opened() -> list[Any]:
+        names = [gr.update(choices=_embedding_names()) for _ in words]
+        return [gr.update(visible=no_checkpoint()), resumable_html(), *names]
+
+    # The page is made once, when the host starts; checkpoints and words come and go while it runs.
+    Context.root_block.load(fn=opened, inputs=[], outputs=[offer, resumable, *words], queue=False, show_progress=False)
+    asked: dict[str, Sequence[Any]] = {}  # what was entered, of the last task
+
+    def run(task: str, from_txt2img: bool, log_directory: str, preset: str, *values: Any) -> Shown:
         entered, preview = values[: len(fields.inputs)], values[len(fields.inputs) :]
+        asked.clear()
+        asked[task] = [preset, *entered]
         txt2img = dict(zip(_PREVIEW_FIELDS, preview, strict=True)) if from_txt2img else None
         return _train(fields, entered, log_directory, txt2img)
 
     start.click(
-        fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update(), gr.update()]),
+        fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
         _js="startCustomDiffusionTraining",
-        inputs=[task, from_txt2img, log_directory, *fields.inputs, *params.txt2img_preview_params],
-        outputs=[prompt, send, outcome],
+        inputs=[task, from_txt2img, log_directory, fields.preset, *fields.inputs, *params.txt2img_preview_params],
+        outputs=shown,
+        show_progress=False,
     )
     # Pressed by the page, if a training runs while it is opened.
-    reopened.click(fn=end_of, _js="endOfCustomDiffusionTraining", inputs=[task], outputs=[prompt, send, outcome])
+    reopened.click(
+        fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
+        _js="runningCustomDiffusionTraining", inputs=[task], outputs=[fields.preset, *fields.inputs], queue=False,
+        show_progress=False,
+    ).then(
+        fn=end_of, _js="endOfCustomDiffusionTraining", inputs=[task], outputs=shown, show_progress=False
+    )  # fmt: skip
     ask.click(
         fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(fields, values),), extra_outputs=[]),
         _js="startCustomDiffusionEstimate",
         inputs=[task, *fields.inputs],
         outputs=[told],
+        show_progress=False,
     )
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
     # Pressed by the page when the toy was installed.
@@ -109,6 +117,46 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     send.click(
         fn=_to_txt2img, inputs=[prompt], outputs=[txt2img_fields[name] for name in _SENT], show_progress=False
     ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
+    card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
+
+
+def _remembered_apart(block: Any) -> None:
+    """Have the host remember our fields' values beside its own of the same labels, not in their place."""
+    block.custom_script_source = "custom_diffusion"
+    for child in getattr(block, "children", ()):
+        _remembered_apart(child)
+
+
+def _note(preset: str, folder: str) -> str:
+    """What is said of a preset; the model is not loaded for it."""
+    model = sd_models.model_data.sd_model
+    loaded = Loaded(architecture(model.model.diffusion_model), model_resolution(model)) if model is not None else None
+    return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, timings_file())
+
+
+def _log_fields() -> dict[str, Any]:
+    """Where the training's log goes, and whether previews are as in txt2img."""
+    with FormRow():
+        log_directory = gr.Textbox(
+            label="Log directory", value=LOG_DIRECTORY, info="In it are folders by date and name",
+            elem_id="cd_log_directory",
+        )  # fmt: skip
+        from_txt2img = gr.Checkbox(
+            label="Read parameters (prompt, etc...) from txt2img tab when making previews", value=False,
+            info="As they are when the training starts", elem_id="cd_preview_from_txt2img",
+        )  # fmt: skip
+    return {"log_directory": log_directory, "from_txt2img": from_txt2img}
+
+
+def resumable_html() -> str:
+    """Whether a training that begins now can be resumed, and by which setting."""
+    if shared.opts.save_optimizer_state:
+        return "<p class='cd-note'>A training that begins now can be resumed.</p>"
+    return (
+        "<p class='cd-note'>A training that begins now can be resumed only after a crash, from its last copy. To resume"
+        " it after an interruption, or for more steps, first tick <i>Saves Optimizer state…</i> in Settings →"
+        " Training.</p>"
+    )
 
 
 def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None) -> Shown:
@@ -162,8 +210,8 @@ def _embedding_names() -> list[str]:
 def _word(number: int) -> dict[str, Any]:
     """The embedding of a concept, with the host's button that reads them again."""
     embedding = gr.Dropdown(
-        label=LABELS["modifier_token"].format(number), choices=_embedding_names(),
-        info="The word to teach, an embedding; make a new one above", elem_id=f"cd_embedding_{number}",
+        label=f"{label_of_concept('modifier_token', number)} (embedding)", choices=_embedding_names(),
+        elem_id=f"cd_embedding_{number}",
     )  # fmt: skip
     create_refresh_button(
         embedding,
@@ -181,46 +229,50 @@ def _template() -> Any:
     )  # fmt: skip
 
 
-def _create_embedding_box() -> Callable[[list[gr.Dropdown]], None]:
-    """Where a new word is made; open where there is none yet. To be called with the fields that words are chosen in."""
-    with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new"):
-        with FormRow():
-            name = gr.Textbox(
-                label="Name of the new word",
-                info="What you write in prompts, such as mycat",
-                elem_id="cd_new_name",
-            )
-            text = gr.Textbox(
-                label="Starts from the words",
-                value="ktn",
-                info="A rare word, or one close to your thing",
-                elem_id="cd_new_text",
-            )
-        with FormRow():
-            vectors = gr.Slider(
-                label="Vectors of the new word", minimum=1, maximum=MAX_VECTORS, step=1, value=1,
-                info="More hold more detail, and take more room in prompts; 1 is usual", elem_id="cd_new_vectors",
-            )  # fmt: skip
-            overwrite = gr.Checkbox(
-                label="Overwrite a word of that name",
-                value=False,
-                info="Its old vectors are lost",
-                elem_id="cd_new_overwrite",
-            )
-        create = gr.Button("Create the word", elem_id="cd_new_create")
-        told = gr.HTML(elem_id="cd_new_told")
+def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
+    """Where a new word is made; open where there is none yet.
 
-    def make(name: str, text: str, vectors: float, overwrite: bool, *chosen: str) -> list[Any]:
+    To be called with the number of concepts and the fields that their words are chosen in.
+    """
+    with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new") as box:
+        with FormRow():
+            name = gr.Textbox(label="Name", placeholder="such as mycat", elem_id="cd_new_name")
+            text = gr.Textbox(label="Initialization text", value="ktn", elem_id="cd_new_text")
+            vectors = gr.Number(label="Number of vectors per token", value=1, precision=0, elem_id="cd_new_vectors")
+        with FormRow():
+            overwrite = gr.Checkbox(label="Overwrite Old Embedding", value=False, elem_id="cd_new_overwrite")
+            create = gr.Button("Create embedding", elem_id="cd_new_create")
+    told = gr.HTML(elem_id="cd_new_told")
+
+    def make(name: str, text: str, vectors: float | None, overwrite: bool, count: float, *chosen: str) -> list[Any]:
+        same = [gr.update() for _ in chosen]
         try:
-            created = create_embedding(name, text, int(vectors), overwrite)
+            created = create_embedding(name, text, int(vectors or 0), overwrite)
         except UserError as error:
-            return [error_html(error), *(gr.update() for _ in chosen)]
-        told = f"<p>Created the word <b>{html.escape(created)}</b>; it is in the list below.</p>"
-        words, first = _embedding_names(), chosen[0] or created
-        return [told, gr.update(choices=words, value=first), *(gr.update(choices=words) for _ in chosen[1:])]
+            return [error_html(error), gr.update(), *same]
+        words, place = _embedding_names(), next((n for n in range(int(count)) if not chosen[n]), 0)
+        updates = [
+            gr.update(choices=words, value=created) if number == place else gr.update(choices=words)
+            for number in range(len(chosen))
+        ]
+        return [_told_of(created, name), gr.update(open=False), *updates]
 
-    def bind(choices: list[gr.Dropdown]) -> None:
-        inputs = [name, text, vectors, overwrite, *choices]
-        create.click(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, *choices])
+    def bind(count: gr.Slider, choices: list[gr.Dropdown]) -> None:
+        inputs = [name, text, vectors, overwrite, count, *choices]
+        for event in (create.click, name.submit):
+            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices])
 
     return bind
+
+
+def _told_of(created: str, asked: str) -> str:
+    """What is said of a new word, with what a person may not expect."""
+    said = [f"Created <b>{html.escape(created)}</b> and chose it."]
+    if created != asked.strip():
+        said.append(f"The name <i>{html.escape(asked.strip())}</i> has characters that no embedding's name can have.")
+    if is_ordinary(created):
+        said.append(
+            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that mean that word would get your"
+            " thing; a made-up word is better."
+        )
+    return f"<p>{' '.join(said)}</p>"

@@ -53,7 +53,7 @@ def train(
     target = library.folder / f"{plan.result_name}{SUFFIX}"
     host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
     with ready_for_training(backend.model):
-        report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), _timings())
+        report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), timings_file())
     return _deliver(report)
 
 
@@ -64,7 +64,7 @@ def estimate(plan: TrainingPlan) -> str:
     """
     plan, backend = _begin(plan, PAGE)
     with ready_for_training(backend.model):
-        return estimate_time(plan, Host(backend, Path()), HostScreen(), _timings())
+        return estimate_time(plan, Host(backend, Path()), HostScreen(), timings_file())
 
 
 def template_file(name: str) -> Path:
@@ -87,6 +87,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     plan = _as_the_host_has_it(plan, wording)
     backend = HostBackend(plan.tokens)
     refuse_untrainable(backend.model)
+    _ask_before_words_are_trained_over(plan, wording)
     return plan, backend
 
 
@@ -109,6 +110,19 @@ def _as_the_host_has_it(plan: TrainingPlan, wording: Wording) -> TrainingPlan:
     return replace(plan, **of_host)
 
 
+def _ask_before_words_are_trained_over(plan: TrainingPlan, wording: Wording) -> None:
+    """Raise UserError if an embedding that was trained already would be replaced, and nobody said that it may be."""
+    if plan.overwrite or plan.resume_from_checkpoint:
+        return
+    words = sd_hijack.model_hijack.embedding_db.word_embeddings
+    for token in plan.tokens:
+        if words[token].step:
+            raise UserError(
+                f"the embedding {token} was trained already ({words[token].step} steps), and its file would be"
+                f" replaced; {wording.ask('overwrite')} to train it on from there, or create another word"
+            )
+
+
 def _loss_table(plan: TrainingPlan) -> LossTable:
     """The host's own loss file: its name, columns and interval (Settings, Training).
 
@@ -122,10 +136,11 @@ def _loss_table(plan: TrainingPlan) -> LossTable:
         return [*divmod(step - 1, steps), f"{numbers['loss']:.7f}", numbers["learning_rate"]]
 
     columns = ("step", "epoch", "epoch_step", "loss", "learn_rate")
-    return LossTable("textual_inversion_loss.csv", columns, row, int(shared.opts.training_write_csv_every))
+    every = min(int(shared.opts.training_write_csv_every), plan.max_train_steps)  # a short training has a row, too
+    return LossTable("textual_inversion_loss.csv", columns, row, every)
 
 
-def _timings() -> Path:
+def timings_file() -> Path:
     """What trainings took on this machine."""
     return Path(paths.data_path, "custom-diffusion-timings.json")
 
@@ -169,6 +184,10 @@ def _deliver(report: Report) -> Outcome:
     if not shared.opts.save_optimizer_state:
         for checkpoint in report.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+    if report.preview is not None:
+        # The card's; a picture that a person chooses is NAME.delta.png, and comes first.
+        with suppress(OSError, ValueError):
+            report.preview.save(report.delta.with_suffix(f".preview.{shared.opts.samples_format}"))
     library.refresh()
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     return outcome_of(report, files, report.interrupted and shared.opts.save_optimizer_state, report.preview)

@@ -6,6 +6,7 @@ import inspect
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -58,13 +59,24 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
     _, progress, _, outcome, prompt, button = shown[-1]
     target = page.deltas / "new1.delta.safetensors"
     assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
-    assert "3 of 3" in progress and "Finished after 3 steps" in outcome and str(target) in outcome
+    assert (
+        "3 of 3" in shown[-2][1] and progress == "" and "Finished after 3 steps" in outcome and str(target) in outcome
+    )
     assert prompt["value"] == "photo of a <new1> cat <delta:new1:1>" and prompt["visible"] and button["visible"]
     [log] = page.logs.glob("*/new1")
     assert {path.name for path in log.iterdir()} == {
         "checkpoint-3", "config.json", "images", "loss.csv", "new1.delta.safetensors", "new1.pt"
     }  # fmt: skip
     assert [path.name for path in (log / "images").iterdir()] == ["new1-2.png"]
+
+
+def test_pictures_that_are_dragged_in_are_kept_in_a_folder_of_their_own(page: Page, pictures: Path) -> None:
+    dragged = [SimpleNamespace(name=str(path)) for path in sorted(pictures.glob("*.png"))]
+    folder = Path(page.parts["cd_upload"].events[0].fn(dragged))
+    assert folder.parent == (page.logs / "pictures").resolve()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert kept == {Path(each.name).name: Path(each.name).read_bytes() for each in dragged} and kept
+    assert [part.elem_id for part in page.parts["cd_upload"].events[0].outputs] == ["cd_pictures_1"]
 
 
 def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
@@ -111,7 +123,7 @@ def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pi
             page.parts["cd_stop"].press()
             pressed.set()
     outcome = shown[-1][3]
-    assert "Interrupted and saved after" in outcome and "Tick Go on from the last save" in outcome
+    assert "Interrupted and saved after" in outcome and "Tick Resume from the last save" in outcome
     step = Delta.load(page.deltas / "new1.delta.safetensors").provenance.steps
     assert 0 < step < 100000
     again = entered(pictures, cd_steps=step + 2, cd_resume=True)
@@ -148,7 +160,10 @@ def test_the_form_is_that_of_the_webui_with_a_word_to_type(page: Page) -> None:
     asked = {part.elem_id for part in page.parts["cd_start"].events[0].inputs}
     assert {"cd_word_1", "cd_initializer_4", "cd_vectors", "cd_shape", "cd_max_megabytes", "cd_resume"} <= asked
     assert len([each for each in asked if each.startswith("cd_initializer_")]) == 4
-    assert [field.label for field in fields(page.blocks) if not field.info] == ["Prompt to try"]
+    silent = [
+        field for field in fields(page.blocks) if not field.info and not getattr(field.component, "placeholder", None)
+    ]
+    assert {field.label.partition(" of concept")[0] for field in silent} == {"Word", "Prompt to try", "Preset"}
 
 
 def test_the_prompt_to_try_can_be_sent_on(page: Page) -> None:

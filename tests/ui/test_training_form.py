@@ -91,10 +91,10 @@ def test_the_prompt_to_try_names_all_concepts() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"clip_mode": "hard"}, "Clip gradients by is one of norm, value, disabled, not 'hard'"),
-        ({"resize_mode": "round"}, "Shape of the pictures is one of .*as they are, not 'round'"),
-        ({"max_size": -2}, "Compress the result to so many MB must be 0 or more, not -2"),
-        ({"max_train_steps": 2.5}, "Training steps must be a whole number, not 2.5"),
+        ({"clip_mode": "hard"}, "Gradient Clipping is one of norm, value, disabled, not 'hard'"),
+        ({"resize_mode": "round"}, "Resize images is one of .*as they are, not 'round'"),
+        ({"max_size": -2}, "Compress to so many MB, 0 to disable must be 0 or more, not -2"),
+        ({"max_train_steps": 2.5}, "Max steps must be a whole number, not 2.5"),
     ],
 )
 def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> None:

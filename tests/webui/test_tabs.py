@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 import torch
 from host import _vector
-from modules import sd_hijack, sd_models
+from modules import sd_hijack, sd_models, shared
 from modules.script_callbacks import UiTrainTabParams
 from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
@@ -17,7 +17,7 @@ from PIL import Image
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import RECIPES
-from lib_custom_diffusion.ui.training_fields import Face, FormFields, form_fields
+from lib_custom_diffusion.ui.training_fields import Face, FormFields, advanced_fields, essential_fields
 from lib_custom_diffusion.ui.training_form import LABELS, entered_plan
 from lib_custom_diffusion.webui import train_tab
 from lib_custom_diffusion.webui.host_backend import HostBackend
@@ -49,13 +49,18 @@ def test_labels_are_unique_because_the_host_remembers_values_by_them(page):
 
 def test_every_field_says_what_it_is_for(page):
     ours = [field for field in fields(page) if (field.elem_id or "").startswith("cd_")]
-    assert [field.label for field in ours if not field.info] == ["Prompt to try"]
+    silent = [field for field in ours if not field.info and not getattr(field.component, "placeholder", None)]
+    assert {field.elem_id for field in silent} <= {
+        "cd_new_text", "cd_new_vectors", "cd_new_overwrite", "cd_embedding_1", "cd_embedding_2", "cd_embedding_3",
+        "cd_embedding_4", "cd_preset", "cd_try_prompt",
+    }  # fmt: skip
 
 
 def shown() -> FormFields:
     """The form's fields, made anew."""
     with gr.Blocks():
-        return form_fields(Face(FormRow, train_tab._word, train_tab._template, RECIPES))
+        face = Face(FormRow, train_tab._word, lambda _number: {}, train_tab._template, RECIPES, lambda *_: "")
+        return advanced_fields(face, essential_fields(face), dict)
 
 
 def test_a_page_on_which_nothing_is_changed_asks_for_the_defaults_of_the_api():
@@ -73,8 +78,8 @@ def test_a_page_on_which_nothing_is_changed_asks_for_the_defaults_of_the_api():
 def test_fields_have_the_labels_that_mistakes_are_told_by():
     form = shown()
     for number, concept in enumerate(form.concepts, start=1):
-        assert {name: field.label for name, field in concept.items()} == {
-            name: LABELS[name].format(number) for name in concept
+        assert {name: field.label.removesuffix(" (embedding)") for name, field in concept.items()} == {
+            name: LABELS[name] if number == 1 else f"{LABELS[name]} of concept {number}" for name in concept
         }
     page = {name: field.label for name, field in form.settings.items() if name in LABELS}
     assert len(page) > 20 and page == {name: LABELS[name] for name in page}
@@ -101,11 +106,35 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     }  # fmt: skip
     [event] = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
-    prompt, button, outcome = event.fn(*values)
+    prompt, button, card, name, outcome = event.fn(*values)
     assert event.js == "startCustomDiffusionTraining"
     assert prompt["value"] == "photo of a mycat cat <delta:mycat:1>" and button["visible"]
+    assert card["visible"] and name == "mycat" and made["cd_card"].events[0].js == "customDiffusionShowCard"
     assert "Finished after 2 steps" in outcome and str(tmp_path / "deltas" / "mycat.delta.safetensors") in outcome
     assert Delta.load(tmp_path / "deltas" / "mycat.delta.safetensors").provenance.steps == 2
+
+
+def test_a_page_opened_meanwhile_has_the_form_as_it_was_filled_in(made):
+    start, reopened = made["cd_start"].events[0], made["cd_reopened"].events[0]
+    values = {part.elem_id: part.value for part in start.inputs}
+    values |= {"cd_preset": "face", "cd_name": "mine", "cd_pictures_1": "/nowhere"}
+    start.fn("task(1)", *list(values.values())[1:])
+    shown = dict(zip([part.elem_id for part in reopened.outputs], reopened.fn("task(1)"), strict=True))
+    assert (shown["cd_preset"], shown["cd_name"], shown["cd_pictures_1"]) == ("face", "mine", "/nowhere")
+    assert set(map(str, reopened.fn("task(of another page)"))) == {str(gr.update())}
+
+
+def test_whether_a_training_can_be_resumed_is_said_before(page, monkeypatch):
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    asked = page.fns[page.dependencies.index(at_load)].fn
+    assert "Saves Optimizer state" in asked()[1]
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    assert "can be resumed.</p>" in asked()[1]
+
+
+def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
+    ours = [field for field in fields(page) if (field.elem_id or "").startswith("cd_")]
+    assert len(ours) > 40 and all(field.component.custom_script_source == "custom_diffusion" for field in ours)
 
 
 def test_a_mistake_is_shown_as_a_sentence(made):
@@ -115,7 +144,7 @@ def test_a_mistake_is_shown_as_a_sentence(made):
 
 
 def test_a_preset_fills_the_form_with_the_published_settings(made):
-    [event] = made["cd_preset"].events
+    event, _note = made["cd_preset"].events
     filled = dict(zip([component.elem_id for component in event.outputs], event.fn("face"), strict=True))
     assert (filled["cd_steps"], filled["cd_learning_rate"], filled["cd_select"]) == (1000, "4e-5", "crossattn")
 
@@ -128,20 +157,24 @@ def test_as_many_concepts_are_shown_as_are_asked_for(made):
 
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
     [event] = made["cd_new_create"].events
-    told, first, *others = event.fn("<dog>", "cat", 1, False, "", "", "", "")
-    assert "Created the word <b>dog</b>" in told
+    told, box, first, *others = event.fn("<dog>", "cat", 1, False, 1, "", "", "", "")
+    assert "Created <b>dog</b> and chose it" in told and not box["open"]
+    assert "<i>&lt;dog&gt;</i> has characters" in told and "ordinary word" in told
     assert (tmp_path / "embeddings" / "dog.pt").is_file()
     assert first["value"] == "dog" and all("dog" in field["choices"] for field in (first, *others))
-    assert event.fn("cow", "cat", 1, False, "dog", "", "", "")[1]["value"] == "dog"
-    told, *fields = event.fn("dog", "cat", 1, False, "", "", "", "")
+    told, _, first, *others = event.fn("my-cow", "cat", 1, False, 1, "dog", "", "", "")  # the second is chosen, too
+    assert first["value"] == "my-cow" and "ordinary" not in told and "characters" not in told
+    _, _, first, second, *_ = event.fn("hen", "cat", 1, False, 2, "dog", "", "", "")
+    assert "value" not in first and second["value"] == "hen"
+    told, _, *fields = event.fn("dog", "cat", 1, False, 1, "", "", "", "")
     assert "there is an embedding dog already" in told and not any("value" in field for field in fields)
 
 
 def test_a_page_knows_the_words_before_the_host_has_read_them_and_after(page, host, tmp_path, monkeypatch):
     create_embedding("dog", "cat", 1, overwrite=False)
     [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
-    word = at_load["outputs"][1]
-    choices = page.fns[page.dependencies.index(at_load)].fn()[1]["choices"]
+    word = at_load["outputs"][2]
+    choices = page.fns[page.dependencies.index(at_load)].fn()[2]["choices"]
     assert page.blocks[word].elem_id == "cd_embedding_1" and choices == ["dog"]
     monkeypatch.setattr(sd_hijack.model_hijack.embedding_db, "word_embeddings", {})
     (tmp_path / "embeddings" / "dog.txt").touch()

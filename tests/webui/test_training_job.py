@@ -105,6 +105,28 @@ def test_only_the_new_word_has_moved(host, plan, tmp_path):
     assert (tmp_path / "embeddings" / "other.pt").read_bytes() == other
 
 
+def test_a_word_that_was_trained_already_is_not_trained_over_without_being_asked(host, plan, tmp_path):
+    train(replace(plan, max_train_steps=2), str(tmp_path / "log"))
+    learned = (tmp_path / "embeddings" / "mycat.pt").read_bytes()
+    with pytest.raises(UserError, match=r"mycat was trained already \(2 steps\).*tick Overwrite to"):
+        train(replace(plan, name="another"), str(tmp_path / "log"))
+    assert (tmp_path / "embeddings" / "mycat.pt").read_bytes() == learned
+    assert train(replace(plan, name="another", overwrite=True), str(tmp_path / "log")).step == 6
+
+
+def test_the_card_gets_the_last_preview_and_keeps_what_a_person_chose(host, plan, tmp_path):
+    (tmp_path / "deltas" / "mycat.delta.png").write_bytes(b"chosen")
+    train(replace(plan, validation_steps=3), str(tmp_path / "log"))
+    assert Image.open(tmp_path / "deltas" / "mycat.delta.preview.png").size == (16, 16)
+    assert (tmp_path / "deltas" / "mycat.delta.png").read_bytes() == b"chosen"
+
+
+def test_a_training_shorter_than_the_hosts_interval_has_a_row_of_losses(host, plan, tmp_path):
+    done = train(plan, str(tmp_path / "log"))  # the interval is 500
+    header, row = (done.log_directory / "textual_inversion_loss.csv").read_text().splitlines()
+    assert header.startswith("step,epoch") and row.startswith("6,")
+
+
 def test_interrupt_saves_and_says_so(host, plan, tmp_path, monkeypatch):
     before = predict(host)
     stop_after(2, monkeypatch)
@@ -146,7 +168,7 @@ def test_previews_are_saved_and_shown(host, plan, tmp_path):
 def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(host, plan, tmp_path):
     target = tmp_path / "deltas" / "mycat.delta.safetensors"
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"there is a training mycat already .*tick Overwrite a delta of that name"):
+    with pytest.raises(UserError, match=r"there is a training mycat already .*tick Overwrite"):
         train(plan, str(tmp_path / "log"))
     assert target.read_bytes() == b"precious"
     train(replace(plan, overwrite=True), str(tmp_path / "log"))
@@ -166,12 +188,15 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, plan, tmp_path,
         ({"concepts": (Concept("a mycat", Path("/no/such/folder")),)}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
         ({"max_size": "5MB", "rank": 8}, "one of max_bytes, rank"),
-        ({"max_train_steps": 0}, "Training steps must be 1 or more, not 0"),
-        ({"checkpointing_steps": -1}, "Keep a copy every N steps must be 0 or more, not -1"),
-        ({"train_batch_size": -4}, "Pictures a step must be 1 or more"),
-        ({"learning_rate": "fast"}, "Learning rate of the delta: 'fast' is no learning rate"),
-        ({"resolution": 12}, "Picture size in pixels must be a multiple of 8 pixels"),
-        ({"vectors_per_token": 3}, "Vectors of each new word is 2 here"),
+        ({"max_train_steps": 0}, "Max steps must be 1 or more, not 0"),
+        (
+            {"checkpointing_steps": -1},
+            "Save a copy to log directory every N steps, 0 to disable must be 0 or more, not -1",
+        ),
+        ({"train_batch_size": -4}, "Batch size must be 1 or more"),
+        ({"learning_rate": "fast"}, "Learning rate: 'fast' is no learning rate"),
+        ({"resolution": 12}, "Width and height must be a multiple of 8 pixels"),
+        ({"vectors_per_token": 3}, "Number of vectors per token is 2 here"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(host, plan, tmp_path, change, said):
@@ -270,11 +295,9 @@ def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(ho
         train(replace(plan, resume_from_checkpoint="latest"), str(tmp_path / "log"))
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
     train(replace(plan, overwrite=True), str(tmp_path / "log"))
-    with pytest.raises(
-        UserError, match=r"Picture size in pixels was 16, is 24.*Vary size and place was False, is True"
-    ):
+    with pytest.raises(UserError, match=r"Width and height was 16, is 24.*Vary size and place was False, is True"):
         train(replace(plan, resume_from_checkpoint="latest", noaug=True, resolution=24), str(tmp_path / "log"))
-    with pytest.raises(UserError, match="Learning rate of the delta was '1e-2', is '1e-3'"):
+    with pytest.raises(UserError, match="Learning rate was '1e-2', is '1e-3'"):
         train(replace(plan, resume_from_checkpoint="latest", learning_rate="1e-3"), str(tmp_path / "log"))
     assert train(replace(plan, resume_from_checkpoint="latest", max_train_steps=8), str(tmp_path / "log")).step == 8
 
@@ -329,7 +352,7 @@ def test_a_training_leaves_word_of_its_time(host, plan, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "what?"])
 def test_names_cannot_leave_their_folder(plan, tmp_path, name):
-    with pytest.raises(UserError, match=r"Name of the result .* has characters that not every file's name can have"):
+    with pytest.raises(UserError, match=r"Name of the delta .* has characters that not every file's name can have"):
         train(replace(plan, name=name), str(tmp_path / "log"))
 
 

@@ -239,6 +239,8 @@ class Page:
         self.choose("cd_embedding_1", word)
         self.fill("cd_class_1", "house")
         self.fill("cd_pictures_1", pictures)
+        self.unfold("cd_more")
+        self.page.locator("#cd_overwrite input").check()  # the word may have been trained before
         self.fill("cd_name", name)
         self.fill("cd_steps", steps)
         self.fill("cd_preview_every", 20)

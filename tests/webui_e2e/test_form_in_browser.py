@@ -64,7 +64,7 @@ def test_an_interrupted_training_goes_on_from_the_page(webui: WebUI, page: Page,
         page.wait_for("ti_progress", "of 5000", 300)
         page.press("cd_stop")
         told = page.wait_for("cd_outcome", "Interrupted and saved", 300)
-        assert "Go on from the last save" in told
+        assert "Resume from the last save" in told
         steps = int(re.search(r"after (\d+) steps", told).group(1))
         tick(page, "cd_resume")
         page.fill("cd_steps", steps + 3)

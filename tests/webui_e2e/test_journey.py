@@ -21,7 +21,7 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     page.fill("cd_new_name", "mywedge")
     page.fill("cd_new_text", "house")
     page.press("cd_new_create")
-    page.wait_for("cd_new_told", "Created the word mywedge", 60)
+    page.wait_for("cd_new_told", "Created mywedge", 60)
     page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'mywedge'")
     page.fill_form("mywedge", pictures, "wedge", 40)
     page.look("train-form")
@@ -31,6 +31,7 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     page.wait_for("ti_progress", "20 of 40", 300)
     page.look("train-running")
     page.wait_for("cd_outcome", "Finished after 40 steps")
+    assert page.page.locator("#ti_progress").first.inner_text().strip() == ""  # the outcome is in its place
     page.page.locator("#cd_outcome img[alt='the last preview']").wait_for()
     page.look("train-finished")
     delta = webui.data / "models" / "deltas" / "wedge.delta.safetensors"
@@ -151,7 +152,7 @@ def test_the_delta_follows_to_the_refiner(webui: WebUI) -> None:
 
 def test_the_api_trains_and_refuses_with_a_sentence(webui: WebUI, pictures: Path, untouched: str) -> None:
     concepts = [{"embedding": "mywedge", "pictures": str(pictures), "class_word": "house"}]
-    done = webui.post("/sdapi/v1/train/custom-diffusion", concepts=concepts, name="../by api", steps=3, batch_size=1)
+    done = webui.post("/sdapi/v1/train/custom-diffusion", concepts=concepts, name="by api", steps=3, batch_size=1)
     assert Path(done["delta"]) == webui.data / "models" / "deltas" / "by api.delta.safetensors"
     assert {each["name"] for each in webui.get("/sdapi/v1/deltas")} >= {"wedge", "by api"}
     with pytest.raises(urllib.error.HTTPError) as refused:

@@ -38,23 +38,24 @@ def add_generate_tab(
     with gr.Row(equal_height=False):
         with gr.Column():
             prompt = gr.Textbox(
-                label="Prompt", lines=2, placeholder=_EXAMPLE, info="<delta:NAME:0.8> uses a delta",
+                label="Prompt", lines=2, placeholder=f"{_EXAMPLE}; <delta:NAME:0.8> uses a delta",
                 elem_id="cd_gen_prompt",
             )  # fmt: skip
-            negative = gr.Textbox(label="Negative prompt", info="What not to draw", elem_id="cd_gen_negative_prompt")
+            negative = gr.Textbox(
+                label="Negative prompt", placeholder="what not to draw", elem_id="cd_gen_negative_prompt"
+            )
             with gr.Row():
-                earlier = gr.Dropdown(
-                    label="Prompt history", choices=history.all(), elem_id="cd_gen_history",
-                    info="Puts an earlier prompt in the place of this one",
-                )  # fmt: skip
-                lists.add(earlier, history.all, "cd_gen_history_refresh")
-                read = gr.UploadButton("Read from picture", file_types=["image"], size="sm", elem_id="cd_gen_read")
+                start = gr.Button("Generate", variant="primary", elem_id="cd_generate")
+                stop = gr.Button("Interrupt", elem_id="cd_gen_stop")
+                read = gr.UploadButton("Read from picture", file_types=["image"], elem_id="cd_gen_read")
             with gr.Row():
                 delta = gr.Dropdown(
-                    label="Use a delta", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
-                    info="Puts it and its words into the prompt",
-                )  # fmt: skip
+                    label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta"
+                )
                 lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
+            with gr.Row():
+                earlier = gr.Dropdown(label="Prompt history", choices=history.all(), elem_id="cd_gen_history")
+                lists.add(earlier, history.all, "cd_gen_history_refresh")
             with gr.Row():
                 steps = gr.Slider(
                     label="Sampling steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps"
@@ -64,18 +65,19 @@ def add_generate_tab(
                 )
             with gr.Row():
                 width = gr.Number(
-                    label="Width", value=0, precision=0, info="0: the model's own", elem_id="cd_gen_width"
+                    label="Width", value=0, precision=0, info="0: the model's own", min_width=90, elem_id="cd_gen_width"
                 )
                 height = gr.Number(
-                    label="Height", value=0, precision=0, info="0: the model's own", elem_id="cd_gen_height"
-                )
+                    label="Height", value=0, precision=0, info="0: the model's own", min_width=90,
+                    elem_id="cd_gen_height",
+                )  # fmt: skip
                 count = gr.Number(
-                    label="Batch count", value=4, precision=0, info="Each has the next seed", elem_id="cd_gen_count"
+                    label="Batch count", value=4, precision=0, info="Each has the next seed", min_width=90,
+                    elem_id="cd_gen_count",
+                )  # fmt: skip
+                seed = gr.Number(
+                    label="Seed", value=-1, precision=0, info="-1: random", min_width=90, elem_id="cd_gen_seed"
                 )
-                seed = gr.Number(label="Seed", value=-1, precision=0, info="-1: any", elem_id="cd_gen_seed")
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="cd_generate")
-                stop = gr.Button("Interrupt", elem_id="cd_gen_stop")
         with gr.Column():
             told = gr.HTML(elem_id="cd_gen_outcome")
             gallery = gr.Gallery(label="Pictures", columns=2, object_fit="contain", elem_id="cd_gallery")

@@ -19,6 +19,10 @@ class Models:
         self.lock = threading.Lock()
         self._loaded: dict[str, DiffusersBackend] = {}
 
+    def loaded(self, name: str) -> DiffusersBackend | None:
+        """The model, if it is loaded."""
+        return self._loaded.get(name)
+
     def get(self, name: str) -> DiffusersBackend:
         """The model, loaded if it is not yet: in half precision on a GPU. Raises UserError as `load_model` does."""
         if name not in self._loaded:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import html
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +21,11 @@ from ...training.job import Host, dated_folder
 from ...training.loop import PRECISIONS
 from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
+from ...ui.preset_note import Loaded, preset_note
 from ...ui.regularization_sections import bundled_templates
 from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
-from ...ui.training_fields import Face, FormFields, form_fields
-from ...ui.training_form import LABELS, PAGE, entered_plan
+from ...ui.training_fields import Face, FormFields, advanced_fields, essential_fields
+from ...ui.training_form import LABELS, PAGE, entered_plan, label_of_concept
 from ...ui.training_page import Outcome, error_html, outcome_html
 from .jobs import Job, Jobs
 from .models import Models
@@ -46,6 +49,21 @@ class _Place:
     def timings(self) -> Path:
         """What trainings took on this machine."""
         return self.logs / "timings.json"
+
+    def note(self, preset: str, folder: str) -> str:
+        """What is said of a preset."""
+        backend = self.models.loaded(self.model)
+        loaded = Loaded(backend.architecture, backend.resolution) if backend else None
+        return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, self.timings)
+
+    def keep(self, files: Sequence[str]) -> str:
+        """Copy pictures that were dragged in to a folder of their own, and say which."""
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d %H.%M.%S")
+        folder = self.logs / "pictures" / stamp
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, folder / Path(file).name)
+        return str(folder.resolve())
 
 
 class _Screen:
@@ -83,25 +101,23 @@ def build_train_tab(
     send: has a click on the button bring the text box's prompt to where pictures are drawn.
     """
     place = _Place(models, model, deltas_dir, logs)
+    presets = {**(TOY_RECIPES if model == "toy" else {}), **RECIPES}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
-            presets = {**(TOY_RECIPES if model == "toy" else {}), **RECIPES}
-            fields = form_fields(Face(gr.Row, _word, _template, presets))
-            fields.settings["vectors_per_token"] = gr.Slider(
-                label=LABELS["vectors_per_token"], minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
-                info="More hold more detail, and take more room in prompts; 1 is usual",
-            )  # fmt: skip
+            face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
+            essentials = essential_fields(face)
             with gr.Row():
                 start = gr.Button("Train", variant="primary", elem_id="cd_start")
-                ask = gr.Button("How long will it take?", elem_id="cd_ask")
+                ask = gr.Button("How long?", elem_id="cd_ask")
                 stop = gr.Button("Interrupt and save", elem_id="cd_stop")
-        with gr.Column(scale=2):
             told = gr.HTML(elem_id="cd_estimate")
-            progress = gr.HTML(elem_id="cd_progress")
-            picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
+            fields = advanced_fields(face, essentials, _vectors)
+        with gr.Column(scale=2, elem_id="cd_side"):
             outcome = gr.HTML(elem_id="cd_outcome")
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
-            use = gr.Button("Send to Generate", visible=False, elem_id="cd_send")
+            use = gr.Button("Send to Generate", visible=False, variant="primary", elem_id="cd_send")
+            progress = gr.HTML(elem_id="cd_progress")
+            picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
     inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
 
     asked: list[_Training] = []  # the last one
@@ -128,16 +144,28 @@ def build_train_tab(
 
 
 def _word(number: int) -> dict[str, Any]:
-    """The word of a concept, made up here, and what it starts from."""
+    """The word of a concept, made up here."""
+    label = label_of_concept("modifier_token", number)
+    return {"modifier_token": gr.Textbox(label=label, value=f"<new{number}>", elem_id=f"cd_word_{number}")}
+
+
+def _initializer(number: int) -> dict[str, Any]:
+    """What the word of a concept starts from."""
     return {
-        "modifier_token": gr.Textbox(
-            label=LABELS["modifier_token"].format(number), value=f"<new{number}>", elem_id=f"cd_word_{number}",
-            info="What you write in prompts; not a word that there is already",
-        ),
         "initializer_token": gr.Textbox(
-            label=LABELS["initializer_token"].format(number), value=_INITIALIZERS[number - 1],
-            info="A rare word, or one close to your thing", elem_id=f"cd_initializer_{number}",
-        ),
+            label=label_of_concept("initializer_token", number), value=_INITIALIZERS[number - 1],
+            info="The word starts from this: a rare word, or one close to your thing",
+            elem_id=f"cd_initializer_{number}",
+        )
+    }  # fmt: skip
+
+
+def _vectors() -> dict[str, Any]:
+    return {
+        "vectors_per_token": gr.Slider(
+            label=LABELS["vectors_per_token"], minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
+            info="More hold more detail, and take more room in prompts; 1 is usual",
+        )
     }  # fmt: skip
 
 
@@ -180,7 +208,7 @@ def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any
         yield same, "", same, error_html(error), same, same
         return
     prompt = gr.update(value=done.prompt, visible=True)
-    yield same, training.screens[0].text, same, outcome_html(done), prompt, gr.update(visible=True)
+    yield same, "", same, outcome_html(done), prompt, gr.update(visible=True)
 
 
 def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

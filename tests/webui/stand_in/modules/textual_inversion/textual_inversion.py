@@ -39,8 +39,9 @@ class EmbeddingDatabase:
         self.expected_shape = self.get_expected_shape()
         for file in sorted(os.listdir(shared.cmd_opts.embeddings_dir)):
             path = os.path.join(shared.cmd_opts.embeddings_dir, file)
-            vectors = torch.load(path, map_location="cpu", weights_only=True)["string_to_param"]["*"]
-            embedding = Embedding(vectors, os.path.splitext(file)[0])
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            vectors = content["string_to_param"]["*"]
+            embedding = Embedding(vectors, os.path.splitext(file)[0], content.get("step"))
             embedding.vectors, embedding.shape = vectors.shape
             embedding.filename = path
             self.register_embedding_by_name(embedding, shared.sd_model, embedding.name)

@@ -1,0 +1,67 @@
+"""The pictures of a folder as a training will see them, in small, and which of them it will not."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+from PIL import Image, ImageOps
+
+from ..data.pictures import UnusablePicture, find_pictures, load_picture, unread_pictures
+from ..errors import UserError
+from ..storage import typed_path
+from .training_form import PICTURE_SHAPES
+from .training_page import error_html
+
+_SIDE, _SHOWN, _READ = 64, 12, 60
+
+
+def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> str:
+    """A folder's first pictures (HTML), cropped as `shape` (of PICTURE_SHAPES) says; how many, what is left out, why.
+
+    "" for no folder. Of a folder with very many pictures the first 60 are looked into.
+    """
+    if not (folder or "").strip():
+        return ""
+    path = typed_path(folder or "")
+    try:
+        found = list(dict.fromkeys(find_pictures(path)))
+        left_out = dict(unread_pictures(path))
+    except UserError as error:
+        return error_html(error)
+    shown: list[str] = []
+    for picture in found[:_READ]:
+        try:
+            loaded = load_picture(picture, use_alpha)
+        except UnusablePicture as error:
+            left_out[picture.name] = str(error)
+            continue
+        if len(shown) < _SHOWN:
+            shown.append(_thumbnail(loaded.colors, PICTURE_SHAPES.get(shape, "crop"), picture.name))
+    unreadable = sum(picture.name in left_out for picture in found)
+    return f'<div class="cd-strip">{"".join(shown)}<p>{_said(len(found) - unreadable, left_out)}</p></div>'
+
+
+def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:
+    square = (_SIDE, _SIDE)
+    if mode == "crop":
+        small = ImageOps.fit(picture, square)
+    elif mode == "pad":
+        small = ImageOps.pad(picture, square, color="white")
+    else:
+        small = picture.copy()
+        small.thumbnail((2 * _SIDE, _SIDE))
+    content = io.BytesIO()
+    small.save(content, "jpeg", quality=80)
+    source = base64.b64encode(content.getvalue()).decode()
+    return f'<img alt="{html.escape(name)}" title="{html.escape(name)}" src="data:image/jpeg;base64,{source}">'
+
+
+def _said(used: int, left_out: dict[str, str]) -> str:
+    count = f"{used} picture{'' if used == 1 else 's'}"
+    if not left_out:
+        return f"{count}."
+    reasons = "; ".join(f"{html.escape(name)}: {html.escape(reason)}" for name, reason in list(left_out.items())[:3])
+    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"{count}. Left out: {reasons}{more}."
