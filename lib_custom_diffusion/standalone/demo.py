@@ -88,7 +88,6 @@ def teach(
         with_prior_preservation=prior == "pictures",
         num_class_images=CLASS_IMAGES,
         sample_batch_size=SAMPLING.batch_size,
-        **bundled.settings,
     )
     plan.check_settings(FLAGS)
     before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lib_custom_diffusion.standalone.demo import teach
+from lib_custom_diffusion.standalone.demo import DemoPictures, teach
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
@@ -28,11 +28,13 @@ def main() -> None:
     backend, judge = load_model("toy"), Judge.load()
     print(f"| concept | seed | prior | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 3)}")
     for name in options.concepts:
+        concept = bundled_concepts()[name]
+        before = DemoPictures.draw(backend, concept, {}, "drawing before")
         for seed in options.seeds:
             for prior in ("text", "pictures", "none"):
                 with tempfile.TemporaryDirectory() as folder:
                     settings = TrainingPlan.of({"seed": seed}, plan_settings(TOY))
-                    result = teach(backend, judge, bundled_concepts()[name], settings, Path(folder), prior)
+                    result = teach(backend, judge, concept, settings, Path(folder), prior, before)
                 if result is None:
                     sys.exit("interrupted")
                 figures = " | ".join(f"{result.metrics[column]:.3f}" for column in COLUMNS)

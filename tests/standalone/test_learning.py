@@ -121,9 +121,7 @@ def raccoon_and_flamingo(backend: DiffusersBackend, tmp_path_factory: pytest.Tem
     plan = replace(
         TOY_PLAN,
         concepts=tuple(concepts),
-        learning_rate="1e-3",
         embedding_learning_rate="1e-3",
-        snr_gamma=1.0,
         max_train_steps=2 * TOY_PLAN.max_train_steps,
     )
     return run_training(backend, plan, tmp_path_factory.mktemp("both")).result.delta

@@ -204,7 +204,7 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     assert not asked()[0]["visible"]
     [event] = made["cd_toy_preset"].events
     filled = dict(zip([part.elem_id for part in event.outputs], event.fn(), strict=True))
-    assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "5e-3"
+    assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "2e-3"
     assert not filled["cd_no_checkpoint"]["visible"]
 
 

@@ -7,8 +7,7 @@ describes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,6 @@ class BundledConcept:
                        at 0.74 from "recoloured cat" (cosines).
     sentences:         what to look for in the pictures of each of `prompts`, for a layman.
     unrelated_prompts: what should look as it did before.
-    settings:          of its training, where they are not the toy's recipe. The raccoon's word is a noun that starts
-                       from "animal", for to the toy's text encoder "an animal" and "a <new1> animal" are the same but
-                       for the word's own place (cosines of 1.00 after it), whatever the vector; so all animals became
-                       raccoons. Such a word needs smaller steps, and the animals more weight.
     """
 
     name: str
@@ -43,7 +38,6 @@ class BundledConcept:
     judge_captions: tuple[str, ...]
     sentences: tuple[str, ...]
     unrelated_prompts: tuple[str, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bundled_concepts() -> dict[str, BundledConcept]:
