@@ -347,15 +347,16 @@ def test_bad_deltas(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_models_that_cannot_be_used(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sdxl = tmp_path / "sdxl"
-    sdxl.mkdir()
-    (sdxl / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    flux, torn = tmp_path / "flux", tmp_path / "torn"
+    for folder, kind in ((flux, "FluxPipeline"), (torn, "StableDiffusionXLPipeline")):
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     for name in ("broken.safetensors", "broken.ckpt"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     save_file({"conditioner.embedders.0.x": torch.ones(1)}, tmp_path / "sdxl.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    expected = {sdxl: "SDXL", tmp_path: "no model_index.json", tmp_path / "broken.safetensors": "cannot be loaded",
-                tmp_path / "broken.ckpt": "cannot be loaded", tmp_path / "sdxl.safetensors": "SDXL",
+    expected = {flux: "FluxPipeline", torn: "the model isn't whole", tmp_path: "no model_index.json", tmp_path / "broken.safetensors": "it is a text",
+                tmp_path / "broken.ckpt": "it is a text", tmp_path / "sdxl.safetensors": "has no UNet",
                 tmp_path / "other.safetensors": "has no UNet"}  # fmt: skip
     for path, message in expected.items():
         assert train(path, pictures, tmp_path / "out") == 2
