@@ -353,11 +353,17 @@ def test_models_that_cannot_be_used(
         (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     for name in ("broken.safetensors", "broken.ckpt"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
-    save_file({"conditioner.embedders.0.x": torch.ones(1)}, tmp_path / "sdxl.safetensors")
-    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    expected = {flux: "FluxPipeline", torn: "the model isn't whole", tmp_path: "no model_index.json", tmp_path / "broken.safetensors": "it is a text",
-                tmp_path / "broken.ckpt": "it is a text", tmp_path / "sdxl.safetensors": "has no UNet",
-                tmp_path / "other.safetensors": "has no UNet"}  # fmt: skip
+    save_file({"x": torch.ones(1)}, tmp_path / "small.safetensors")
+    save_file({"x": torch.ones(1, 2, 3)}, tmp_path / "other.safetensors")
+    expected = {
+        flux: "FluxPipeline",
+        torn: "the model isn't whole",
+        tmp_path: "no model_index.json",
+        tmp_path / "broken.safetensors": "it is a text",
+        tmp_path / "broken.ckpt": "it is a text",
+        tmp_path / "small.safetensors": "another small file",
+        tmp_path / "other.safetensors": "has no UNet",
+    }
     for path, message in expected.items():
         assert train(path, pictures, tmp_path / "out") == 2
         assert message in error(capsys)
