@@ -20,16 +20,19 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename, given_path
+from .train_flags import add_of_diffusers, settled
 
 INTERRUPTED = 130
+LICENSE = "creativeml-openrail-m"
+"""Of Stable Diffusion 1, and of what diffusers' script puts on the Hub."""
 _D = TrainingConfig()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    options = parser().parse_args(arguments)
     try:
+        options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         return options.run(options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -37,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    root = parser()
+    if arguments[:1] == ["train"]:
+        commands = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
+        arguments = ["train", *settled(arguments[1:], commands.choices["train"])]
+    return root.parse_args(arguments)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +113,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "train", "Teach a model one concept or several.")
     command.set_defaults(run=run)
     _add_model(command)
+    command.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="settings by the flags' names, in TOML or YAML, or the config.json of a training; flags count for more",
+    )  # fmt: skip
 
     add = command.add_argument_group("concepts").add_argument
     add("--concepts_list", type=Path, help="JSON file with a list of concepts: instance_prompt, instance_data_dir,"
@@ -233,7 +248,20 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--validation_prompt", help="draw this every --validation_steps steps")
     add("--validation_steps", type=int, default=_D.validation_steps, help="steps between them; 0 for none")
     add("--num_validation_images", type=int, default=_D.num_validation_images, help="pictures each time")
-    add("--report_to", choices=REPORTS, default=_D.report_to, help="beside loss.csv, log there")
+    add(
+        "--report_to",
+        choices=REPORTS,
+        default=_D.report_to,
+        help="beside loss.csv, log there; all: whatever is installed",
+    )
+    add("--logging_dir", default="logs", help="folder for TensorBoard's logs, from --output_dir")
+    add(
+        "--push_to_hub", action="store_true", help="put the delta, its words, pictures and a card on the Hub at the end"
+    )
+    add("--hub_model_id", help="the repository to put them into; called as --output_dir if not given")
+    add("--hub_token", help="what the Hub knows you by; that of `hf auth login` if not given")
+    add("--hub_license", default=LICENSE, help="licence that the card states")
+    add_of_diffusers(command)
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:

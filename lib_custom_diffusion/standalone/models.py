@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging
+from transformers import CLIPTokenizer
 
 from ..errors import UserError
 from ..text_features import captions_beside
@@ -31,7 +32,7 @@ _PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     ),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def best_device() -> torch.device:
@@ -47,12 +48,17 @@ def load_model(
     device: torch.device | None = None,
     vae: Path | None = None,
     prediction_type: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    tokenizer: str | None = None,
 ) -> DiffusersBackend:
     """The model of that name on `device`, its UNet and text encoder in `dtype`, its VAE in float32.
 
     name:            "toy", a diffusers folder, a checkpoint file, or a model of the Hub (OWNER/NAME).
     vae:             a file or folder of a VAE to take instead of the model's own.
     prediction_type: what the UNet predicts, "epsilon" or "v_prediction", if the model doesn't tell.
+    revision:        of a model of the Hub. variant: which files of one, such as "fp16".
+    tokenizer:       a folder of a tokenizer, or its name on the Hub, to take instead of the model's own.
 
     Nothing but a name of the Hub asks for a network. Raises UserError if there is no such model, or it is none that
     can be trained.
@@ -61,10 +67,12 @@ def load_model(
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:
-        path = path if path.is_dir() else _from_hub(name)
+        path = path if path.is_dir() else _from_hub(name, revision, variant)
         pipeline = _load_folder(path, prediction_type)
         if vae is not None:
             pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
+    if tokenizer is not None:
+        pipeline.tokenizer = _tokenizer(tokenizer)
     device = device or best_device()
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
@@ -88,15 +96,22 @@ def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline
     return pipeline
 
 
-def _from_hub(name: str) -> Path:
+def _tokenizer(name: str) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(name)
+    except Exception as error:  # of files of all kinds, and of the network
+        raise UserError(f"{name} is no tokenizer of CLIP's kind ({type(error).__name__}); leave it out") from error
+
+
+def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
     """The folder of a model of the Hub, downloaded unless it was before. Raises UserError if there is none."""
-    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES):
+    if not HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES):
         raise UserError(
             f"there is no model {name!r}; give toy, a folder in diffusers' layout, a checkpoint file"
             f" ({', '.join(CHECKPOINT_SUFFIXES)}), or a model of the Hub (OWNER/NAME)"
         )
     try:
-        return Path(DiffusionPipeline.download(name))
+        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
     except Exception as error:  # by the network, the Hub, and what it holds
         raise UserError(
             f"there is no file or folder {name!r}, and no such model could be had from the Hub ({type(error).__name__})"

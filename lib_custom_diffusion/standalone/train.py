@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,15 +20,22 @@ from tqdm import tqdm
 from ..backend import Sampling
 from ..data import regularization
 from ..data.concepts import load_concepts_list
+from ..delta import Delta
 from ..errors import Interrupted, UserError
 from ..training import parallel
 from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
+from ..training.losslog import Recorder
 from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
-from .models import best_device, load_model
+from .diffusers_files import write_bins
+from .generate import draw
+from .hub import Repository, card
+from .models import HUB_NAME, best_device, load_model
 from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
+from .trackers import Trackers, chosen_services
+from .train_flags import needless, steps_of_epochs
 
 FLAGS = Wording(prefix="--", asking="{}")
 """How the command line speaks of settings."""
@@ -38,25 +47,69 @@ def train(options: argparse.Namespace) -> int:
     device = _join_processes()
     plan = plan_of(options)
     plan.check_settings(FLAGS)
+    services = chosen_services(plan.report_to)
+    repository = _repository(options) if options.push_to_hub and parallel.rank() == 0 else None
+    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     chosen = known_precision(options, device) if options.mixed_precision == AUTO else plan.mixed_precision
-    dtype = _weight_dtype(chosen or "no", device)
-    backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
+    backend = load_model(
+        options.model, _weight_dtype(chosen or "no", device), device, options.vae, options.prediction_type,
+        options.revision, options.variant, options.tokenizer_name,
+    )  # fmt: skip
     plan = replace(plan, mixed_precision=chosen or cpu_precision(backend, plan.train_batch_size))
     if options.mixed_precision == AUTO:
         print(f"mixed_precision: {plan.mixed_precision}")
+    followed = plan.report_to not in ("none", "tensorboard")
+    recorder = partial(Trackers, services, plan.to_json()) if followed else None
     try:
-        report = run_training(backend, plan, options.output_dir)
+        report = run_training(backend, plan, options.output_dir, recorder, options.logging_dir)
     except Interrupted as stop:
         if parallel.rank() == 0:
             print(f"{stop}; the same command begins anew")
         return 130
     if parallel.rank() == 0:
+        for sentence in needless(options):
+            print(sentence)
         _tell(report, options.model)
+        if not report.interrupted:
+            _hand_on(report, backend, plan, options, repository)
     return 130 if report.interrupted else 0
+
+
+def _repository(options: argparse.Namespace) -> Repository:
+    name = options.hub_model_id or options.output_dir.resolve().name
+    return Repository(name, options.hub_token)
+
+
+def _hand_on(
+    report: Report,
+    backend: DiffusersBackend,
+    plan: TrainingPlan,
+    options: argparse.Namespace,
+    repository: Repository | None,
+) -> None:
+    """Write and put elsewhere what was asked for, beside the training's own files."""
+    if options.no_safe_serialization:
+        for path in write_bins(report.delta, report.folder, backend):
+            print(f"wrote {path}")
+    if repository is None:
+        return
+    delta, prompt = Delta.load(report.delta), report.prompt.rpartition(" <delta:")[0]
+    drawn = draw(backend, prompt, [(delta, 1.0)], Sampling(), plan.seed, plan.num_validation_images)
+    pictures = [Image.open(io.BytesIO(each.png)) for each in drawn]
+    base = options.model if HUB_NAME.fullmatch(options.model) and not Path(options.model).exists() else None
+    text = card(repository.name, report.delta, delta, prompt, base, options.hub_license, len(pictures))
+    print(f"put on the Hub: {repository.publish([report.delta, *report.result.files[1:]], pictures, text)}")
 
 
 def plan_of(options: argparse.Namespace) -> TrainingPlan:
     """What the flags say, and the model's own recipe where they say nothing. Raises UserError for what is no plan."""
+    plan = _plan_of_flags(options)
+    if options.max_train_steps is None and options.num_train_epochs is not None:
+        plan = replace(plan, max_train_steps=steps_of_epochs(plan, options.num_train_epochs))
+    return plan
+
+
+def _plan_of_flags(options: argparse.Namespace) -> TrainingPlan:
     names = TrainingPlan.__dataclass_fields__
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if options.mixed_precision == AUTO:  # found out when the model is there
@@ -64,6 +117,8 @@ def plan_of(options: argparse.Namespace) -> TrainingPlan:
     recipe = plan_settings(TOY) if options.model == "toy" else {}
     if options.concepts_list is not None:
         return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
+    if options.instance_data_dir is None and getattr(options, "concepts", None):  # of a file of settings
+        return TrainingPlan.of(given, recipe, FLAGS)
     if options.instance_data_dir is None or not options.instance_prompt:
         raise UserError(
             'say what to learn: --instance_data_dir FOLDER --instance_prompt "photo of a <new1> cat",'
@@ -73,10 +128,20 @@ def plan_of(options: argparse.Namespace) -> TrainingPlan:
     return TrainingPlan.of({**given, "concepts": [concept]}, recipe, FLAGS)
 
 
-def run_training(backend: DiffusersBackend, plan: TrainingPlan, output: Path) -> Report:
-    """Train into a folder, with progress bars. Raises UserError and Interrupted as `TrainingJob` does."""
+def run_training(
+    backend: DiffusersBackend,
+    plan: TrainingPlan,
+    output: Path,
+    recorder: Callable[[], Recorder] | None = None,
+    logging_dir: str = "logs",
+) -> Report:
+    """Train into a folder, with progress bars; `Host` says what the last two are.
+
+    Raises UserError and Interrupted as `TrainingJob` does.
+    """
+    host = Host(backend, output, recorder=recorder, logging_dir=logging_dir)
     with until_interrupt() as interrupted, Terminal(interrupted) as terminal:
-        return TrainingJob(plan, Host(backend, output), terminal).run()
+        return TrainingJob(plan, host, terminal).run()
 
 
 class Terminal:

@@ -11,7 +11,7 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .identity import Identity, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult, check_precision
-from .losslog import LOSS_CSV, LossTable
+from .losslog import LOSS_CSV, LossTable, Recorder
 from .plan import TrainingPlan, Wording
 from .words import check_words
 
@@ -80,6 +80,8 @@ class Host:
     delta:          where the delta goes to be used, if that is elsewhere.
     copies:         whether each save on the way is also kept as a delta and embeddings of their own, NAME-STEP.
     picture_suffix: of previews.
+    recorder:       makes what else is told of the training, such as a service, when the first step is near.
+    logging_dir:    of TensorBoard's logs, from folder.
     """
 
     backend: Backend
@@ -88,6 +90,8 @@ class Host:
     copies: bool = False
     loss_table: LossTable = LOSS_CSV
     picture_suffix: str = "png"
+    recorder: Callable[[], Recorder] | None = None
+    logging_dir: str = "logs"
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ class TrainingJob:
 
     def prepare(self) -> None:
         """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""
+        make_recorder = self.host.recorder if parallel.rank() == 0 else None
+        recorder = None if make_recorder is None else make_recorder()
         concepts = [self._with_class_pictures(*each) for each in enumerate(self.plan.named_concepts(), start=1)]
         identity = self._identity(concepts)
         self._refuse_other(identity)
@@ -194,7 +200,8 @@ class TrainingJob:
         self.encoding_seconds = time.monotonic() - started
         self.trainer = Trainer(
             self.backend, concepts, self.examples, self.plan.config(), self.host.folder, self.name, self.resume,
-            self.host.loss_table, identity, allow_changes=True, on_save=self._saved,
+            self.host.loss_table, identity, allow_changes=True, on_save=self._saved, recorder=recorder,
+            logging_dir=self.host.logging_dir,
         )  # fmt: skip
 
     # What is refused.
@@ -227,6 +234,8 @@ class TrainingJob:
         on_device = {token: each.to(backend.device) for token, each in vectors.items()}
         captions = [plan.captions_of(concept) for concept in plan.named_concepts()]
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
+        if plan.report_to not in ("none", "tensorboard") and self.host.recorder is None:
+            raise UserError(f"{label('report_to')} {plan.report_to} is for the command line; use tensorboard or none")
         if plan.report_to == "tensorboard" and find_spec("tensorboard") is None:
             raise UserError(f"TensorBoard is not installed; pip install tensorboard, or use {label('report_to')} none")
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from . import checkpoints, parallel
 from .checkpoints import TrainingState
 from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
-from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
+from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
 from .objective import masked_errors, prior_preservation_loss, step_generator
 from .optimizers import OPTIMIZERS, OptimizerState, check_optimizer, make_optimizer, restore, state_of
 from .parametrisation import parametrisation
@@ -45,7 +46,7 @@ LOG_EVERY = 10
 """Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
 SHORT_CAPTION = 75
 """Bytes up to which any text encoder reads a caption at once, as a token is a byte or more."""
-REPORTS = ("none", "tensorboard")
+REPORTS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 _CHOICES = {
     "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
     "report_to": REPORTS, "optimizer": OPTIMIZERS,
@@ -202,6 +203,7 @@ class Trainer:
     identity: what the training's saves belong to, see `identity`; of its settings alone if not given.
     allow_changes: go on although the checkpoint belongs to something else.
     on_save: called with the step whenever a save is on the disk; `saves` counts them.
+    recorder: told of losses and pictures as well. logging_dir: of TensorBoard's logs, from output_dir.
 
     Raises UserError for settings or tokens that cannot be trained, or a checkpoint that belongs to something else.
     """
@@ -219,6 +221,8 @@ class Trainer:
         identity: Identity | None = None,
         allow_changes: bool = False,
         on_save: Callable[[int], None] = lambda step: None,
+        recorder: Recorder | None = None,
+        logging_dir: str = "logs",
     ) -> None:
         config.check()
         check_precision(config.mixed_precision, backend.device)
@@ -244,6 +248,7 @@ class Trainer:
         self.schedules = config.schedules()
         self.identity = identity or Identity(settings=asdict(config))
         self.on_save = on_save
+        self.recorder, self.logging_dir = recorder, logging_dir
         self.state = None if resume is None else checkpoints.load_state(resume)
         if self.state is not None and resume is not None and not allow_changes:
             refuse_others(resume, self.state.identity, self.identity)
@@ -274,8 +279,7 @@ class Trainer:
         """As `run`, for a caller that holds the folder's lock. Interrupted before the first step, it writes nothing."""
         config, total = self.config, self.config.max_train_steps
         main = parallel.rank() == 0
-        tensorboard = config.report_to == "tensorboard"
-        log = LossLog(self.output_dir, self.step, tensorboard, self.loss_table) if main else None
+        log = self._log() if main else None
         self.text_prior = self._text_prior()
         self.delta = TrainableDelta(self.layers, self.backend.device)
         try:
@@ -321,6 +325,12 @@ class Trainer:
             self.backend.autoencoder_aside(False)
             if log is not None:
                 log.close()
+
+    def _log(self) -> LossLog:
+        asked = self.config.report_to
+        tensorboard = asked == "tensorboard" or (asked == "all" and find_spec("tensorboard") is not None)
+        logs = self.output_dir / self.logging_dir if tensorboard else None
+        return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder)
 
     def learned(self) -> Delta:
         """What has been learned so far, on the CPU in float32."""

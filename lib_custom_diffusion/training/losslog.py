@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from PIL import Image
@@ -47,21 +47,42 @@ class LossTable:
 LOSS_CSV = LossTable()
 
 
+class Recorder(Protocol):
+    """What else is told of a training."""
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One step's NUMBERS."""
+        ...
+
+    def add_pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Validation pictures."""
+        ...
+
+    def close(self) -> None:
+        """There is no more to tell."""
+        ...
+
+
 class LossLog:
     """Appends rows to the CSV file in a folder, and brings the same numbers and validation pictures to TensorBoard.
+
+    logs: TensorBoard's folder; None without it. recorder: told of the same.
 
     Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
     The file of another training is not touched before `replace_old`; until then the rows stand beside it.
     A disk that is full costs the log, not the training: what cannot be written is told once, and then left out.
     """
 
-    def __init__(self, folder: Path, resume_step: int, tensorboard: bool, table: LossTable) -> None:
+    def __init__(
+        self, folder: Path, resume_step: int, logs: Path | None, table: LossTable, recorder: Recorder | None = None
+    ) -> None:
         self._table = table
         self._file: TextIO | None = None
         self._writer: Any = None
         self._path = folder / table.name
         self._aside = folder / f".{table.name}.new.tmp"
-        make_writer = _summary_writer() if tensorboard else None
+        make_writer = _summary_writer() if logs is not None else None
+        self._recorder = recorder
         with self._sparing_the_training():
             folder.mkdir(parents=True, exist_ok=True)
             if table.every:
@@ -71,10 +92,12 @@ class LossLog:
                 else:
                     self._file = _continued(self._path, table.columns, resume_step)
             if make_writer is not None:
-                self._writer = make_writer(str(folder / "logs"), purge_step=resume_step + 1)
+                self._writer = make_writer(str(logs), purge_step=resume_step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """One step's NUMBERS."""
+        if self._recorder is not None:
+            self._recorder.add(step, numbers)
         with self._sparing_the_training():
             if self._file is not None and step % self._table.every == 0:
                 csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
@@ -83,7 +106,9 @@ class LossLog:
                     self._writer.add_scalar(name, value, step)
 
     def add_pictures(self, step: int, pictures: list[Image.Image]) -> None:
-        """Validation pictures, which go to TensorBoard alone."""
+        """Validation pictures, which go to TensorBoard and the recorder alone."""
+        if self._recorder is not None:
+            self._recorder.add_pictures(step, pictures)
         with self._sparing_the_training():
             if self._writer is not None:
                 stacked = np.stack([np.asarray(picture) for picture in pictures])
@@ -107,6 +132,8 @@ class LossLog:
 
     def close(self) -> None:
         """Flush and close the files."""
+        if self._recorder is not None:
+            self._recorder.close()
         with self._sparing_the_training():
             if self._file is not None:
                 self._file.close()

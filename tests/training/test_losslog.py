@@ -14,7 +14,7 @@ def numbers(value: float) -> dict[str, float]:
 
 
 def logged(folder: Path, resume_step: int, steps: range) -> list[str]:
-    log = LossLog(folder, resume_step, False, LOSS_CSV)
+    log = LossLog(folder, resume_step, None, LOSS_CSV)
     for step in steps:
         log.add(step, numbers(step))
     log.close()
@@ -53,7 +53,7 @@ def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        LossLog(tmp_path, 3, False, LOSS_CSV)
+        LossLog(tmp_path, 3, None, LOSS_CSV)
     assert (tmp_path / "loss.csv").read_text().splitlines() == lines
 
 
@@ -68,7 +68,7 @@ class FullDisk:
 
 
 def test_a_full_disk_costs_the_log_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = LossLog(tmp_path, 0, False, LOSS_CSV)
+    log = LossLog(tmp_path, 0, None, LOSS_CSV)
     log._file = FullDisk()  # type: ignore[assignment]
     for step in (1, 2, 3):
         log.add(step, numbers(1.0))

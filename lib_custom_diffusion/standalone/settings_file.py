@@ -1,0 +1,88 @@
+"""Files of settings for `train --config`: TOML or YAML by the flags' names, or the config.json of a training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_OF_A_RUN = {"checkpoint", "library_version", "overwrite", "resume_from_checkpoint", "allow_changes"}
+"""What config.json says of the run rather than of the training."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a file by name. Sections, which kohya's files have, count for nothing.
+
+    Raises UserError if it cannot be read, or says one setting twice.
+    """
+    try:
+        content = path.read_bytes()
+        found = _READERS.get(path.suffix.lower(), _unknown)(content)
+    except OSError as error:
+        raise UserError(f"the settings in {path} cannot be read; give a .toml, .yaml or .json file") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged or of another kind: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} has no settings; write NAME = VALUE, NAME as the flags are called")
+    settings: dict[str, Any] = {}
+    for name, value in _flat(found):
+        if name in settings:
+            raise UserError(f"{path} says {name} twice")
+        settings[name] = value
+    if "library_version" in settings:
+        settings = {name: value for name, value in settings.items() if name not in _OF_A_RUN}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def as_flags(settings: Mapping[str, Any], switches: set[str]) -> list[str]:
+    """The settings as they would be given on the command line. switches: names of flags that take no value.
+
+    Raises UserError for a value that no flag can have.
+    """
+    flags = []
+    for name, value in settings.items():
+        if name in switches:
+            if not isinstance(value, bool):
+                raise UserError(f"{name} is on or off: write true or false, not {value!r}")
+            flags += [f"--{name}"] if value else []
+        elif isinstance(value, (bool, dict)):
+            raise UserError(f"{name} must be a number or a text, not {value!r}")
+        else:
+            flags.append(f"--{name}={_text(name, value)}")
+    return flags
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ("+" if name.endswith("_token") else ",").join(map(str, value))
+    return str(value)
+
+
+def _flat(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in found.items():
+        pairs += list(value.items()) if isinstance(value, dict) else [(str(name), value)]
+    return pairs
+
+
+def _unknown(_content: bytes) -> Any:
+    raise ValueError("its name ends neither in .toml nor in .yaml or .json")
+
+
+_READERS = {
+    ".toml": lambda content: tomllib.loads(content.decode()),
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+    ".json": json.loads,
+}

@@ -1,0 +1,114 @@
+"""What `train` takes beside plain flags: a file of settings, and what users of other scripts write."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.concepts import find_pictures
+from ..errors import UserError
+from ..training import parallel
+from ..training.plan import TrainingPlan
+from .settings_file import as_flags, read_settings
+
+NEEDLESS = {
+    "enable_xformers_memory_efficient_attention": "PyTorch's own attention takes as little memory",
+    "set_grads_to_none": "that is always so",
+    "dataloader_num_workers": "all pictures are encoded before the first step",
+    "prior_generation_precision": "class pictures are drawn in the precision of --mixed_precision",
+    "local_rank": "accelerate launch and torchrun tell it by themselves",
+}
+"""Flags of diffusers' script that are taken and change nothing, and why."""
+
+_SWITCHED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[str]:
+    """The arguments of `train` with those of its --config put before them, and `--flag=True` as `--flag`.
+
+    command: the parser of `train`. A setting of the file that is no flag becomes a default of it.
+    Raises UserError for a file that cannot be read, and a setting that there is not.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    found, own = finder.parse_known_args(list(arguments))
+    flags = command._option_string_actions
+    switches = {name.removeprefix("--") for name, action in flags.items() if action.nargs == 0}
+    given: list[str] = []
+    if found.config is not None:
+        settings = read_settings(found.config)
+        unknown = [name for name in settings if f"--{name}" not in flags and name not in _SETTINGS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [*(flag[2:] for flag in flags), *_SETTINGS], 1)
+            hint = f"; did you mean {near[0]}?" if near else "; settings are named as the flags are"
+            raise UserError(f"{found.config} has {unknown[0]!r}, which is no setting{hint}")
+        command.set_defaults(**{name: value for name, value in settings.items() if f"--{name}" not in flags})
+        given = as_flags({name: value for name, value in settings.items() if f"--{name}" in flags}, switches)
+    return _switched([*given, *own], switches)
+
+
+_SETTINGS = {name for name in TrainingPlan.__dataclass_fields__ if name != "name"}
+
+
+def _switched(arguments: Sequence[str], switches: set[str]) -> list[str]:
+    """Switches on and off as flags that are there or not; of several the last counts."""
+    kept: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name.removeprefix("--") not in switches:
+            kept.append(argument)
+            continue
+        if value.lower() not in _SWITCHED:
+            raise UserError(f"{name} is on or off: write {name} or {name}=False, not {argument!r}")
+        kept = [each for each in kept if each != name]
+        kept += [name] if _SWITCHED[value.lower()] else []
+    return kept
+
+
+def needless(options: argparse.Namespace) -> list[str]:
+    """A sentence for each flag that was given and changes nothing."""
+    return [
+        f"--{name} is not needed: {why}."
+        for name, why in NEEDLESS.items()
+        if getattr(options, name) not in (None, False)
+    ]
+
+
+def steps_of_epochs(plan: TrainingPlan, epochs: int) -> int:
+    """Optimizer steps of so many rounds through the pictures, as diffusers' script counts them.
+
+    A round is as long as the longer of a training's pictures and its class pictures. Raises UserError for none.
+    """
+    if epochs < 1:
+        raise UserError(f"--num_train_epochs must be 1 or more, not {epochs}")
+    pictures = sum(len(find_pictures(concept.instance_data_dir)) for concept in plan.concepts)
+    if plan.with_prior_preservation:
+        pictures = max(pictures, plan.num_class_images * len(plan.concepts))
+    batches = math.ceil(pictures / plan.train_batch_size)
+    shared = math.ceil(batches / parallel.world_size())
+    return epochs * math.ceil(shared / plan.gradient_accumulation_steps)
+
+
+def add_of_diffusers(command: argparse.ArgumentParser) -> None:
+    """The flags that users of diffusers' script know, and that no other part of the command line has."""
+    add = command.add_argument_group("as in diffusers' train_custom_diffusion.py").add_argument
+    add("--revision", help="of a model of the Hub: a branch, tag or commit")
+    add("--variant", help="of a model of the Hub: files of this kind, such as fp16")
+    add("--tokenizer_name", help="a tokenizer to use instead of the model's own: a folder or a name on the Hub")
+    add("--num_train_epochs", type=int, help="rounds through the pictures, where --max_train_steps is not given")
+    add("--allow_tf32", action="store_true", help="faster products of less precision on GPUs of Nvidia")
+    add(
+        "--no_safe_serialization",
+        action="store_true",
+        help="write the weights and words as diffusers' script does, too: .bin files, which it loads",
+    )
+    for name, why in NEEDLESS.items():
+        takes: Mapping[str, Any] = {} if name in _WITH_VALUE else {"action": "store_true"}
+        add(f"--{name}", help=f"not needed: {why}", **takes)
+
+
+_WITH_VALUE = {"dataloader_num_workers", "prior_generation_precision", "local_rank"}

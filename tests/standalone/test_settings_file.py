@@ -1,0 +1,85 @@
+"""Files of settings mean what the same flags mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.settings_file import as_flags, read_settings
+
+TOML = """
+instance_prompt = "photo of a <new1> cat"
+modifier_token = ["<new1>", "<new2>"]
+[training]  # sections count for nothing
+max_train_steps = 250
+learning_rate = 1e-5
+train_blocks = ["mid", "up"]
+hflip = true
+noaug = false
+"""
+YAML = """
+instance_prompt: photo of a <new1> cat
+modifier_token: [<new1>, <new2>]
+training:
+  max_train_steps: 250
+  learning_rate: 1e-5
+  train_blocks: [mid, up]
+  hflip: true
+  noaug: false
+  template: null
+"""
+FLAGS = [
+    "--instance_prompt=photo of a <new1> cat", "--modifier_token=<new1>+<new2>", "--max_train_steps=250",
+    "--learning_rate=1e-05", "--train_blocks=mid,up", "--hflip",
+]  # fmt: skip
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.toml", TOML), ("a.yaml", YAML), ("A.YML", YAML)])
+def test_toml_and_yaml_are_the_same_flags(tmp_path: Path, name: str, content: str) -> None:
+    flags = as_flags(read_settings(written(tmp_path, name, content)), {"hflip", "noaug"})
+    assert [flag.replace("=1e-5", "=1e-05") for flag in flags] == FLAGS
+
+
+def test_the_record_of_a_run_is_read_without_what_it_says_of_that_run(tmp_path: Path) -> None:
+    record = {"model": "toy", "checkpoint": "0123", "library_version": "1", "overwrite": True, "seed": 1, "rank": None}
+    assert read_settings(written(tmp_path, "config.json", json.dumps(record))) == {"model": "toy", "seed": 1}
+    asked = {"overwrite": True, "seed": 1}  # written by hand
+    assert read_settings(written(tmp_path, "mine.json", json.dumps(asked))) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.toml", "seed = ", "a.toml is damaged or of another kind"),
+        ("a.yaml", "a: [", "a.yaml is damaged or of another kind"),
+        ("a.json", "{", "a.json is damaged or of another kind"),
+        ("a.txt", "seed = 1", "ends neither in .toml nor"),
+        ("a.yaml", "just words", "a.yaml has no settings"),
+        ("a.toml", "seed = 1\n[b]\nseed = 2", "a.toml says seed twice"),
+    ],
+)
+def test_other_files_are_refused_in_one_sentence(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as told:
+        read_settings(written(tmp_path, name, content))
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_settings(tmp_path / "gone.toml")
+
+
+def test_values_that_no_flag_has_are_refused() -> None:
+    with pytest.raises(UserError, match="hflip is on or off: write true or false, not 1"):
+        as_flags({"hflip": 1}, {"hflip"})
+    with pytest.raises(UserError, match="seed must be a number or a text, not True"):
+        as_flags({"seed": True}, {"hflip"})

@@ -1,0 +1,257 @@
+"""Flags and files as users of diffusers' script, and of kohya's, write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from hub_stand_in import HubStandIn
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.injection import Injection
+from lib_custom_diffusion.standalone import cli, models, trackers
+from lib_custom_diffusion.standalone.models import load_model
+from lib_custom_diffusion.standalone.train import plan_of
+from tiny_pipeline import stable_diffusion_2
+
+# All flags of examples/custom_diffusion/train_custom_diffusion.py in diffusers (main, September 2025) that take a
+# value, and those that take none; --use_8bit_adam has a test of its own.
+WITH_VALUE = """
+    pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir instance_prompt
+    class_prompt validation_prompt num_validation_images validation_steps prior_loss_weight num_class_images output_dir
+    seed resolution train_batch_size sample_batch_size num_train_epochs max_train_steps checkpointing_steps
+    checkpoints_total_limit resume_from_checkpoint gradient_accumulation_steps learning_rate dataloader_num_workers
+    freeze_model lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+    hub_token hub_model_id logging_dir report_to mixed_precision prior_generation_precision concepts_list local_rank
+    modifier_token initializer_token
+""".split()  # noqa: SIM905 - a list of 44 lines says no more
+SWITCHES = """
+    with_prior_preservation real_prior center_crop gradient_checkpointing scale_lr push_to_hub allow_tf32
+    enable_xformers_memory_efficient_attention set_grads_to_none hflip noaug no_safe_serialization
+""".split()  # noqa: SIM905
+VALUES = {"freeze_model": "crossattn", "lr_scheduler": "cosine", "mixed_precision": "no", "report_to": "all"}
+
+
+def parsed(*flags: str) -> Any:
+    return cli._parsed(["train", *flags])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on the error output, other than progress bars and warnings."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture
+def flags(model: Path, pictures: Path, tmp_path: Path) -> list[str]:
+    """Of a training of four steps."""
+    return [
+        f"--model={model}", f"--instance_data_dir={pictures}", "--instance_prompt=photo of a <new1> cat",
+        f"--output_dir={tmp_path / 'out'}", "--max_train_steps=4", "--train_batch_size=2", "--prior=none",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_VALUE)
+def test_a_flag_of_diffusers_with_a_value_is_taken(name: str) -> None:
+    value = VALUES.get(name, "1")
+    assert str(vars(parsed(f"--{name}", value))["model" if name.startswith("pretrained") else name]) == value or (
+        float(vars(parsed(f"--{name}", value))[name]) == 1
+    )
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_of_diffusers_is_taken_with_and_without_a_value(name: str) -> None:
+    assert [vars(parsed(*given))[name] for given in ([f"--{name}"], [f"--{name}=True"], [f"--{name}=False"], [])] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert vars(parsed(f"--{name}", f"--{name}=false"))[name] is False
+
+
+def test_adam_of_8_bits_is_an_optimizer_here() -> None:
+    assert parsed("--use_8bit_adam").optimizer == "adamw8bit"
+    assert parsed("--use_8bit_adam=False").optimizer == parsed().optimizer != "adamw8bit"
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--real_prior=maybe"]) == 2
+    assert "--real_prior is on or off: write --real_prior or --real_prior=False" in told(capsys)
+
+
+def test_needless_flags_are_named_with_the_reason(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *flags, "--set_grads_to_none", "--dataloader_num_workers=0"]) == 0
+    said = capsys.readouterr().out
+    assert "--set_grads_to_none is not needed: that is always so." in said
+    assert "--dataloader_num_workers is not needed: all pictures are encoded before the first step." in said
+    assert said.count("is not needed") == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        (["--num_train_epochs=3"], 6),  # 3 pictures, 2 a step
+        (["--num_train_epochs=3", "--gradient_accumulation_steps=2"], 3),
+        (["--num_train_epochs=3", "--max_train_steps=7"], 7),
+        (["--num_train_epochs=1", "--with_prior_preservation", "--class_prompt=cat", "--num_class_images=9"], 5),
+    ],
+)
+def test_epochs_are_rounds_through_the_pictures(flags: list[str], more: list[str], steps: int) -> None:
+    given = [flag for flag in flags if not flag.startswith("--max_train_steps")]
+    assert plan_of(parsed(*given, *more)).max_train_steps == steps
+
+
+def test_no_epochs_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = [flag for flag in flags if not flag.startswith("--max_train_steps")]
+    assert cli.main(["train", *given, "--num_train_epochs=0"]) == 2
+    assert "--num_train_epochs must be 1 or more, not 0" in told(capsys)
+
+
+def test_tf32_is_allowed_where_it_is_asked_for(flags: list[str]) -> None:
+    for given, allowed in ((["--allow_tf32"], True), ([], False)):
+        assert cli.main(["train", *flags, "--overwrite", *given]) == 0
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+
+
+def test_files_for_diffusers_are_loaded_by_it_and_draw_the_same(flags: list[str], tmp_path: Path) -> None:
+    assert cli.main(["train", *flags, "--no_safe_serialization", "--learning_rate=1e-2"]) == 0
+    out = tmp_path / "out"
+    delta, backend, pipeline = (
+        Delta.load(out / "new1.delta.safetensors"),
+        load_model(flags[0][8:]),
+        stable_diffusion_2(),
+    )
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 48)
+    plain = pipeline.unet(latents, 5, text).sample
+    with torch.no_grad(), Injection(backend.unet, [(delta, 1.0)]):
+        expected = backend.unet(latents, 5, text).sample
+    pipeline.unet.load_attn_procs(str(out), weight_name="pytorch_custom_diffusion_weights.bin", _pipeline=pipeline)
+    pipeline.load_textual_inversion(str(out), weight_name="<new1>.bin")
+    with torch.no_grad():
+        torch.testing.assert_close(pipeline.unet(latents, 5, text).sample, expected, atol=1e-4, rtol=1e-4)
+    assert (plain - expected).abs().max() > 1e-3
+    number = pipeline.tokenizer.convert_tokens_to_ids("<new1>")
+    learned = pipeline.text_encoder.get_input_embeddings().weight[number]
+    torch.testing.assert_close(learned, delta.embeddings["<new1>"][0].float(), atol=1e-3, rtol=1e-3)
+
+
+def test_another_tokenizer_takes_the_place_of_the_models_own(
+    model: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    tokenizer.add_tokens("catamaran")
+    tokenizer.save_pretrained(tmp_path / "other")
+    assert load_model(str(model), tokenizer=str(tmp_path / "other")).has_token("catamaran")
+    assert not load_model(str(model)).has_token("catamaran")
+    assert cli.main(["train", *flags, f"--tokenizer_name={tmp_path}"]) == 2
+    assert "is no tokenizer of CLIP's kind" in told(capsys)
+
+
+def test_a_model_of_the_hub_is_had_in_its_revision_and_variant(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(model)
+
+    monkeypatch.setattr(models.DiffusionPipeline, "download", download)
+    load_model("me/model", revision="v2", variant="fp16")
+    assert asked == [("me/model", {"revision": "v2", "variant": "fp16"})]
+
+
+def test_the_record_of_a_run_given_back_trains_the_same_again(flags: list[str], tmp_path: Path, model: Path) -> None:
+    assert cli.main(["train", *flags, "--hflip", "--train_blocks=mid,up", "--learning_rate=1e-3"]) == 0
+    record = tmp_path / "out" / "config.json"
+    again = tmp_path / "again"
+    assert cli.main(["train", "--config", str(record), f"--model={model}", f"--output_dir={again}"]) == 0
+    for name in ("new1.delta.safetensors", "new1.pt", "config.json"):
+        assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_flags_count_for_more_than_the_file_and_the_file_for_more_than_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text(
+        'instance_data_dir = "x"\ninstance_prompt = "a <a>"\nseed = 7\nhflip = true\n[a]\nlearning_rate = 1e-4'
+    )
+    plan = plan_of(parsed("--config", str(file), "--seed=8", "--hflip=False"))
+    assert (plan.seed, plan.hflip, plan.learning_rate, plan.max_train_steps) == (8, False, "0.0001", 200)
+
+
+def test_a_setting_that_there_is_not_is_refused_with_what_may_be_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text("max_train_step = 4")
+    assert cli.main(["train", "--config", str(file)]) == 2
+    assert "has 'max_train_step', which is no setting; did you mean max_train_steps?" in told(capsys)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    with HubStandIn("hf_right") as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+def test_the_result_is_put_on_the_hub(flags: list[str], hub: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--push_to_hub", "--hub_model_id=me/cat", "--hub_token=hf_right", "--hub_license=mit"]
+    assert cli.main(["train", *flags, *more, "--num_validation_images=1"]) == 0
+    found = hub.repositories["me/cat"]
+    assert sorted(found) == ["README.md", "image_0.png", "new1.delta.safetensors", "new1.pt"]
+    card = found["README.md"].decode()
+    assert "license: mit" in card and "photo of a <new1> cat" in card and "base_model" not in card
+    assert "put on the Hub: " in capsys.readouterr().out
+
+
+def test_a_hub_that_refuses_is_told_before_anything_is_trained(
+    flags: list[str], hub: HubStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *flags, "--push_to_hub", "--hub_token=hf_wrong"]) == 2
+    assert "the Hub refused (status 401)" in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_services_are_told_of_every_step(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, dict[str, float]]] = []
+    pictures: list[int] = []
+    settings: list[Any] = []
+
+    class Told:
+        name = "wandb"
+        start = finish = lambda self: None
+        store_init_configuration = staticmethod(settings.append)
+
+        def __init__(self, project: str) -> None:
+            """Nothing is sent."""
+
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            steps.append((step, numbers))
+
+        def log_images(self, drawn: dict[str, list[Any]], step: int) -> None:
+            pictures.append(step)
+
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "wandb", Told)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["wandb"])
+    more = ["--report_to=wandb", "--validation_prompt=a cat", "--validation_steps=2", "--num_validation_images=1"]
+    assert cli.main(["train", *flags, *more]) == 0
+    assert [step for step, _ in steps] == [1, 2, 3, 4] and pictures == [2, 4]
+    assert all(numbers["loss"] > 0 for _, numbers in steps) and settings[0]["max_train_steps"] == 4
+
+
+def test_a_service_that_is_not_installed_is_told_before_anything_is_trained(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    assert cli.main(["train", *flags, "--report_to=comet_ml"]) == 2
+    assert "comet_ml is not installed; pip install comet_ml" in told(capsys) and not (tmp_path / "out").exists()
+
+
+def test_tensorboards_logs_are_where_they_are_asked_for(flags: list[str], tmp_path: Path) -> None:
+    assert cli.main(["train", *flags, "--report_to=all", "--logging_dir=curves"]) == 0
+    assert list((tmp_path / "out" / "curves").glob("events.*"))
+    assert "report_to" in json.loads((tmp_path / "out" / "config.json").read_text())
