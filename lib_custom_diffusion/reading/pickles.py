@@ -135,7 +135,9 @@ class _Unpickler(_PurePython):
             )
         return _Name(module, name)
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: Any) -> Tensor | _Name:
+        if pid[0] == "module" and isinstance(pid[1], _Name):  # before torch 1.6 its source came along
+            return pid[1]
         kind, storage, key, _location, count, *view = pid
         if kind != "storage" or not isinstance(storage, _Name) or not isinstance(key, str) or any(view):
             raise ValueError("no storage")
