@@ -35,6 +35,7 @@ from .storage import safetensors_bytes, write_atomically
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
+_DEEPEST = 50  # of settings in settings
 _UNPACKED = 128  # bytes in memory for one in the file, at most; one bit for each of K's and V's numbers makes 64
 
 
@@ -172,6 +173,7 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
 def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         kinds = json.loads(metadata["json"])["entries"]
+        json.dumps(kinds, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError("this is no delta file: its metadata lists no entries") from error
     if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
@@ -216,10 +218,7 @@ def _quantized_entry(key: str, tensors: Mapping[str, Tensor], neighbour: Entry |
         vh = neighbour.vh
         if not torch.equal(neighbour.vh_bits, vh_bits):
             raise UserError(f"{key} does not fit the layer beside it, whose {beside_to_v(key)}.Vh it shares")
-    entry = QuantizedFactors.of_levels(us, vh, step, us_bits, vh_bits)
-    if not torch.isfinite(entry.us).all():
-        raise UserError(f"{names[1]} holds steps that are too large; the file is damaged")
-    return entry
+    return QuantizedFactors.of_levels(us, vh, step, us_bits, vh_bits)
 
 
 def _check_unpacked(kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
@@ -240,10 +239,19 @@ def _levels(name: str, planes: Tensor, bits: Tensor) -> Tensor:
     return unpack(planes, bits)
 
 
+def _check_depth(value: Any, left: int) -> None:
+    """Raise ValueError for what lies too deep to be written again."""
+    if left == 0:
+        raise ValueError("settings in settings without end")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(each, left - 1)
+
+
 def _provenance(metadata: Mapping[str, str]) -> Provenance:
     try:
         stated = json.loads(metadata.get("custom_diffusion", "{}"))
         json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
+        _check_depth(stated, _DEEPEST)
         found = Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError("its custom_diffusion metadata is damaged") from error

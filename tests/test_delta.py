@@ -150,7 +150,7 @@ def quantized_tensors(key: str) -> dict[str, torch.Tensor]:
         ({"bits": torch.ones(3, 2, dtype=torch.uint8)}, "do not fit"),
         ({"bits": torch.tensor([[1, 2], [17, 1]], dtype=torch.uint8)}, "do not fit"),
         ({"step": torch.ones(1, 3)}, "do not fit"),
-        ({"step": torch.full((1, 2), 3e38, dtype=torch.float64) * 10}, "too large"),
+        ({"step": torch.full((1, 2), 3e38, dtype=torch.float64) * 10}, "as large as"),
     ],
 )
 def test_quantized_entries_that_do_not_fit_together_are_refused(

@@ -23,6 +23,7 @@ from ..algebra.blending import dense
 from ..delta import Entry, Factors
 from ..errors import UserError
 from ..reading import matrix
+from ..reading.document import check_values
 from .base import Base, needed
 
 Parts = Mapping[str, Any]
@@ -49,10 +50,11 @@ def entry_of(key: str, parts: Parts, base: Base | None) -> Entry:
     found = {part_name(said): value for said, value in parts.items()}
     magnitude, alpha = found.pop("magnitude", None), found.pop("alpha", None)
     changes = _change(key, found, _number(key, alpha))
-    if magnitude is None:
-        return changes
-    base = needed(base, "a DoRA", "depends on the weights of its model")
-    return _decomposed(key, dense(changes), magnitude, base)
+    if magnitude is not None:
+        base = needed(base, "a DoRA", "depends on the weights of its model")
+        changes = _decomposed(key, dense(changes), magnitude, base)
+    check_values(key, changes.us if isinstance(changes, Factors) else changes)
+    return changes
 
 
 def _number(key: str, alpha: Any) -> float | None:

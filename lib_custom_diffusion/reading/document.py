@@ -16,9 +16,11 @@ from torch import Tensor
 from ..errors import UserError
 from . import kinds, pickles, pictures
 
+_DIMENSIONS = 8
 _DEPTH = 4  # of dicts in dicts; no format here has more than three
 _SPARE = 1 << 20  # bytes that tensors may take beyond the file's size, for those that share their numbers
 _WIDEST = 8192  # of a layer: a few bytes of factors must not stand for gigabytes. SDXL's cross-attention has 2048
+_LARGEST = 1e6  # of a number; those of deltas, factors and words are below a thousand
 _TORN = ("incompletebuffer", "incompletemetadata", "invalidheaderlength")  # what versions of safetensors say of it
 _NUMBERS = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -138,6 +140,8 @@ def _safetensors(path: Path, size: int) -> Document:
         tensors = {}
         for name in names:
             try:
+                if len(file.get_slice(name).get_shape()) > _DIMENSIONS:  # of a hundred thousand, torch would run on
+                    raise UserError(f"{name} in it has more dimensions than any tensor; it is damaged")
                 tensors[name] = file.get_tensor(name)
             except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
                 raise UserError(f"{name} in it is of a kind of number that is not read ({_line(error)})") from error
@@ -187,8 +191,8 @@ def _check(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _NUMBERS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{name} is stored as {kind}, which is not read; convert the file to float16 first")
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
+    if tensor.is_floating_point() and tensor.numel():
+        check_values(name, tensor)
 
 
 def matrix(name: str, value: Any) -> Tensor:
@@ -203,6 +207,15 @@ def matrix(name: str, value: Any) -> Tensor:
         raise UserError(f"{name} should be a matrix of real numbers, not {shape if value is not None else 'missing'}")
     check_width(name, value)
     return value.detach().float()
+
+
+def check_values(name: str, value: Tensor) -> None:
+    """Raise UserError for values that are not finite, or so large that what is computed of them would not be."""
+    largest = value.abs().max()
+    if not torch.isfinite(largest):
+        raise UserError(f"{name} holds values that are not finite; the training that made it went wrong")
+    if largest > _LARGEST:
+        raise UserError(f"{name} holds values as large as {float(largest):.0e}; the file is damaged")
 
 
 def check_width(name: str, value: Tensor) -> None:

@@ -80,6 +80,14 @@ def test_numbers_of_other_kinds_are_one_line(tmp_path: Path, dtype: str) -> None
     assert "\n" not in str(refused.value)
 
 
+def test_a_tensor_of_dimensions_without_end_is_refused(tmp_path: Path) -> None:
+    shape = ",".join(["1"] * 100_000)
+    header = f'{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(UserError, match="more dimensions"):
+        read_document(tmp_path / "a")
+
+
 @pytest.mark.parametrize("rank", [1, 8])
 def test_a_few_bytes_cannot_ask_for_gigabytes(tmp_path: Path, rank: int) -> None:
     ones = torch.ones(40_000, rank, dtype=torch.float16)
@@ -113,3 +121,22 @@ def test_bit_planes_that_unpack_to_much_more_are_refused(tmp_path: Path) -> None
     save_file(tensors, tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match="unpack to much more"):
         Delta.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("value", [1e30, 3e38])
+def test_values_whose_products_would_not_be_finite_are_refused(tmp_path: Path, value: float) -> None:
+    pair = {f"{LAYER}.lora_up.weight": torch.ones(4, 2), f"{LAYER}.lora_down.weight": torch.ones(2, 8)}
+    save_file({**pair, f"{LAYER}.alpha": torch.tensor(value)}, tmp_path / "alpha")
+    save_file({f"{LAYER}.diff": torch.full((4, 8), value)}, tmp_path / "diff")
+    large = {f"{LAYER}.hada_w{number}_{side}": torch.full((2, 2), 1e5) for number in (1, 2) for side in "ab"}
+    save_file(large, tmp_path / "loha")
+    for file in ("alpha", "diff", "loha"):
+        with pytest.raises(UserError, match="as large as"):
+            formats.read(tmp_path / file)
+
+
+def test_half_a_surrogate_pair_in_a_key_makes_the_file_damaged(tmp_path: Path) -> None:
+    save_file({KEY: torch.ones(2, 2)}, tmp_path / "a", {"json": '{"entries": {"\\ud800": "delta"}}'})
+    with pytest.raises(UserError, match="lists no entries") as refused:
+        Delta.load(tmp_path / "a")
+    str(refused.value).encode()

@@ -13,7 +13,15 @@ from lib_custom_diffusion.ui.inspection import summarize
 
 
 @pytest.mark.parametrize(
-    "stated", ['{"steps": Infinity}', '{"steps": 1e999}', "[" * 100000, '{"architecture": "\\udcff"}', "null", "5"]
+    "stated",
+    [
+        '{"steps": Infinity}',
+        '{"steps": 1e999}',
+        "[" * 100000,
+        '{"architecture": "\\udcff"}',
+        "null",
+        "5",
+    ],
 )
 def test_damaged_metadata_is_a_damaged_file(tmp_path: Path, stated: str) -> None:
     path = tmp_path / "a.delta.safetensors"
@@ -26,3 +34,11 @@ def test_damaged_metadata_is_a_damaged_file(tmp_path: Path, stated: str) -> None
 def test_a_norm_is_that_of_the_matrix() -> None:
     us, vh = torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0, 2.0, 2.0]])
     assert Factors(us, vh).norm() == pytest.approx(5 * 3)
+
+
+def test_settings_too_deep_to_be_written_again_make_a_damaged_file(tmp_path: Path) -> None:
+    settings = '{"a":' * 400 + "1" + "}" * 400
+    stated = {"json": '{"entries": {}}', "custom_diffusion": f'{{"settings": {settings}}}'}
+    (tmp_path / "a").write_bytes(safetensors_bytes({}, stated))
+    with pytest.raises(UserError, match="damaged"):
+        Delta.load(tmp_path / "a")
