@@ -78,36 +78,69 @@ class Injection:
 
 
 class TrainableDelta:
-    """A delta being learned: one zero-initialised float32 parameter (out, in) a projection, acting until `remove`.
+    """A delta being learned, zero at first: float32 parameters beside each projection, acting until `remove`.
+
+    rank: 0 for one parameter (out, in) a projection, called by its key; else two, Δ = US · Vh: KEY.US (out, rank), zero
+    at first, and KEY.Vh (rank, in), random at first by `seed`. There is no further factor; elements of Vh have the
+    variance 1 / rank, so that an optimizer's first step, which is as large for all elements of US, moves those of Δ as
+    it would move a full matrix's: learning rates mean the same at every rank.
 
     Under autocast the products run in its precision while the parameters and their gradients stay float32. Of the
     start token nothing is learned, as in the paper's code: see `_LearnedTextTerm`.
     """
 
-    def __init__(self, layers: Mapping[str, Projection], device: torch.device) -> None:
-        self.parameters = {
-            key: nn.Parameter(torch.zeros(layer.shape, dtype=torch.float32, device=device))
-            for key, layer in layers.items()
-        }
+    def __init__(self, layers: Mapping[str, Projection], device: torch.device, rank: int = 0, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._factors: dict[str, tuple[nn.Parameter, ...]] = {}
+        for key, layer in layers.items():
+            own = _parameters(key, layer, device, rank, generator)
+            self.parameters |= own
+            self._factors[key] = tuple(own.values())
         self._hooks = Hooks(
-            (layer.module, (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self.parameters[key]))
+            (layer.module, (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self._factors[key]))
             for key, layer in layers.items()
         )
+
+    def entries(self) -> dict[str, Entry]:
+        """What has been learned, on the CPU in float32."""
+        learned = {key: [factor.detach().cpu().clone() for factor in factors] for key, factors in self._factors.items()}
+        return {key: each[0] if len(each) == 1 else Factors(*each) for key, each in learned.items()}
 
     def remove(self) -> None:
         """Leave the UNet as it was. A second call does nothing."""
         self._hooks.remove()
 
 
-class _LearnedTerm:
-    """A forward hook that adds Δx to a layer's output."""
+def _parameters(
+    key: str, layer: Projection, device: torch.device, rank: int, generator: torch.Generator
+) -> dict[str, nn.Parameter]:
+    """What is learned of one projection, by the names of the delta file."""
+    out, width = layer.shape
+    if rank == 0:
+        return {key: nn.Parameter(torch.zeros(out, width, device=device))}
+    rank = min(rank, out, width)
+    drawn = torch.randn(rank, width, generator=generator) * rank**-0.5
+    return {
+        f"{key}.US": nn.Parameter(torch.zeros(out, rank, device=device)),
+        f"{key}.Vh": nn.Parameter(drawn.to(device)),
+    }
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
+
+class _LearnedTerm:
+    """A forward hook that adds Δx to a layer's output, for Δ or its two factors."""
+
+    def __init__(self, factors: tuple[nn.Parameter, ...]) -> None:
+        self.factors = factors
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        return output + F.linear(x, self.parameter.to(x.dtype))
+        return output + self.change(inputs[0])
+
+    def change(self, x: Tensor) -> Tensor:
+        """Δx, in x's precision."""
+        for factor in reversed(self.factors):
+            x = F.linear(x, factor.to(x.dtype))
+        return x
 
 
 class _LearnedTextTerm(_LearnedTerm):
@@ -118,9 +151,10 @@ class _LearnedTextTerm(_LearnedTerm):
     """
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, delta = inputs[0], self.parameter.to(inputs[0].dtype)
-        start = F.linear(x[:, :1], delta.detach()).detach()
-        return output + torch.cat([start, F.linear(x[:, 1:], delta)], dim=1)
+        x = inputs[0]
+        with torch.no_grad():
+            start = self.change(x[:, :1])
+        return output + torch.cat([start, self.change(x[:, 1:])], dim=1)
 
 
 class _FixedTerm:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.attention import Projection, projections
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.injection import Injection, TrainableDelta
@@ -122,6 +122,49 @@ def test_new_trainable_delta_changes_nothing_and_learns_in_float32(unet: TinyUNe
     assert all(weight.grad is None for weight in unet.parameters())
     delta.remove()
     assert torch.equal(output(unet), before)
+
+
+def test_a_delta_of_factors_changes_nothing_at_first_and_is_the_product_of_what_it_learns(unet: TinyUNet) -> None:
+    before, layers = output(unet), projections(unet, "crossattn")
+    delta = TrainableDelta(layers, torch.device("cpu"), rank=2, seed=5)
+    assert torch.equal(output(unet), before)
+    assert set(delta.parameters) == {f"{key}.{part}" for key in layers for part in ("US", "Vh")}
+    output(unet).pow(2).sum().backward()
+    with torch.no_grad():
+        for name, parameter in delta.parameters.items():
+            assert parameter.grad is not None and parameter.grad.any() == name.endswith(".US")
+            parameter += torch.randn_like(parameter)
+    learning = output(unet)
+    entries = delta.entries()
+    delta.remove()
+    assert torch.equal(output(unet), before)
+    assert all(isinstance(entry, Factors) and entry.us.shape[1] == 2 for entry in entries.values())
+    with Injection(unet, [(Delta(entries), 1.0)]):
+        assert torch.allclose(output(unet), learning, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 64])
+def test_a_first_step_is_as_large_for_factors_of_any_rank_as_for_a_full_matrix(rank: int) -> None:
+    module = torch.nn.Linear(512, 512, bias=False)
+    layer = Projection("layer", "q", "mid", module)
+    delta = TrainableDelta({"layer": layer}, torch.device("cpu"), rank)
+    signs = torch.randn(512, rank, generator=torch.Generator().manual_seed(1)).sign()
+    with torch.no_grad():
+        delta.parameters["layer.US"] += 1e-4 * signs  # Adam's first step: the rate, whatever the gradient's size
+    delta.remove()
+    change = delta.entries()["layer"].dense()  # type: ignore[union-attr]
+    assert change.pow(2).mean().sqrt().item() == pytest.approx(1e-4, rel=0.1)
+
+
+def test_factors_have_no_more_rank_than_their_layer_and_are_drawn_alike_by_a_seed(unet: TinyUNet) -> None:
+    layers = projections(unet)
+    first, same, other = (TrainableDelta(layers, torch.device("cpu"), 999, seed) for seed in (1, 1, 2))
+    for key, layer in layers.items():
+        assert first.parameters[f"{key}.US"].shape[1] == min(layer.shape)
+        drawn = [delta.parameters[f"{key}.Vh"] for delta in (first, same, other)]
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    for delta in (first, same, other):
+        delta.remove()
 
 
 def test_nothing_is_learned_of_the_start_token_though_the_delta_acts_on_it(unet: TinyUNet) -> None:

@@ -36,11 +36,12 @@ def given_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def add_limits(command: argparse._ActionsContainer, required: bool) -> None:
+def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool = True) -> None:
     """What a file is compressed to: one of --max_size, --rank and --energy."""
     add = command.add_mutually_exclusive_group(required=required).add_argument
     add("--max_size", help="of the file, such as 5MB")
-    add("--rank", type=int, help="of every layer")
+    if rank:
+        add("--rank", type=int, help="of every layer")
     add("--energy", type=float, help="share of the squared effect that is kept, such as 0.99")
 
 

@@ -178,6 +178,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
 
     add = command.add_argument_group("training").add_argument
+    add(
+        "--rank", type=int,
+        help="train deltas as factors of this rank, for less memory and a smaller file; 0 for full matrices."
+        " If not given, 32 for SDXL and 0 for others",
+    )  # fmt: skip
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
     add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy model's own for toy")
@@ -228,14 +233,18 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
     add("--max_grad_value", type=float, help="gradients are cut off at this value")
     add("--snr_gamma", type=float, help="min-SNR weighting of the loss; 5 as a rule; else none, save for the toy")
+    add(
+        "--noise_offset", type=float, default=_D.noise_offset,
+        help="noise that is the same all over a picture, for dark and bright ones; 0.05 to 0.1 are usual",
+    )  # fmt: skip
     add("--seed", type=int, default=_D.seed, help="of everything that is random")
 
-    output = command.add_argument_group("output", "--max_size, --rank or --energy compress the delta at the end.")
+    output = command.add_argument_group("output", "--max_size or --energy compress the delta at the end.")
     add = output.add_argument
     add("--output_dir", type=Path, default=Path("custom-diffusion-model"), help="folder for the results")
     add("--name", help="name of the delta; made from the tokens if not given")
     add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
-    add_limits(output, required=False)
+    add_limits(output, required=False, rank=False)
     add(
         "--checkpointing_steps",
         type=int,

@@ -74,7 +74,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
     real_prior:              take those of class_data_dir whose captions are nearest to the class prompt; draw none.
     sample_batch_size:       how many of them are drawn at once.
     scale_lr:                multiply the rates by the pictures of a step, and by 2 with prior preservation.
-    max_size, rank, energy:  what the delta is compressed to, at most one of them, see `compression.Limit`.
+    max_size, energy:        what the delta is compressed to, at most one of them, see `compression.Limit`.
     """
 
     modifier_token: tuple[str, ...] = ()
@@ -89,7 +89,6 @@ class TrainingPlan(TrainingConfig, PictureSettings):
     sample_batch_size: int = 4
     scale_lr: bool = False
     max_size: str = ""
-    rank: int | None = None
     energy: float | None = None
 
     @classmethod
@@ -144,9 +143,9 @@ class TrainingPlan(TrainingConfig, PictureSettings):
     @property
     def limit(self) -> Limit | None:
         """What the delta is compressed to, if it is. Raises UserError if that cannot be."""
-        if not self.max_size and self.rank is None and self.energy is None:
+        if not self.max_size and self.energy is None:
             return None
-        return Limit(size(self.max_size) if self.max_size else None, self.rank, self.energy)
+        return Limit(size(self.max_size) if self.max_size else None, None, self.energy)
 
     def config(self) -> TrainingConfig:
         """What the training loop is told."""

@@ -52,16 +52,32 @@ class TextPrior:
 
     @torch.no_grad()
     def add_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
-        """Add the form's gradient, 2 λ Δ Σ / tr(W Σ Wᵀ), to that of each Δ (out, width); returns the form, a scalar."""
+        """Add the form's gradient, 2 λ Δ Σ / tr(W Σ Wᵀ), to that of each Δ (out, width); returns the form, a scalar.
+
+        For Δ = US · Vh it is passed on to both factors, without making Δ: with P = Vh Σ, that of US is US (P Vhᵀ), and
+        that of Vh is (USᵀ US) P. parameters: KEY, or KEY.US and KEY.Vh.
+        """
         total = self.moment.new_zeros(())
         for key, scale in self.scales.items():
-            delta = parameters[key]
-            product = delta @ self.moment
-            if delta.grad is None:
-                delta.grad = torch.zeros_like(delta)
-            delta.grad.add_(product, alpha=2 * self.weight / scale)
-            total += (delta * product).sum() * (self.weight / scale)
+            weight = self.weight / scale
+            if key in parameters:
+                product = parameters[key] @ self.moment
+                _add_gradient(parameters[key], product, 2 * weight)
+                total += (parameters[key] * product).sum() * weight
+                continue
+            us, vh = parameters[f"{key}.US"], parameters[f"{key}.Vh"]
+            product = vh @ self.moment
+            inner, outer = product @ vh.T, us.T @ us
+            _add_gradient(us, us @ inner, 2 * weight)
+            _add_gradient(vh, outer @ product, 2 * weight)
+            total += (outer * inner).sum() * weight
         return total
+
+
+def _add_gradient(parameter: nn.Parameter, gradient: Tensor, scale: float) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.add_(gradient, alpha=scale)
 
 
 @torch.no_grad()

@@ -163,5 +163,5 @@ class _Trial(PageFace):
 def _shortened(plan: TrainingPlan) -> TrainingPlan:
     return replace(
         plan, variants=1, max_train_steps=_TRIAL_STEPS, checkpointing_steps=0, validation_steps=0, report_to="none",
-        max_size="", rank=None, energy=None,
+        max_size="", energy=None,
     )  # fmt: skip

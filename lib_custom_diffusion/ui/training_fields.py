@@ -227,7 +227,7 @@ def _result(face: Face) -> Fields:
         )  # fmt: skip
         fields["rank"] = gr.Number(
             label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
-            info="Instead of a size: 1 is smallest, 64 loses almost nothing",
+            info="Less memory and a smaller file; 0: full matrices, and 32 for SDXL",
         )  # fmt: skip
     return fields
 

@@ -33,7 +33,7 @@ LABELS = {
     "use_alpha": "Use PNG alpha channel as loss weight", "gradient_checkpointing": "Gradient checkpointing",
     "gradient_accumulation_steps": "Gradient accumulation steps", "seed": "Seed", "clip_mode": "Gradient Clipping",
     "max_grad_norm": "Gradient clip value", "max_grad_value": "Gradient clip value", "snr_gamma": "Min-SNR gamma",
-    "max_size": "Compress to so many MB, 0 to disable", "rank": "Compress to rank, 0 to disable",
+    "max_size": "Compress to so many MB, 0 to disable", "rank": "Rank to train, 0 for the model's own",
 }  # fmt: skip
 """What the pages call settings: as the WebUI's Train tab does where it has them."""
 PAGE = Wording(LABELS, asking="tick {}")

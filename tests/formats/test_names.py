@@ -1,8 +1,9 @@
 """One projection's three names, against diffusers' and the WebUI's own."""
 
 import pytest
+import torch
 
-from lib_custom_diffusion.attention import projections
+from lib_custom_diffusion.attention import architecture, projections
 from lib_custom_diffusion.formats.names import diffusers_path, key_of, kohya_name
 
 K = "model.diffusion_model.{}.transformer_blocks.0.attn2.to_k.weight"
@@ -54,3 +55,46 @@ def test_all_paths_of_a_real_diffusers_unet(resnets: int) -> None:
         assert diffusers_path(key, resnets) == path
         assert key_of(path, resnets) == key
         assert key_of(path.replace(".", "_"), resnets) == key
+
+
+_SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+FULL_SIZE = {
+    # configuration of the UNet; cross-attention layers; numbers in keys and values, and in factors of rank 32 of them
+    "sd1": ({"cross_attention_dim": 768}, 16, 19_169_280, None),
+    "sd2": ({"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}, 16, 25_559_040, None),
+    "sdxl": (_SDXL, 70, 340_787_200, 14_499_840),
+}
+
+
+@pytest.mark.parametrize("kind", FULL_SIZE)
+def test_every_projection_of_a_full_size_model_has_one_name_in_each_layout_and_comes_back(kind: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config, layers, numbers, factored = FULL_SIZE[kind]
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**config)
+    found = projections(unet, "crossattn")
+    assert len(found) == 4 * layers and architecture(unet) == kind
+    modules = dict(unet.named_modules())
+    for key, projection in found.items():
+        assert modules[diffusers_path(key)] is projection.module
+        assert key_of(diffusers_path(key)) == key
+        for of_diffusers in (True, False):
+            kohya = kohya_name(key, of_diffusers)
+            assert key_of(kohya.removeprefix("lora_unet_")) == key
+    for of_diffusers in (True, False):
+        assert len({kohya_name(key, of_diffusers) for key in found}) == len(found)
+    read = [layer.shape for layer in projections(unet).values()]
+    assert sum(rows * width for rows, width in read) == numbers
+    if factored is not None:
+        assert sum(32 * (rows + width) for rows, width in read) == factored

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
+from lib_custom_diffusion.algebra.factors import Factors
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
@@ -139,17 +140,25 @@ def test_pictures_in_buckets_and_a_small_file(
     )
     Image.new("RGB", (60, 120), "yellow").save(pictures / "upright.png")
     out = tmp_path / "out"
-    assert train(model, pictures, out, "--resize_mode", "bucket", "--resolution", "64", "--rank", "1") == 0
+    assert train(model, pictures, out, "--resize_mode", "bucket", "--resolution", "64", "--max_size", "5kB") == 0
     assert json.loads((out / "config.json").read_text())["resize_mode"] == "bucket"
     assert {height > width for height, width in sizes} == {True, False}
     small, whole = (Delta.load(folder / "new1.delta.safetensors") for folder in (out, out / "checkpoint-4"))
-    assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
+    assert all(isinstance(entry, Factors) for entry in small.entries.values())
     assert all(isinstance(entry, torch.Tensor) and entry.any() for entry in whole.entries.values())
     assert small.embeddings.keys() == whole.embeddings.keys()
-    blind = compress(whole, Limit(rank=1))  # not weighed by the model's text features
+    blind = compress(whole, Limit(max_bytes=5000))  # not weighed by the model's text features
     assert functional_error(blind, small) > 0.01
     said = capsys.readouterr().out
     assert "Compressed to 0.0" in said and "differs by" in said
+
+
+def test_deltas_are_trained_as_factors_if_asked(model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert train(model, pictures, tmp_path / "out", "--rank", "3", "--noise_offset", "0.1") == 0
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+        delta = Delta.load(folder / "new1.delta.safetensors")
+        assert {(entry.us.shape[1], entry.vh.shape[0]) for entry in delta.entries.values()} == {(3, 3)}
+        assert all(entry.us.any() for entry in delta.entries.values())
 
 
 def test_a_size_that_is_none_is_refused_before_training(

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import tiny_checkpoints as tiny
+from lib_custom_diffusion.algebra.factors import Factors
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Sampling, Sizes
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
@@ -163,6 +164,21 @@ def test_each_picture_of_a_batch_is_conditioned_on_its_own_sizes(backend: Diffus
     assert vector[:, -6:].tolist() == [
         [64, 80, 0, 8, 64, 64], [256, 512, 9, 0, 64, 64], [64, 80, 0, 8, 64, 64]
     ]  # fmt: skip
+
+
+def test_deltas_of_sdxl_are_factors_of_rank_32_unless_asked_otherwise(
+    backend: DiffusersBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranks(folder: str, **settings: int) -> set[int | None]:
+        run = trainer(backend, tmp_path / folder, 1)
+        run.config = replace(run.config, **settings)
+        return {entry.us.shape[1] if isinstance(entry, Factors) else None for entry in run.run().delta.entries.values()}
+
+    assert ranks("another") == {None}
+    monkeypatch.setattr(backend, "architecture", "sdxl")
+    assert ranks("default") == {32}
+    assert ranks("two", rank=2) == {2}
+    assert ranks("full", rank=0) == {None}
 
 
 @torch.no_grad()

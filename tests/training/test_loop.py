@@ -479,3 +479,23 @@ def test_the_autoencoder_is_aside_while_training_but_not_for_previews_nor_after(
     training.run(lambda progress: aside.append(backend.aside))  # drawing while it is aside fails
     assert aside == [True] * 20
     assert backend.aside is False
+
+
+def test_a_training_of_factors_goes_on_from_a_save_to_the_same_bytes(tmp_path: Path) -> None:
+    trainer(tmp_path / "whole", rank=2).run()
+    stopped = trainer(tmp_path / "parts", rank=2)
+    stopped.run(interrupted=lambda: stopped.step == 12)
+    resume = checkpoints.resolve_checkpoint(tmp_path / "parts", "latest")
+    trainer(tmp_path / "parts", resume, rank=2).run()
+    whole, parts = (tmp_path / name / "tiny.delta.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+    assert all(entry.us.any() and entry.us.shape[1] == 2 for entry in Delta.load(whole).entries.values())
+
+
+def test_offset_noise_is_the_same_all_over_a_channel_and_changes_nothing_else(tmp_path: Path) -> None:
+    (plain,), (offset,) = (trainer(tmp_path / str(part), noise_offset=part)._draw() for part in (0.0, 0.1))
+    # The first sample's random numbers are drawn before those of its offset; later ones differ altogether.
+    added = offset[0].noise[0] - plain[0].noise[0]
+    assert torch.equal(offset[0].latents[0], plain[0].latents[0])
+    assert added.abs().min() > 0
+    assert torch.allclose(added, added.mean(dim=(1, 2), keepdim=True).expand_as(added), atol=1e-6)

@@ -37,6 +37,22 @@ def test_the_form_and_its_gradient_are_those_of_the_formula() -> None:
     torch.testing.assert_close(delta.grad, 1 + again.grad)
 
 
+def test_the_gradient_is_passed_on_to_both_factors() -> None:
+    generator = torch.Generator().manual_seed(4)
+    root = torch.randn(5, 5, generator=generator)
+    us, vh = (nn.Parameter(torch.randn(*size, generator=generator)) for size in ((4, 2), (2, 5)))
+    vh.grad = torch.ones(2, 5)
+    value = TextPrior(0.3, root @ root.T, {"layer": 7.0}).add_gradients({"layer.US": us, "layer.Vh": vh})
+
+    again = [each.detach().clone().requires_grad_() for each in (us, vh)]
+    delta = again[0] @ again[1]
+    expected = 0.3 * torch.trace(delta @ root @ root.T @ delta.T) / 7.0
+    expected.backward()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(us.grad, again[0].grad)
+    torch.testing.assert_close(vh.grad, 1 + again[1].grad)
+
+
 def test_a_delta_as_large_as_the_weights_costs_the_weight_once_a_layer() -> None:
     backend = TinyBackend()
     layers = projections(backend.unet, "crossattn_kv")

@@ -55,7 +55,7 @@ def test_settings_reach_the_core() -> None:
 
 def test_zeros_of_a_page_are_none() -> None:
     asked = plan(resolution=0, snr_gamma=0.0, rank=0, max_size=0.0, checkpointing_steps=0, validation_steps=0)
-    assert (asked.resolution, asked.snr_gamma, asked.limit) == (None, None, None)
+    assert (asked.resolution, asked.snr_gamma, asked.rank, asked.limit) == (None, None, None, None)
     config = asked.config()
     assert (config.validation_prompt, config.checkpointing_steps) == (None, config.max_train_steps)
 
@@ -79,7 +79,7 @@ def test_recipes_are_the_published_ones() -> None:
 def test_the_limit_of_the_file() -> None:
     assert plan(max_size=5).limit == Limit(max_bytes=5_000_000)
     assert plan(max_size=0.25).limit == Limit(max_bytes=250_000)
-    assert plan(rank=8).limit == Limit(rank=8)
+    assert plan(rank=8).limit is None and plan(rank=8).config().rank == 8
 
 
 def test_the_prompt_to_try_names_all_concepts() -> None:

@@ -187,7 +187,7 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, plan, tmp_path,
         ({"modifier_token": ("nobody",)}, "no embedding 'nobody'"),
         ({"concepts": (Concept("a mycat", Path("/no/such/folder")),)}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
-        ({"max_size": "5MB", "rank": 8}, "one of max_bytes, rank"),
+        ({"max_size": "5MB", "energy": 0.9}, "one of max_bytes, rank"),
         ({"max_train_steps": 0}, "Max steps must be 1 or more, not 0"),
         (
             {"checkpointing_steps": -1},
@@ -303,9 +303,9 @@ def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(ho
 
 
 def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host, plan, tmp_path):
-    done = train(replace(plan, rank=1), str(tmp_path / "log"))
+    done = train(replace(plan, energy=0.5), str(tmp_path / "log"))
     small, whole = Delta.load(done.delta), Delta.load(done.log_directory / "mycat.delta.safetensors")
-    assert {entry.us.shape[1] for entry in small.entries.values()} == {1}
+    assert all(hasattr(entry, "us") for entry in small.entries.values())
     assert small.embeddings.keys() == whole.embeddings.keys() and not hasattr(next(iter(whole.entries.values())), "us")
     assert "Compressed to" in done.note and "differs by" in done.note
     assert "6 of 6" in shared.state.textinfo and "Compressing what was learned" in shared.state.textinfo
