@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> int:
         report = run_training(backend, plan, options.output_dir, recorder, options.logging_dir)
     except Interrupted as stop:
         if parallel.rank() == 0:
-            print(f"{stop}; the same command begins anew")
+            print(stop)
         return 130
     if parallel.rank() == 0:
         for sentence in needless(options):

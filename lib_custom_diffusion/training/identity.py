@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from ..backend import Backend
-from ..data.captions import captioner, class_captions
+from ..data.captions import Captioner, caption_beside, captioner, class_captions
 from ..data.concepts import Concept, PictureSettings
 from ..data.pictures import find_pictures
 from ..errors import UserError
@@ -62,15 +62,13 @@ def identify(
 
     Raises UserError for folders and captions that cannot be read.
     """
-    own = asdict(pictures)
-    template = own.pop("template")
-    own["template"] = None if template is None else hashlib.sha256(_content(template)).hexdigest()
-    own["resolution"] = pictures.resolution or backend.resolution
+    own = {**asdict(pictures), "resolution": pictures.resolution or backend.resolution}
+    template = pictures.template if pictures.caption_source == "template" else None
+    own["template"] = template and content_hash(template)
+    if not any(concept.class_data_dir for concept in concepts):
+        del own["num_class_images"]
     found: dict[str, Pictures] = {}
-    words = captioner(
-        "filename" if pictures.caption_source == "template" else pictures.caption_source,
-        "", None, pictures.filename_word_regex, pictures.filename_join_string,
-    )  # fmt: skip
+    words = _own_words(pictures)
     for number, concept in enumerate(concepts, start=1):
         own[f"instance_prompt of concept {number}"] = concept.instance_prompt
         own[f"class_prompt of concept {number}"] = concept.class_prompt
@@ -83,15 +81,25 @@ def identify(
     return Identity({**settings, **own}, model if model["hash"] else {**model, "name": backend.name}, found)
 
 
-def _identified(captioned: Sequence[tuple[Path, str]]) -> Pictures:
-    return [[path.name, hashlib.sha256(_content(path)).hexdigest(), caption] for path, caption in captioned]
+def _own_words(pictures: PictureSettings) -> Captioner:
+    """What a picture itself has to say in its caption."""
+    rules = pictures.filename_word_regex, pictures.filename_join_string
+    if pictures.caption_source != "template":
+        return captioner(pictures.caption_source, "", None, *rules)
+    name = captioner("filename", "", None, *rules)
+    return lambda path, rng: caption_beside(path) or name(path, rng)
 
 
-def _content(path: Path) -> bytes:
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's content; of no content where it cannot be read, which whoever uses it says."""
     try:
-        return path.read_bytes()
-    except OSError:  # whoever uses it says so
-        return b""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return hashlib.sha256().hexdigest()
+
+
+def _identified(captioned: Sequence[tuple[Path, str]]) -> Pictures:
+    return [[path.name, content_hash(path), caption] for path, caption in captioned]
 
 
 def differences(then: Identity, now: Identity, label: Callable[[str], str] = str) -> list[str]:

@@ -33,7 +33,7 @@ from ..errors import Interrupted, UserError
 from ..storage import FolderLock, check_writable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
-from .identity import Identity, identify, refuse_others
+from .identity import Identity, content_hash, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult, check_precision
 from .losslog import LOSS_CSV, LossTable, Recorder
 from .plan import TrainingPlan, Wording
@@ -159,30 +159,30 @@ class TrainingJob:
         self.examples: list[ConceptExamples] = []
         self.encoding_seconds = 0.0
         self.last_preview: Image.Image | None = None
-        self.note_unused()
+        self._note_unused()
 
     def run(self) -> Report:
         """Train to the end, or until the person stops it; saves in both cases.
 
         Raises Interrupted when that is before the first step, and UserError as `Trainer.run` and its preparations do.
         """
-        main = parallel.rank() == 0
+        main, folder_is_new = parallel.rank() == 0, not self.host.folder.exists()
         try:
             with FolderLock(self.host.folder) if main else nullcontext():
                 if main:
                     checkpoints.clean_up(self.host.folder)
                 parallel.wait_for_all()
-                self.prepare()
+                self._prepare()
                 result = self.trainer.run_locked(self._progress, self._keep_previews, self.face.interrupted)
                 if not result.step:
                     raise self._interrupted()
                 return self._report(result) if main else Report(result, self.target, self.host.folder, "")
         finally:
-            if main:
+            if main and folder_is_new:
                 with suppress(OSError):
                     self.host.folder.rmdir()  # if nothing was put there
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""
         make_recorder = self.host.recorder if parallel.rank() == 0 else None
         recorder = None if make_recorder is None else make_recorder()
@@ -270,8 +270,9 @@ class TrainingJob:
     def _identity(self, concepts: Sequence[Concept]) -> Identity:
         config, plan = self.plan.config(), self.plan
         settings = {each: getattr(config, each) for each in type(config).__dataclass_fields__}
+        settings["processes"] = parallel.world_size()
         if plan.prior_captions:
-            settings["prior_captions"] = Path(plan.prior_captions).read_text(encoding="utf-8", errors="replace")
+            settings["prior_captions"] = content_hash(Path(plan.prior_captions))
         return identify(self.backend, concepts, plan.pictures(), settings)
 
     def _refuse_other(self, identity: Identity) -> None:
@@ -294,7 +295,7 @@ class TrainingJob:
                 f" {wording.label('output_dir' if self.host.delta is None else 'name')}"
             )
 
-    def note_unused(self) -> None:
+    def _note_unused(self) -> None:
         """Say which settings have no effect beside the others."""
         plan, label = self.plan, self.face.wording.label
         if not plan.with_prior_preservation and any(concept.class_data_dir for concept in plan.concepts):
@@ -312,7 +313,11 @@ class TrainingJob:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted("interrupted before the first step; nothing was saved, and nothing replaced")
+        if self.resume is not None:
+            return Interrupted("interrupted before a step was taken; the save is as it was and can be gone on from")
+        return Interrupted(
+            "interrupted before the first step; nothing was saved or replaced, so it can only begin anew"
+        )
 
     def _class_folder(self, number: int, concept: Concept) -> Path | None:
         """Where the class pictures of a concept are, or will be."""

@@ -47,8 +47,6 @@ RANKS = {"sdxl": 32}
 32. Those of other models are full matrices."""
 LOG_EVERY = 10
 """Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
-SHORT_CAPTION = 75
-"""Bytes up to which any text encoder reads a caption at once, as a token is a byte or more."""
 REPORTS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 _CHOICES = {
     "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
@@ -184,6 +182,14 @@ class _Batch:
     mask: Tensor  # (batch, 1, h, w)
     examples: list[Example]
     instances: int
+
+
+def is_short(caption: str, vectors: Mapping[str, Tensor]) -> bool:
+    """Whether any text encoder reads a caption at once, whatever its tokenizer: a token is a byte or more.
+
+    vectors: of the new words, (n, width) each.
+    """
+    return len(caption.encode()) + sum(len(each) for each in vectors.values()) <= 75
 
 
 def _told_of(config: TrainingConfig) -> dict[str, Any]:
@@ -457,7 +463,7 @@ class Trainer:
     @torch.no_grad()
     def _positions(self, caption: str) -> int:
         """How many positions the text encoder gives a caption: a host may read long ones in several pieces."""
-        if len(caption.encode()) < SHORT_CAPTION:
+        if is_short(caption, self.vectors):
             return 0
         if caption not in self.positions:
             with self._autocast():

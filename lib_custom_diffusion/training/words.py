@@ -11,7 +11,7 @@ from ..backend import Backend
 from ..errors import UserError
 from ..text_features import count_tokens
 from ..tokens import split_at_tokens
-from .loop import SHORT_CAPTION
+from .loop import is_short
 
 _PIECE = 77
 """Positions that the text encoder reads at once, its start and end token included."""
@@ -76,7 +76,7 @@ def _why_unseen(token: str, captions: Sequence[str], vectors: Mapping[str, Tenso
 
 @torch.no_grad()
 def _is_cut(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> bool:
-    if len(caption.encode()) < SHORT_CAPTION:
+    if is_short(caption, vectors):
         return False
     positions = backend.encode_captions([caption], vectors).crossattn.shape[1]
     return count_tokens(backend, caption, vectors) > positions - 2 * max(1, positions // _PIECE)

@@ -401,12 +401,15 @@ def test_latents_that_are_no_numbers_are_an_error_that_names_the_picture(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (PictureSettings(resolution=100), "multiple of 8 pixels, not 100"),
-        (PictureSettings(resolution=0), "multiple of 8 pixels, not 0"),
-        (PictureSettings(resize_mode="stretch"), "'stretch'; choose one of crop, pad"),
+        (PictureSettings(resolution=100), "multiple of 8 pixels, such as 512, not 100"),
+        (PictureSettings(resolution=0), "multiple of 8 pixels, such as 512, not 0"),
+        (PictureSettings(resize_mode="stretch"), "resize_mode is one of crop, pad, bucket, not 'stretch'"),
         (PictureSettings(variants=0), "variants must be 1 or more, not 0"),
-        (PictureSettings(num_class_images=0), "num_class_images must be 1 or more, not 0"),
-        (PictureSettings(caption_source="blip"), "unknown caption source 'blip'"),
+        (PictureSettings(num_class_images=-1), "num_class_images must be 0 or more, not -1"),
+        (
+            PictureSettings(caption_source="blip"),
+            "caption_source is one of prompt, txt, filename, template, not 'blip'",
+        ),
     ],
 )
 def test_settings_that_no_picture_can_have_are_errors(tmp_path: Path, settings: PictureSettings, message: str) -> None:

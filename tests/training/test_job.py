@@ -228,7 +228,7 @@ def test_interrupted_before_the_first_step_nothing_is_saved_or_replaced(
     for output in (tmp_path / "old", tmp_path / "new"):
         answers = iter([False] * asked_before + [True] * 9)
         face = Recorder(lambda face: next(answers))  # noqa: B023 - asked in this round only
-        with pytest.raises(Interrupted, match="before the first step; nothing was saved"):
+        with pytest.raises(Interrupted, match="before the first step; nothing was saved or replaced"):
             run(replace(plan, overwrite=True), output, face)
         assert face.steps == []
     kept = {path: content for path, content in contents(tmp_path / "old").items() if not path.startswith(".")}

@@ -124,9 +124,14 @@ class WebUI:
 
     def train(self, name: str, pictures: Path, **settings: Any) -> Any:
         """Train the word `thing` through the API, a few steps; the answer."""
-        concepts = [{"embedding": "thing", "pictures": str(pictures), "class_word": "house"}]
-        asked = {"steps": 3, "batch_size": 1, "overwrite": True, **settings}
-        return self.post("/sdapi/v1/train/custom-diffusion", concepts=concepts, name=name, **asked)
+        asked = {"max_train_steps": 3, "train_batch_size": 1, "overwrite": True, "name": name, **settings}
+        return self.ask_to_train("thing", pictures, **asked)
+
+    def ask_to_train(self, word: str, pictures: Path, **settings: Any) -> Any:
+        """Train a word through the API; the answer."""
+        concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
+        asked = {"modifier_token": [word], "concepts": [concept], **settings}
+        return self.post("/sdapi/v1/train/custom-diffusion", **asked)
 
     def delta(self, name: str) -> Path:
         return self.data / "models" / "deltas" / f"{name}.delta.safetensors"
@@ -179,7 +184,7 @@ def thing(webui: WebUI, pictures: Path, untouched: str) -> Path:
     word = {"name": "thing", "num_vectors_per_token": 1, "overwrite_old": True, "init_text": "house"}
     webui.post("/sdapi/v1/create/embedding", **word)
     rates = {"learning_rate": "1e-3", "embedding_learning_rate": "1e-2"}
-    webui.train("thing", pictures, steps=10, batch_size=2, **rates)
+    webui.train("thing", pictures, max_train_steps=10, train_batch_size=2, **rates)
     return webui.delta("thing")
 
 

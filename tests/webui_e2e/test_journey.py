@@ -151,11 +151,10 @@ def test_the_delta_follows_to_the_refiner(webui: WebUI) -> None:
 
 
 def test_the_api_trains_and_refuses_with_a_sentence(webui: WebUI, pictures: Path, untouched: str) -> None:
-    concepts = [{"embedding": "mywedge", "pictures": str(pictures), "class_word": "house"}]
-    done = webui.post("/sdapi/v1/train/custom-diffusion", concepts=concepts, name="by api", steps=3, batch_size=1)
+    done = webui.ask_to_train("mywedge", pictures, name="by api", max_train_steps=3, train_batch_size=1)
     assert Path(done["delta"]) == webui.data / "models" / "deltas" / "by api.delta.safetensors"
     assert {each["name"] for each in webui.get("/sdapi/v1/deltas")} >= {"wedge", "by api"}
     with pytest.raises(urllib.error.HTTPError) as refused:
-        webui.post("/sdapi/v1/train/custom-diffusion", concepts=[{"embedding": "nobody", "pictures": str(pictures)}])
+        webui.ask_to_train("nobody", pictures)
     assert refused.value.code == 422 and b"there is no embedding 'nobody'" in refused.value.read()
     assert webui.picture(PROMPT)[0] == untouched
