@@ -46,6 +46,9 @@ class OneModel:
     def get(self, name: str) -> HostBackend:
         return HostBackend(["mycat"])
 
+    def loaded(self, name: str) -> None:
+        """It is loaded when it is asked for."""
+
 
 @pytest.fixture
 def request_of(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
@@ -136,8 +139,8 @@ def test_the_same_request_gives_the_same_bytes(face, request_of, expected, tmp_p
     assert path.read_bytes() == expected
 
 
-LABELS = {"max_train_steps": "Training steps", "learning_rate": "Learning rate of the delta",
-          "train_batch_size": "Pictures a step", "resolution": "Picture size in pixels",
+LABELS = {"max_train_steps": "Max steps", "learning_rate": "Learning rate",
+          "train_batch_size": "Batch size", "resolution": "Width and height",
           "snr_gamma": "Min-SNR gamma"}  # fmt: skip
 """What a page calls settings that the command line calls --NAME, and the API by name."""
 
