@@ -88,3 +88,9 @@ def test_every_module_imports_only_what_its_layer_may(path: Path) -> None:
 def test_the_rule_itself_finds_what_is_planted(module: str, source: str, expected: list[str]) -> None:
     name = f"{PACKAGE}.{module}"
     assert misplaced(name, imports(name, source)) == expected
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports them by their names alone, and stops at the second
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
