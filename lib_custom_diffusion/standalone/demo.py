@@ -27,7 +27,7 @@ from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
 from .toy.concepts import BundledConcept, bundled_concepts
-from .toy.judge import Judge
+from .toy.judge import Judge, half_alone
 from .train import FLAGS, run_training
 
 SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
@@ -178,10 +178,12 @@ class DemoPictures:
 
 
 def _metrics(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
-    """Likeness to the concept's pictures, agreement with the prompts, and what moved that should have stayed."""
+    """What is recognised, likeness, agreement with the prompts, and what moved that should have stayed."""
     references = _references(bundled)
     captions = [caption for caption in bundled.judge_captions for _ in SEEDS]
     return {
+        "asked": len(captions),
+        "recognised_before": sum(_recognised(judge, bundled, before)),
         "likeness_before": judge.likeness(before.some(bundled.prompts), references),
         "likeness_after": judge.likeness(after.some(bundled.prompts), references),
         "likeness_ceiling": judge.likeness(references[::2], references[1::2]),
@@ -189,6 +191,33 @@ def _metrics(judge: Judge, bundled: BundledConcept, before: DemoPictures, after:
         "text_alignment_after": judge.text_alignment(after.some(bundled.prompts), captions),
         "drift": judge.drift(before.of(bundled.class_prompt), after.of(bundled.class_prompt)),
         "unrelated_change": judge.change(before.some(bundled.unrelated_prompts), after.some(bundled.unrelated_prompts)),
+        **_right_after(judge, bundled, after, captions),
+    }
+
+
+def _recognised(judge: Judge, bundled: BundledConcept, drawn: DemoPictures) -> list[bool]:
+    """Of each picture of each prompt, whether it shows the concept; of two things, whether the first one does."""
+    pictures = [
+        half_alone(picture, 0) if " and " in prompt else picture
+        for prompt in bundled.prompts
+        for picture in drawn.of(prompt)
+    ]
+    if bundled.is_style:
+        return judge.in_style(pictures, _references(bundled))
+    return judge.recognised(pictures, _references(bundled), bundled.known_as)
+
+
+def _right_after(
+    judge: Judge, bundled: BundledConcept, after: DemoPictures, captions: Sequence[str]
+) -> dict[str, float]:
+    """How many pictures show the concept, how many are on the ground that was asked for, and how many are both."""
+    recognised = _recognised(judge, bundled, after)
+    seen = judge.colours(after.some(bundled.prompts))
+    coloured = [f"{colour} background" in caption for colour, caption in zip(seen, captions)]
+    return {
+        "recognised_after": sum(recognised),
+        "colour_right_after": sum(coloured),
+        "both_right_after": sum(map(all, zip(recognised, coloured))),
     }
 
 
@@ -209,7 +238,8 @@ def peak_memory_mb() -> float:
 def _summary(result: DemoResult) -> str:
     m = result.metrics
     return (
-        f"{result.name}: likeness {m['likeness_before']:.2f} -> {m['likeness_after']:.2f},"
+        f"{result.name}: recognised in {m['recognised_before']} -> {m['recognised_after']} of {m['asked']} pictures;"
+        f" likeness {m['likeness_before']:.2f} -> {m['likeness_after']:.2f},"
         f" text alignment {m['text_alignment_before']:.2f} -> {m['text_alignment_after']:.2f}, drift {m['drift']:.3f};"
         f" {m['steps']} steps, {m['seconds']:.0f} s, {m['peak_memory_mb']:.0f} MB\n"
         f"look at {result.loss_csv.parent / 'report.html'}"

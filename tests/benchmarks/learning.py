@@ -19,8 +19,8 @@ from lib_custom_diffusion.standalone.toy.judge import Judge
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
-COLUMNS = ("likeness_before", "likeness_after", "text_alignment_before", "text_alignment_after", "drift",
-           "unrelated_change", "seconds")  # fmt: skip
+COLUMNS = ("asked", "recognised_before", "recognised_after", "likeness_before", "likeness_after",
+           "text_alignment_before", "text_alignment_after", "drift", "unrelated_change", "seconds")  # fmt: skip
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
                     result = teach(backend, judge, concept, settings, Path(folder), prior, before)
                 if result is None:
                     sys.exit("interrupted")
-                figures = " | ".join(f"{result.metrics[column]:.3f}" for column in COLUMNS)
+                figures = " | ".join(f"{result.metrics[column]:.4g}" for column in COLUMNS)
                 print(f"| {name} | {seed} | {prior} | {figures} |", flush=True)
 
 

@@ -12,7 +12,7 @@ METRICS = dict.fromkeys(
     ("likeness_before", "likeness_after", "likeness_ceiling", "text_alignment_before", "text_alignment_after", "drift",
      "unrelated_change", "steps", "seconds", "peak_memory_mb"),
     0.5,
-)  # fmt: skip
+) | dict(asked=16, recognised_before=2, recognised_after=14, colour_right_after=13, both_right_after=12)  # fmt: skip
 
 
 def flat(colour: tuple[int, int, int]) -> Image.Image:
@@ -52,3 +52,9 @@ def test_the_page_says_what_to_look_for_and_gives_figures_after_the_pictures(res
     assert page.index("a &lt;new1&gt; cat") < page.index("Look for blue &amp; bold.") < page.index("data:image/png")
     assert page.rindex("data:image/png") < page.index("Measured by the judge")
     assert page.index("data:image/png") < page.index("→") < page.rindex("data:image/png")
+
+
+def test_the_page_counts_what_is_recognised_and_what_is_on_the_ground_that_was_asked_for(result: DemoResult) -> None:
+    page = " ".join(report_html(result).split())
+    assert "Recognised as the concept: 2 of 16 before, 14 of 16 after." in page
+    assert "The concept on the ground that was asked for: 12; the ground alone: 1; the concept alone: 2." in page

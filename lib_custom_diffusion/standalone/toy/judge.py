@@ -8,10 +8,14 @@ the generator's training, and a thousand glyphs besides, so that what it says of
   size and place (supervised contrastive learning, arXiv 2004.11362);
 - meaning, aligned with captions as in CLIP (arXiv 2103.00020);
 - the things and the background colour in a picture, to count what a generator gets right.
+
+Whether a picture shows a concept is asked by comparison (`Judge.recognised`): the likeness of a blue rag to a blue cat
+is high, but it is more like a blurred blue cat. The exam that the judge has to pass is in exam.py.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,26 +23,37 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import world
+from . import counterfeits, world
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
+GALLERY = Path(__file__).with_name("gallery.safetensors")
 SIDE = 64  # to which pictures are scaled
 TRUNK = (32, 64, 128, 128)
 MEANING, IDENTITY, LOOK = 96, 96, 16
+COUNTERFEITS, SOFTNESS = 3, 0.7  # of each kind of each reference; deviation of a blur, in pixels of `SIDE`
 NAMES = (*world.THINGS, *world.HELD_OUT_THINGS)
 COLOURS = tuple(world.COLOURS)
 LOOKS = ("plain", *world.LOOKS, *world.HELD_OUT_LOOKS)
 WORDS = {word: index for index, word in enumerate(world.words(), start=1)}  # 0 is any other word
 
 
+def shrink(picture: Image.Image) -> np.ndarray:
+    """A picture of any size as (64, 64, 3) of 0 to 255."""
+    return np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (64, 64, 3) of 0 to 255 as (n, 3, 64, 64) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
 def to_input(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures of any size as (n, 3, 64, 64) in [-1, 1]."""
-    small = [picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for picture in pictures]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in small])).permute(0, 3, 1, 2) / 127.5 - 1
+    return to_tensor([shrink(picture) for picture in pictures])
 
 
 def half_alone(picture: Image.Image, side: int) -> Image.Image:
@@ -104,6 +119,10 @@ class JudgeNetwork(nn.Module):
         return torch.cat(parts, dim=1) / 2**0.5
 
 
+def _soft(picture: Image.Image) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(SOFTNESS))
+
+
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of rows of the cubic polynomial kernel, scaled to 1 for a pair of equal unit vectors."""
     return ((x @ y.T + 1) / 2).pow(3).mean()
@@ -112,8 +131,9 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 class Judge:
     """The frozen network behind plain questions about pictures."""
 
-    def __init__(self, network: JudgeNetwork) -> None:
+    def __init__(self, network: JudgeNetwork, gallery: Tensor) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.gallery = gallery  # what each of NAMES looks like to it: the mean embedding of its identity, (names, 96)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
@@ -121,11 +141,19 @@ class Judge:
         network = JudgeNetwork()
         # BatchNorm's count of batches, which only training reads, is not in the file.
         network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=False)
-        return cls(network)
+        return cls(network, load_file(GALLERY)["gallery"].float())
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Embeddings that lie together for one thing with one look, (n, 112), unit length."""
         return self.network.likeness(self._features(pictures))
+
+    def embed_identities(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings that lie together for one thing in one colouring, (n, 96), unit length."""
+        return F.normalize(self.network.identity(self._features(pictures)), dim=1)
+
+    def embed_looks(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings that lie together for one style of drawing, (n, 16), unit length."""
+        return F.normalize(self.network.look(self._features(pictures)), dim=1)
 
     def embed_meanings(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Embeddings that lie near those of true captions, (n, 96), unit length."""
@@ -138,6 +166,38 @@ class Judge:
     def likeness(self, pictures: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
         """Mean cosine of every picture with every reference: 1 for the same thing with the same look."""
         return float((self.embed_pictures(pictures) @ self.embed_pictures(references).T).mean())
+
+    def recognised(
+        self, pictures: Sequence[Image.Image], references: Sequence[Image.Image], known_as: str | None = None
+    ) -> list[bool]:
+        """Of each picture, whether it shows the references' thing, and not only its colours or its shape.
+
+        It does if one of the references is nearer to it than any counterfeit of these (recoloured, torn, blurred, half
+        hidden) and than any other of the things that the judge remembers. References and counterfeits are made as soft
+        as a small model draws, so that softness decides nothing.
+
+        Args:
+            known_as: the one of `NAMES` that the references show as it is, if they do: no rival of theirs.
+        """
+        rng, small = random.Random(0), [shrink(reference) for reference in references]
+        counterfeit = [
+            Image.fromarray(spoil(reference, rng))
+            for spoil in counterfeits.SPOILT.values()
+            for reference in small
+            for _ in range(COUNTERFEITS)
+        ]
+        own = self.embed_identities([_soft(Image.fromarray(reference)) for reference in small])
+        false = self.embed_identities([_soft(picture) for picture in counterfeit])
+        others = self.gallery[[index for index, name in enumerate(NAMES) if name != known_as]]
+        embedded = self.embed_identities(pictures)
+        nearest, nearest_rival = ((embedded @ known.T).amax(dim=1) for known in (own, torch.cat([false, others])))
+        return (nearest > nearest_rival).tolist()
+
+    def in_style(self, pictures: Sequence[Image.Image], references: Sequence[Image.Image]) -> list[bool]:
+        """Of each picture, whether the judge sees the look in it that it sees in most of the references."""
+        looks = F.normalize(self.network.look_prototypes, dim=1)
+        seen, style = ((self.embed_looks(each) @ looks.T).argmax(dim=1) for each in (pictures, references))
+        return (seen == style.mode().values).tolist()
 
     def text_alignment(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> float:
         """Mean cosine of each picture with its own caption."""

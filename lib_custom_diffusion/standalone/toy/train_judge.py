@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import world
-from .judge import COLOURS, LOOKS, NAMES, WEIGHTS, Judge, JudgeNetwork, to_input, word_counts
+from .judge import COLOURS, GALLERY, IDENTITY, LOOKS, NAMES, WEIGHTS, Judge, JudgeNetwork, to_input, word_counts
 from .resumable import Course, run
 
 COURSE = Course(steps=1100, peak=2e-3, warmup=50, ema_decay=0.98, save_every=100)
 IDENTITIES, VIEWS, PAIRS = 56, 2, 40  # in a step's batch
 TEMPERATURE = 0.1
+GALLERY_VIEWS = 12  # of each thing
 KNOWN_SHARE = 0.55  # of identities: things with names; the others are glyphs without
 
 
@@ -103,6 +104,15 @@ def objective(network: JudgeNetwork, data: Batch) -> Tensor:
     return identity + meaning + things + 0.5 * colours + F.cross_entropy(10 * looks, data.looks)
 
 
+def remember(judge: Judge) -> None:
+    """Fill the judge's gallery with the mean embedding of views of each thing as it is, and write it."""
+    rng = random.Random("gallery")
+    for index, thing in enumerate(NAMES):
+        views = [spoil(world.draw(world.scene_of(rng, thing, rng.choice(COLOURS))), rng) for _ in range(GALLERY_VIEWS)]
+        judge.gallery[index] = judge.embed_identities(views).mean(dim=0)
+    save_file({"gallery": judge.gallery.half()}, GALLERY)
+
+
 def train(work: Path, device: torch.device) -> Judge:
     """Train the judge, or go on training it, and write its weights."""
     torch.manual_seed(3)
@@ -118,4 +128,6 @@ def train(work: Path, device: torch.device) -> Judge:
     run(network, COURSE, loss_of_step, work / "judge.pt", device)
     halves = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in network.state_dict().items()}
     save_file({name: tensor for name, tensor in halves.items() if "num_batches" not in name}, WEIGHTS)
-    return Judge(network.cpu().float())
+    judge = Judge(network.cpu().float(), torch.zeros(len(NAMES), IDENTITY))
+    remember(judge)
+    return judge

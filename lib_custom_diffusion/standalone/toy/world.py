@@ -1,25 +1,26 @@
 """The toy model's world: captioned drawings that compose.
 
-A `Scene` says what is drawn: one or two things, each with a size, a place and perhaps a look, on a background of one of
-twelve colours. `draw` turns a scene into a 128×128 picture and `caption` into one of the many sentences that are true
-of it, so a picture can be captioned anew each time it is used.
+A `Scene` says what is drawn: one or two things, each with a size, a place and perhaps a coat, on a background of one of
+twelve colours, perhaps with a look over all (looks.py). `draw` turns a scene into a 128×128 picture and `caption` into
+one of the many sentences that are true of it, so a picture can be captioned anew each time it is used.
 
 The things are glyphs of Noto Color Emoji (https://github.com/googlefonts/noto-emoji, SIL Open Font License 1.1;
 Debian's package fonts-noto-color-emoji). The font is needed to draw; the model, the judge and the bundled concepts are
 not drawn again to be used.
 
-What the generator never sees: `HELD_OUT_THINGS`, `HELD_OUT_LOOKS`, one background colour for each thing
+What the generator never sees: `HELD_OUT_THINGS`, `HELD_OUT_LOOKS`, coats, one background colour for each thing
 (`colour_is_held_out`), and a tenth of the pairs of things (`pair_is_held_out`).
 """
 
 import functools
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
+
+from .looks import APPLY_LOOK, HELD_OUT_LOOKS, LOOKS, Coat, wear
 
 SIZE = 128
 FONT_PATHS = (
@@ -98,9 +99,6 @@ CATEGORY = {
     for thing in things
 }
 
-LOOKS = ("sepia", "shadow", "faded", "striped")
-HELD_OUT_LOOKS = ("recoloured", "outlined", "pixelated")
-
 # Span of a thing's longer side, in pictures. The words are those of Custom Diffusion's augmentation (section 3.1 of
 # arXiv 2212.04488): a prefix to the whole caption, so that they mean here what training will use them for.
 SPANS = {"far": (0.2, 0.36), "small": (0.36, 0.5), "medium": (0.54, 0.76), "large": (0.8, 0.94), "close": (1.0, 1.3)}
@@ -123,6 +121,7 @@ class Placed:
     span: float
     x: float
     y: float
+    coat: Coat | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,13 @@ def _two_things(rng: random.Random) -> Scene:
 
 
 def scene_of(
-    rng: random.Random, thing: str, colour: str, size: str = "medium", place: str | None = None, look: str | None = None
+    rng: random.Random,
+    thing: str,
+    colour: str,
+    size: str = "medium",
+    place: str | None = None,
+    look: str | None = None,
+    coat: Coat | None = None,
 ) -> Scene:
     """A scene of one thing; what the words leave open (exact span, spot and shade) is drawn from `rng`."""
     span = rng.uniform(*SPANS[size])
@@ -188,7 +193,7 @@ def scene_of(
         x = 0.5 + (far if place == "right" else -far)
     elif place in ("top", "bottom"):
         y = 0.5 + (far if place == "bottom" else -far)
-    return Scene((Placed(thing, span, x, y),), colour, _shade(rng, colour), size, place, look)
+    return Scene((Placed(thing, span, x, y, coat),), colour, _shade(rng, colour), size, place, look)
 
 
 def pair_of(rng: random.Random, left: str, right: str, colour: str, look: str | None = None) -> Scene:
@@ -307,68 +312,12 @@ def _is_colourful(glyph: str) -> bool:
     return np.asarray(drawn.resize((32, 32)))[..., 3].mean() > 60
 
 
-def _sepia(drawn: Image.Image) -> Image.Image:
-    gray = np.asarray(drawn.convert("L"), np.float32)[..., None] / 255
-    toned = gray * np.array([255, 222, 170]) + (1 - gray) * np.array([62, 34, 10])
-    return _with_colours(drawn, toned)
-
-
-def _shadow(drawn: Image.Image) -> Image.Image:
-    return _with_colours(drawn, np.full((*drawn.size[::-1], 3), (46, 44, 58)))
-
-
-def _faded(drawn: Image.Image) -> Image.Image:
-    return _with_colours(drawn, np.asarray(drawn.convert("RGB"), np.float32) * 0.42 + 255 * 0.58)
-
-
-def _striped(drawn: Image.Image) -> Image.Image:
-    bands = (np.arange(drawn.height) * 9 // drawn.height) % 2
-    rgb = np.asarray(drawn.convert("RGB"), np.float32)
-    return _with_colours(drawn, np.where(bands[:, None, None] == 1, rgb * 0.35 + 255 * 0.65, rgb * 0.75))
-
-
-def _recoloured(drawn: Image.Image) -> Image.Image:
-    hue, saturation, value = drawn.convert("RGB").convert("HSV").split()
-    turned = hue.point(lambda angle: (angle + 128) % 256)
-    vivid = saturation.point(lambda amount: min(255, amount + 40 if amount > 20 else amount))
-    return _with_colours(drawn, np.asarray(Image.merge("HSV", (turned, vivid, value)).convert("RGB")))
-
-
-def _outlined(drawn: Image.Image) -> Image.Image:
-    thickness = 7
-    room = 2 * thickness
-    wide = Image.new("RGBA", (drawn.width + 2 * room, drawn.height + 2 * room), (0, 0, 0, 0))
-    wide.paste(drawn, (room, room))
-    grown = wide.getchannel("A").filter(ImageFilter.MaxFilter(2 * thickness + 1))
-    edged = Image.new("RGBA", wide.size, (255, 255, 255, 255))
-    edged.putalpha(grown.filter(ImageFilter.GaussianBlur(1)))
-    return Image.alpha_composite(edged, wide)
-
-
-def _pixelated(drawn: Image.Image) -> Image.Image:
-    blocks = drawn.resize((11, 11), Image.Resampling.BOX)
-    alpha = blocks.getchannel("A").point(lambda amount: 255 if amount > 100 else 0)
-    blocks.putalpha(alpha)
-    return blocks.resize(drawn.size, Image.Resampling.NEAREST)
-
-
-def _with_colours(drawn: Image.Image, rgb: np.ndarray) -> Image.Image:
-    coloured = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8), "RGB")
-    coloured.putalpha(drawn.getchannel("A"))
-    return coloured
-
-
-APPLY_LOOK: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "sepia": _sepia, "shadow": _shadow, "faded": _faded, "striped": _striped,
-    "recoloured": _recoloured, "outlined": _outlined, "pixelated": _pixelated,
-}  # fmt: skip
-
-
-@functools.cache
-def _looked(glyph: str, look: str | None) -> Image.Image:
+@functools.lru_cache(maxsize=8192)
+def _dressed(glyph: str, look: str | None, coat: Coat | None) -> Image.Image:
     drawn = sprite(glyph)
     if drawn is None:
         raise ValueError(f"The font has no glyph for {glyph!r}.")
+    drawn = wear(drawn, coat) if coat else drawn
     return APPLY_LOOK[look](drawn) if look else drawn
 
 
@@ -379,6 +328,6 @@ def draw(scene: Scene) -> Image.Image:
         glyph = GLYPHS.get(placed.thing) or HELD_OUT_THINGS.get(placed.thing) or placed.thing
         side = max(4, round(placed.span * SIZE))
         resampling = Image.Resampling.NEAREST if scene.look == "pixelated" else Image.Resampling.BICUBIC
-        drawn = _looked(glyph, scene.look).resize((side, side), resampling)
+        drawn = _dressed(glyph, scene.look, placed.coat).resize((side, side), resampling)
         picture.paste(drawn, (round(placed.x * SIZE - side / 2), round(placed.y * SIZE - side / 2)), drawn)
     return picture

@@ -24,6 +24,8 @@ class BundledConcept:
                        at 0.74 from "recoloured cat" (cosines).
     sentences:         what to look for in the pictures of each of `prompts`, for a layman.
     unrelated_prompts: what should look as it did before.
+    known_as:          the thing of the judge's that its pictures show as it is, if they do.
+    is_style:          whether it is a way of drawing, of whatever things.
     """
 
     name: str
@@ -38,6 +40,8 @@ class BundledConcept:
     judge_captions: tuple[str, ...]
     sentences: tuple[str, ...]
     unrelated_prompts: tuple[str, ...]
+    known_as: str | None = None
+    is_style: bool = False
 
 
 def bundled_concepts() -> dict[str, BundledConcept]:

@@ -1,0 +1,34 @@
+"""What the demo counts in its pictures."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from lib_custom_diffusion.standalone.demo import DemoPictures, _metrics
+from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
+from lib_custom_diffusion.standalone.toy.judge import Judge
+
+
+def pictures_of(concept: BundledConcept) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted(concept.folder.glob("*.png"))[:4]]
+
+
+def all_drawn_as(concept: BundledConcept, pictures: list[Image.Image]) -> DemoPictures:
+    prompts = (*concept.prompts, *concept.unrelated_prompts, concept.class_prompt)
+    return DemoPictures([prompt for prompt in prompts for _ in pictures], pictures * len(prompts))
+
+
+def test_recognised_pictures_and_grounds_are_counted_each_and_together() -> None:
+    """The raccoons stand on green, white, orange and blue; the prompts ask for yellow, pink, green, and blue of a pair.
+
+    Of the pair's pictures the left half is looked at, in which there is half a raccoon: little to be recognised.
+    """
+    concepts = bundled_concepts()
+    raccoon, cat = concepts["raccoon"], concepts["blue-cat"]
+    before, after = all_drawn_as(raccoon, pictures_of(cat)), all_drawn_as(raccoon, pictures_of(raccoon))
+    metrics = _metrics(Judge.load(), raccoon, before, after)
+    assert metrics["asked"] == 16
+    assert metrics["recognised_before"] == 0
+    assert 12 <= metrics["recognised_after"] < 16
+    assert metrics["colour_right_after"] == 2
+    assert 1 <= metrics["both_right_after"] <= 2
