@@ -402,5 +402,10 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
     _add_model(command)
     add = command.add_argument
     add("--deltas_dir", type=Path, default=Path("deltas"), help="folder with deltas, where results go, too")
+    add("--models_dir", type=Path, help="folder with checkpoints that can be chosen on the page")
     add("--port", type=int, default=7860, help="port of the page; 0 for any that is free")
-    add("--listen", metavar="ADDRESS", help="serve other computers as well, at this address; there is no password")
+    add(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve other computers as well, at this address; whoever has the token that is printed",
+    )

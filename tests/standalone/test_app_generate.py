@@ -28,7 +28,7 @@ def history(tmp_path: Path) -> PromptHistory:
 @pytest.fixture
 def made(model: Path, tmp_path: Path, history: PromptHistory) -> dict[str, Part]:
     with gr.Blocks() as blocks:
-        add_generate_tab(Models(), str(model), tmp_path / "deltas", Jobs(threading.Lock()), Lists(), history)
+        add_generate_tab(Models(str(model)), tmp_path / "deltas", Jobs(threading.Lock()), Lists(), history)
     return parts(blocks)
 
 

@@ -28,12 +28,10 @@ class Page:
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.deltas, self.logs, self.sent = folder / "deltas", folder / "training", []
-        self.models = Models()
+        self.models = Models(str(model))
         self.jobs = Jobs(self.models.lock)
         with gr.Blocks() as self.blocks:
-            build_train_tab(
-                self.jobs, self.models, str(model), self.deltas, self.logs, lambda *parts: self.sent.append(parts)
-            )
+            build_train_tab(self.jobs, self.models, self.deltas, self.logs, lambda *parts: self.sent.append(parts))
         self.parts: dict[str, Part] = parts(self.blocks)
 
     def press(self, button: str, **entered: Any) -> list[Any]:

@@ -31,9 +31,7 @@ _BATCH = 4  # as the command's, for the same pictures: a batch's size has a part
 _EXAMPLE = "a cat on a red background"
 
 
-def add_generate_tab(
-    models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory
-) -> gr.Textbox:
+def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory) -> gr.Textbox:
     """Make the tab where gradio is building one; returns the field of the prompt."""
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -90,7 +88,7 @@ def add_generate_tab(
             sampling = _sampling(negative, steps, scale, width, height)
             asked = _number(count, "number of pictures", 1, MAX_PICTURES)
             first = int(seed) if seed is not None and seed >= 0 else random.randrange(2**32)
-            job = jobs.start(lambda job: _draw(models, model, deltas_dir, job, prompt or "", sampling, first, asked))
+            job = jobs.start(lambda job: _draw(models, deltas_dir, job, prompt or "", sampling, first, asked))
             for progress in job.watch():
                 yield same, progress, same
             pictures = job.result()
@@ -159,14 +157,14 @@ def _seeds(first: int, count: int) -> str:
 
 
 def _draw(
-    models: Models, model: str, deltas_dir: Path, job: Job, prompt: str, sampling: Sampling, seed: int, count: int
+    models: Models, deltas_dir: Path, job: Job, prompt: str, sampling: Sampling, seed: int, count: int
 ) -> list[Path]:
     """The pictures, as files in a folder of their own that the page reads them from."""
     if not prompt.strip():
         raise UserError(f"write a prompt, such as {_EXAMPLE}")
     deltas = find_deltas(prompt, deltas_dir)
     job(0, 0, "Loading the model")
-    backend = models.get(model)
+    backend = models.get()
     steps = itertools.count()
     total = sampling.steps * math.ceil(count / sampling.batch_size)
     folder = Path(tempfile.mkdtemp(prefix="custom-diffusion-"))

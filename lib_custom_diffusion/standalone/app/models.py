@@ -1,32 +1,66 @@
-"""The models that the page works with: loaded once, used by one job at a time."""
+"""The model that the page works with: loaded once, used by one job at a time, and exchanged for another."""
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import torch
 
+from ...delta import SUFFIX
+from ...errors import UserError
 from ..diffusers_backend import DiffusersBackend
-from ..models import best_device, load_model
+from ..models import CHECKPOINT_SUFFIXES, best_device, load_model
 
 
 class Models:
-    """Loaded models by name. Whoever computes on one holds `lock`. The arguments are those of `load_model`."""
+    """The model that the page works with, one at a time. Whoever computes on it, or chooses another, holds `lock`.
 
-    def __init__(self, vae: Path | None = None, prediction_type: str | None = None) -> None:
-        self._vae, self._prediction_type = vae, prediction_type
+    models_dir: a folder with checkpoints to choose from; the other arguments are those of `load_model`.
+    """
+
+    def __init__(
+        self, name: str, models_dir: Path | None = None, vae: Path | None = None, prediction_type: str | None = None
+    ) -> None:
+        self.name, self._started_with = name, name
+        self._models_dir, self._vae, self._prediction_type = models_dir, vae, prediction_type
         self.lock = threading.Lock()
-        self._loaded: dict[str, DiffusersBackend] = {}
+        self.loaded: DiffusersBackend | None = None
 
-    def loaded(self, name: str) -> DiffusersBackend | None:
-        """The model, if it is loaded."""
-        return self._loaded.get(name)
-
-    def get(self, name: str) -> DiffusersBackend:
+    def get(self) -> DiffusersBackend:
         """The model, loaded if it is not yet: in half precision on a GPU. Raises UserError as `load_model` does."""
-        if name not in self._loaded:
-            device = best_device()
-            dtype = torch.float16 if device.type == "cuda" else torch.float32
-            self._loaded[name] = load_model(name, dtype, device, self._vae, self._prediction_type)
-        return self._loaded[name]
+        if self.loaded is None:
+            self.loaded = self._load(self.name)
+        return self.loaded
+
+    def names(self) -> list[str]:
+        """What can be chosen: the model that the app was started with, the toy, and what is in the models' folder."""
+        return list(dict.fromkeys([self._started_with, "toy", *self._in_folder()]))
+
+    def choose(self, name: str) -> None:
+        """Load the model of that name in the place of the other. Raises UserError, and keeps it, if that cannot be."""
+        found = self._in_folder()
+        if name not in self.names():
+            raise UserError(f"there is no model {name!r} to choose")
+        self.loaded = self._load(str(found.get(name, name)))
+        self.name = name
+
+    def _load(self, name: str) -> DiffusersBackend:
+        device = best_device()
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        return load_model(name, dtype, device, self._vae, self._prediction_type)
+
+    def _in_folder(self) -> dict[str, Path]:
+        """Checkpoint files and folders in diffusers' layout, by their paths below the models' folder."""
+        found: dict[str, Path] = {}
+        for root, folders, files in os.walk(self._models_dir or os.devnull):
+            if "model_index.json" in files:
+                found[Path(root).relative_to(str(self._models_dir)).as_posix()] = Path(root)
+                folders.clear()
+                continue
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            for file in sorted(files):
+                if file.lower().endswith(CHECKPOINT_SUFFIXES) and not file.startswith(".") and SUFFIX not in file:
+                    found[Path(root, file).relative_to(str(self._models_dir)).as_posix()] = Path(root, file)
+        return found

@@ -11,9 +11,11 @@ import gradio as gr
 
 from ...deltas_folder import find_delta
 from ...errors import Interrupted, UserError
+from ...training.recipes import RECIPES, TOY_RECIPES
 from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
+from ...ui.training_fields import FormFields
 from ...ui.training_page import error_html
 from ...ui.utilities import Action, Host, Lists, Outcome, Results, add_utilities, shown
 from .drawing import before_each_step
@@ -31,27 +33,48 @@ _TRAINING = Path("training")
 """Where logs and checkpoints of trainings go, and earlier prompts, from the working directory."""
 
 
-def build(models: Models, model: str, deltas_dir: Path) -> gr.Blocks:
-    """The page for the model of that name and the deltas in that folder. Fonts are the system's: nothing is fetched."""
+def build(models: Models, deltas_dir: Path) -> gr.Blocks:
+    """The page for these models and the deltas in that folder. Fonts are the system's: nothing is fetched."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     jobs, lists, history = Jobs(models.lock), Lists(), PromptHistory(_TRAINING / "prompts.json")
     with gr.Blocks(title="Custom Diffusion", css=_css(), theme=theme, analytics_enabled=False) as blocks:
-        gr.HTML(
-            f"<h1>Custom Diffusion</h1><p>Model: <b>{html.escape(model)}</b>. Deltas are in"
-            f" <code>{html.escape(str(deltas_dir.resolve()))}</code>.</p>",
-            elem_id="cd_head",
-        )
+        with gr.Row(elem_id="cd_head"):
+            gr.HTML(f"<h1>Custom Diffusion</h1><p>Deltas: <code>{html.escape(str(deltas_dir.resolve()))}</code></p>")
+            model = gr.Dropdown(label="Checkpoint", choices=models.names(), value=models.name, elem_id="cd_model")
+            lists.add(model, models.names, "cd_model_refresh")
+        told = gr.HTML(elem_id="cd_model_told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                prompt = add_generate_tab(models, model, deltas_dir, jobs, lists, history)
+                prompt = add_generate_tab(models, deltas_dir, jobs, lists, history)
             with gr.Tab("Train", id="train"):
-                build_train_tab(
-                    jobs, models, model, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
+                fields = build_train_tab(
+                    jobs, models, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
                 )
             with gr.Tab("Utilities", id="utilities"):
-                add_utilities(_host(models, model, deltas_dir, jobs, lists), SECTIONS)
+                add_utilities(_host(models, deltas_dir, jobs, lists), SECTIONS)
         lists.ask_when_opened()
+        _let_choose(models, jobs, model, told, fields)
     return blocks
+
+
+def _let_choose(models: Models, jobs: Jobs, model: gr.Dropdown, told: gr.HTML, fields: FormFields) -> None:
+    """Have a choice of the checkpoint load it, and fill in the preset that suits it."""
+    filled = [fields.preset, *fields.filled.values()]
+
+    def choose(name: str) -> Iterator[list[Any]]:
+        same = [gr.update() for _ in filled]
+        job = jobs.start(lambda _job: models.choose(name))
+        for _ in job.watch():
+            yield [gr.update(), f"<p>Loading {html.escape(name)}…</p>", *same]
+        try:
+            job.result()
+        except UserError as error:
+            yield [models.name, error_html(error), *same]
+            return
+        preset = next(iter(TOY_RECIPES if name == "toy" else RECIPES))
+        yield [gr.update(), "", preset, *fields.filled_by(preset)]
+
+    model.input(fn=choose, inputs=[model], outputs=[model, told, *filled], show_progress=False)
 
 
 def _send(button: gr.Button, text: gr.Textbox, prompt: gr.Textbox, tabs: gr.Tabs) -> None:
@@ -62,22 +85,22 @@ def _send(button: gr.Button, text: gr.Textbox, prompt: gr.Textbox, tabs: gr.Tabs
     )  # fmt: skip
 
 
-def _host(models: Models, model: str, deltas_dir: Path, jobs: Jobs, lists: Lists) -> Host:
+def _host(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists) -> Host:
     return Host(
         deltas_dir=deltas_dir,
-        backend=lambda _sampler: models.get(model),
+        backend=lambda _sampler: models.get(),
         samplers=(),
         templates=bundled_templates(),
-        bind=lambda action, results: _bind(models, model, jobs, action, results),
+        bind=lambda action, results: _bind(models, jobs, action, results),
         open_delta=lambda button, delta: _open_delta(button, delta, deltas_dir),
         interrupt=jobs.interrupt,
         lists=lists,
     )
 
 
-def _bind(models: Models, model: str, jobs: Jobs, action: Action, results: Results) -> None:
+def _bind(models: Models, jobs: Jobs, action: Action, results: Results) -> None:
     def work(job: Job[Outcome], *values: Any) -> Outcome:
-        with before_each_step(models.get(model), job.check):
+        with before_each_step(models.get(), job.check):
             return action.run(job, *values)
 
     def run(*values: Any) -> Iterator[tuple[Any, Any, Any, Any, str]]:

@@ -52,11 +52,11 @@ def ui(options: argparse.Namespace) -> int:
             flush=True,
         )
     options.deltas_dir.mkdir(parents=True, exist_ok=True)
-    models = Models(options.vae, options.prediction_type)
-    models.get(options.model)  # a mistake in its name is told here, not on the page
+    models = Models(options.model, options.models_dir, options.vae, options.prediction_type)
+    models.get()  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
-        app = application(build(models, options.model, options.deltas_dir), address, token)
+        app = application(build(models, options.deltas_dir), address, token)
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"

@@ -35,13 +35,9 @@ _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 @dataclass(frozen=True)
 class _Place:
-    """What trainings work on, and where things go: deltas, and logs with checkpoints.
-
-    model: its name, for `models`.
-    """
+    """What trainings work on, and where things go: deltas, and logs with checkpoints."""
 
     models: Models
-    model: str
     deltas_dir: Path
     logs: Path
 
@@ -52,7 +48,7 @@ class _Place:
 
     def note(self, preset: str, folder: str) -> str:
         """What is said of a preset."""
-        backend = self.models.loaded(self.model)
+        backend = self.models.loaded
         loaded = Loaded(backend.architecture, backend.resolution) if backend else None
         return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, self.timings)
 
@@ -93,15 +89,15 @@ class _Training:
 
 
 def build_train_tab(
-    jobs: Jobs, models: Models, model: str, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None]
-) -> None:
-    """Make the tab where gradio is building one.
+    jobs: Jobs, models: Models, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None]
+) -> FormFields:
+    """Make the tab where gradio is building one; returns its form.
 
     logs: the folder for logs, copies and checkpoints.
     send: has a click on the button bring the text box's prompt to where pictures are drawn.
     """
-    place = _Place(models, model, deltas_dir, logs)
-    presets = {**(TOY_RECIPES if model == "toy" else {}), **RECIPES}
+    place = _Place(models, deltas_dir, logs)
+    presets = {**TOY_RECIPES, **RECIPES} if models.name == "toy" else {**RECIPES, **TOY_RECIPES}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
             face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
@@ -141,6 +137,7 @@ def build_train_tab(
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
+    return fields
 
 
 def _word(number: int) -> dict[str, Any]:
@@ -215,7 +212,7 @@ def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[
     def work(job: Job[str]) -> str:
         plan = _entered(fields, values)
         plan.check_settings(PAGE)
-        host = Host(place.models.get(place.model), Path())
+        host = Host(place.models.get(), Path())
         return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
     job = jobs.start(work)
@@ -240,7 +237,7 @@ def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
     plan.check_settings(PAGE)
     folder = dated_folder(place.logs, plan, PAGE)
     target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
-    host = Host(place.models.get(place.model), folder, target, copies=True)
+    host = Host(place.models.get(), folder, target, copies=True)
     report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen), place.timings)
     return outcome_of(report, report.result.files[1:], resumable=report.interrupted)
 

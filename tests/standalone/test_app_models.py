@@ -1,0 +1,43 @@
+"""The app's models: what can be chosen, and that a choice that fails keeps the model that there was."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.app.models import Models
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    """A model in diffusers' layout, a damaged file, a delta, and what is hidden."""
+    shutil.copytree(model, tmp_path / "models" / "small" / "one")
+    for name in ("damaged.safetensors", "cat.delta.safetensors", ".hidden.ckpt", "notes.txt"):
+        (tmp_path / "models" / name).write_bytes(b"nothing of the kind")
+    return tmp_path / "models"
+
+
+def test_checkpoints_below_the_folder_can_be_chosen(model: Path, folder: Path) -> None:
+    assert Models(str(model), folder).names() == [str(model), "toy", "damaged.safetensors", "small/one"]
+    assert Models("toy").names() == ["toy"] and Models("toy", folder / "nowhere").names() == ["toy"]
+
+
+def test_the_chosen_model_takes_the_place_of_the_other(model: Path, folder: Path) -> None:
+    models = Models(str(model), folder)
+    first = models.get()
+    models.choose("small/one")
+    assert models.name == "small/one" and models.get() is not first and models.get().name == "one"
+    models.choose(str(model))
+    assert models.get().name == model.stem
+
+
+@pytest.mark.parametrize("name", ["damaged.safetensors", "../models/small/one", "/etc/passwd", "cat.delta.safetensors"])
+def test_what_cannot_be_chosen_keeps_the_model_that_there_was(model: Path, folder: Path, name: str) -> None:
+    models = Models(str(model), folder)
+    first = models.get()
+    with pytest.raises(UserError):
+        models.choose(name)
+    assert models.name == str(model) and models.get() is first
