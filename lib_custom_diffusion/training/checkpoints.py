@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from .identity import Identity
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
-_HALF_SAVE = re.compile(r"\.checkpoint-\d+\.tmp")
+_HALF_SAVE = re.compile(r"\.(?:removed-)?checkpoint-\d+\.tmp")
 _HALF_FILE = re.compile(r"\.(?:.+\.safetensors|.+\.pt|.+\.csv|config\.json)\.(?:[a-z0-9_]{8}|new)\.tmp")
 """What `write_atomically` calls a file of ours until it is whole; anything else in the folder is somebody's."""
 
@@ -93,8 +93,7 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     if keep is not None:
         others = [path for path in _checkpoints(folder) if path != final]
         others.sort(key=lambda path: (_step_of(path) < state.step, _step_of(path)))
-        for old in others[: len(others) - (keep - 1)]:
-            shutil.rmtree(old)
+        remove(others[: len(others) - (keep - 1)])
     return final
 
 
@@ -142,9 +141,16 @@ def results_in(folder: Path, name: str) -> list[Path]:
 
 
 def remove(paths: Sequence[Path]) -> None:
-    """Take checkpoints and files of a training that is replaced off the disk."""
+    """Take checkpoints and files of a training off the disk. What is half removed is no longer called a checkpoint."""
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            aside = path.with_name(f".removed-{path.name}.tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(OSError):  # another program has a file of it open
+                path.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_identity(checkpoint: Path) -> tuple[int, Identity]:

@@ -91,6 +91,32 @@ def test_what_a_killed_run_has_left_is_cleared_away_and_a_save_it_was_replacing_
     ]  # fmt: skip
 
 
+def test_a_run_that_is_killed_while_it_removes_saves_leaves_none_that_lacks_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path, **_: object) -> None:
+        if folder.is_dir():
+            next(folder.iterdir()).unlink()
+            raise Killed
+
+    for remove in (
+        lambda: save_checkpoint(tmp_path, "x", Delta({}), TrainingState(20, {}, {}, IDENTITY), keep=1),
+        lambda: checkpoints.remove(checkpoints.results_in(tmp_path, "x")),
+    ):
+        save_checkpoint(tmp_path, "x", Delta({}), TrainingState(10, {}, {}, IDENTITY))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.shutil, "rmtree", killed)
+            with pytest.raises(Killed):
+                remove()
+        for save in tmp_path.glob("checkpoint-*"):
+            checkpoints.load_state(save)
+        clean_up(tmp_path)
+        assert all(path.name.startswith("checkpoint-") for path in tmp_path.iterdir())
+
+
 def test_a_folder_that_another_process_trains_into_is_refused(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from lib_custom_diffusion.storage import FolderLock\n"
