@@ -30,6 +30,7 @@ from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_bins
+from .follow_up import command
 from .generate import draw
 from .hub import Repository, card
 from .models import HUB_NAME, best_device, load_model
@@ -200,7 +201,7 @@ def _tell(report: Report, model: str) -> None:
         return
     print(*(f"wrote {path}" for path in report.result.files), sep="\n")
     prompt = report.prompt.rpartition(" <delta:")[0]
-    print(f'try it: python -m lib_custom_diffusion generate --model {model} --prompt "{prompt} <delta:{report.delta}>"')
+    print(f"try it: {command('generate', '--model', model, '--prompt', f'{prompt} <delta:{report.delta}:1>')}")
 
 
 def draw_regularization(

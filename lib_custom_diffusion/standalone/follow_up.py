@@ -1,0 +1,23 @@
+"""Commands that are printed for people to run next, quoted so that they run as printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+_PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
+
+
+def command(*arguments: object) -> str:
+    """`python -m lib_custom_diffusion` with the arguments, for this system's shell."""
+    quote = _for_windows if sys.platform == "win32" else shlex.quote
+    return " ".join(["python -m lib_custom_diffusion", *(quote(str(argument)) for argument in arguments)])
+
+
+def _for_windows(argument: str) -> str:
+    """In double quotes, within which < and > are letters; a quote in it gets a backslash, as C's runtime reads it."""
+    if _PLAIN.fullmatch(argument):
+        return argument
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', argument)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
