@@ -32,6 +32,9 @@ _PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     ),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_PARTS_OF_SDXL = (*_PARTS, "text_encoder_2", "tokenizer_2")
+"""What a pipeline cannot do without."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -85,7 +88,9 @@ def load_model(
 
 def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline:
     kind, options = _pipeline_kind(folder)
+    options = dict(options)
     variant = "fp16" if _has_only_variant(folder / "unet") else None
+    options["use_safetensors"] = None if any(folder.glob("*/*.safetensors")) else False  # else diffusers complains
     try:
         pipeline = kind.from_pretrained(folder, local_files_only=True, variant=variant, **options)
     except Exception as error:  # of damaged files and settings, by diffusers, transformers, tokenizers, torch, json
@@ -129,9 +134,13 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{folder} is no diffusers model: it has no model_index.json")
-    kind = str(_json(index).get("_class_name", ""))
+    content = _json(index)
+    kind = str(content.get("_class_name", ""))
     if kind not in _PIPELINES:
         raise UserError(f"{folder} is a {kind or 'model of unknown kind'}; only {USABLE} can be used")
+    for part in _PARTS if kind == "StableDiffusionPipeline" else _PARTS_OF_SDXL:
+        if not isinstance(content.get(part), list) or None in content[part]:
+            raise UserError(f"{folder} isn't whole: its model_index.json names no {part}")
     unet = _json(folder / "unet" / "config.json")
     refuse_channels(str(folder), unet.get("in_channels", 4), unet.get("out_channels", 4))
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):

@@ -82,7 +82,7 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     """
     weights = read_weights(path)
     refuse_other_kinds(weights)
-    described = read_description(path.with_suffix(".yaml"))
+    described = read_description(_description_of(path, weights.tensors))
     if is_sdxl(weights.tensors):
         return _load_sdxl(weights, described, vae, prediction_type)
     tensors = {_renamed(name): tensor for name, tensor in weights.tensors.items()}
@@ -143,6 +143,16 @@ def _check_width(path: Path, unet: UNet2DConditionModel, width: int) -> None:
 
 def _autoencoder(path: Path, tensors: Tensors, vae: Path | None, scale: float) -> AutoencoderKL:
     return load_autoencoder(path, _part(tensors, VAE_PREFIX), scale) if vae is None else load_vae(vae, scale)
+
+
+def _description_of(path: Path, tensors: Tensors) -> Path:
+    """The .yaml of a checkpoint: that beside it, or for a copy of the toy, which its vocabulary tells, the toy's."""
+    beside = path.with_suffix(".yaml")
+    words = tensors.get(f"{TEXT_PREFIX}text_model.embeddings.token_embedding.weight")
+    if beside.is_file() or words is None:
+        return beside
+    config = CLIPTextConfig.from_pretrained(toy.CONFIG / "text_encoder")
+    return toy.CHECKPOINT_CONFIG if words.shape == (config.vocab_size, config.hidden_size) else beside
 
 
 def read_description(path: Path) -> Described:
@@ -303,7 +313,7 @@ def _clip(
         )
     folder = described.folder / str(described.text.get("version", ""))
     if not (folder / "vocab.json").is_file():
-        folder = toy.CONFIG / "tokenizer"
+        folder = toy.CONFIG / "tokenizer"  # a .yaml of the toy that was copied without it
         if words == clip.WORDS:
             return _text_model(path, config, own.get), clip.tokenizer(positions=config["max_position_embeddings"])
         if CLIPTextConfig.from_pretrained(folder).vocab_size != words:

@@ -79,6 +79,24 @@ def test_a_torn_file_and_one_that_git_lfs_did_not_bring_are_told_by_name(folder:
     assert "config.json is missing" in refusal(folder)
 
 
+def test_a_folder_whose_index_names_no_part_that_is_needed_is_not_whole(folder: Path) -> None:
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"_class_name": "StableDiffusionXLPipeline"}))
+    assert "names no text_encoder_2" in refusal(folder)
+    index.write_text(json.dumps(content | {"text_encoder": [None, None]}))
+    assert "names no text_encoder" in refusal(folder)
+
+
+def test_a_folder_of_bin_files_alone_loads_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipeline = stable_diffusion_2()
+    pipeline.save_pretrained(tmp_path / "model", safe_serialization=False)
+    capfd.readouterr()
+    ours = load_model(str(tmp_path / "model")).unet.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in pipeline.unet.state_dict().items())
+    assert "error" not in "".join(capfd.readouterr()).lower()
+
+
 def test_what_is_no_name_of_the_hub_never_asks_the_hub(offline: list[str], tmp_path: Path) -> None:  # noqa: F811
     for name in (
         tmp_path / "missing", tmp_path / "missing.safetensors", "models/missing.ckpt", "missing", "a/b/c", "./a/b",

@@ -255,13 +255,13 @@ def test_a_damaged_yaml_is_told(yaml: str, tmp_path: Path) -> None:
 def test_copies_of_the_toy_are_the_toy_with_its_yaml_and_without(tmp_path: Path) -> None:
     original = toy.load()
     shutil.copy(toy.CHECKPOINT, tmp_path / "copy.safetensors")
-    without = load_checkpoint(tmp_path / "copy.safetensors")
-    assert_same_tensors(without, original)
-    assert len(without.tokenizer) == 1099
-    shutil.copy(toy.CHECKPOINT_CONFIG, tmp_path / "copy.yaml")
-    loaded = load_checkpoint(tmp_path / "copy.safetensors")
-    assert loaded.vae.config.scaling_factor == 1.0
-    assert loaded.unet.config.attention_head_dim == 4
+    for _ in range(2):
+        loaded = load_checkpoint(tmp_path / "copy.safetensors")
+        assert_same_tensors(loaded, original)
+        assert loaded.tokenizer.get_vocab() == original.tokenizer.get_vocab()
+        assert loaded.vae.config.scaling_factor == original.vae.config.scaling_factor
+        assert loaded.unet.config.attention_head_dim == original.unet.config.attention_head_dim
+        shutil.copy(toy.CHECKPOINT_CONFIG, tmp_path / "copy.yaml")
 
 
 def test_a_vocabulary_of_its_own_is_found_by_the_yaml_or_asked_for(tmp_path: Path) -> None:
