@@ -17,7 +17,12 @@ _ATTENTION = "sdp-no-mem - scaled dot product without memory efficient attention
 
 
 def refuse_untrainable(model: nn.Module) -> None:
-    """Raise UserError where the host's settings do not allow training."""
+    """Raise UserError where the host, or its settings, do not allow training."""
+    if hasattr(model, "forge_objects"):
+        raise UserError(
+            "Forge and reForge keep their models in a form that cannot be trained here; train in AUTOMATIC1111's WebUI"
+            " or with `python -m lib_custom_diffusion ui`, and use the delta here"
+        )
     if getattr(model, "lowvram", False):
         raise UserError("training needs the whole model on the GPU; start the WebUI without --medvram and --lowvram")
     if getattr(devices, "fp8", False):

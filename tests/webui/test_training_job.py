@@ -74,6 +74,15 @@ def test_a_precision_that_cannot_be_trained_in_is_refused(host, plan, monkeypatc
         train(plan)
 
 
+def test_forge_and_reforge_are_told_where_to_train_before_anything_is_read(host, plan, tmp_path):
+    host.forge_objects = host.first_stage_model = None
+    with pytest.raises(
+        UserError, match=r"Forge and reForge .* cannot be trained here; train in AUTOMATIC1111's WebUI or"
+    ):
+        train(plan, str(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
+
+
 def test_it_leaves_what_the_host_looks_for(host, plan, tmp_path):
     before = predict(host)
     done = train(replace(plan, checkpointing_steps=3), str(tmp_path / "log"))

@@ -66,13 +66,12 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def score(likeness: float, before: float, greatest: float, obedience: float) -> float:
+def score(likeness: float, greatest: float, obedience: float) -> float:
     """One number to choose among deltas by: the harmonic mean of what was learned and what prompts still do, 0 to 1.
 
-    likeness:  the image alignment with the delta; before: without it; greatest: of the concept's own pictures.
+    likeness:  the image alignment with the delta; greatest: of the concept's own pictures.
     obedience: what prompts do with the delta, as a share of what they do without it.
-    A delta that was trained too little has learned nothing, one that was trained too long ignores the prompt.
+    A delta that was trained too little is little like the concept, one that was trained too long ignores the prompt.
     """
-    learned = (likeness - before) / (greatest - before) if greatest > before else 1.0
-    parts = [min(max(part, 0.0), 1.0) for part in (learned, obedience)]
+    parts = [min(max(part, 0.0), 1.0) for part in (likeness / max(greatest, 1e-6), obedience)]
     return 2 * parts[0] * parts[1] / sum(parts) if all(parts) else 0.0

@@ -99,7 +99,7 @@ class Measuring:
         else:
             obedience = measures.told_apart / alone.told_apart
         greatest = likeness_of_references(self.references)
-        return score(measures.image_alignment, alone.image_alignment, greatest, obedience)
+        return score(measures.image_alignment, greatest, obedience)
 
     def _measure(self, questions: Sequence[Question], delta: Delta | None) -> tuple[list[Image.Image], Measures]:
         asked = [question for question in questions for _ in self.seeds]

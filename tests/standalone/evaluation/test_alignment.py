@@ -69,14 +69,14 @@ def test_kernel_distance_is_nought_on_average_for_pictures_of_one_kind() -> None
 @pytest.mark.parametrize(
     ("likeness", "obedience", "expected"),
     [
-        (0.5, 1.0, 0.0),  # nothing was learned
-        (0.7, 1.0, 2 / 3),  # half of the way from 0.5 to 0.9: harmonic mean of 0.5 and 1
-        (0.9, 0.5, 2 / 3),
-        (0.9, 0.0, 0.0),  # prompts are ignored
-        (0.9, 1.0, 1.0),
-        (1.0, 1.3, 1.0),  # more than all counts as all
-        (0.4, -0.2, 0.0),
+        (0.0, 1.0, 0.0),  # nothing was learned
+        (0.4, 1.0, 2 / 3),  # half as like as the concept's own pictures: harmonic mean of 0.5 and 1
+        (0.8, 0.5, 2 / 3),
+        (0.8, 0.0, 0.0),  # prompts are ignored
+        (0.8, 1.0, 1.0),
+        (0.9, 1.3, 1.0),  # more than all counts as all
+        (-0.1, -0.2, 0.0),
     ],
 )
 def test_score_wants_both_likeness_and_obedience(likeness: float, obedience: float, expected: float) -> None:
-    assert score(likeness, before=0.5, greatest=0.9, obedience=obedience) == pytest.approx(expected)
+    assert score(likeness, greatest=0.8, obedience=obedience) == pytest.approx(expected)
