@@ -16,6 +16,7 @@ from ..algebra.files import (
     Result,
     blend_files,
     compress_file,
+    compressed_text,
     convert_files,
     merge_files,
     parse_prompts,
@@ -77,6 +78,8 @@ def _compress(host: Host) -> list[Action]:
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-small", overwrite)
         limit = _limit(to, size, rank, energy)
         done = compress_file(source, output, limit, host.loaded(weighed), quantized=not float16, tell=_stages(show))
+        if done.unchanged:
+            return _delta_outcome(host, "Not compressed", done, {"Why": compressed_text(done)})
         measured = "on captions held out" if done.weighed else "of the matrices themselves"
         rows = {
             "Before": megabytes(done.size_before),

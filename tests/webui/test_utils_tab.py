@@ -62,6 +62,13 @@ def test_compress_writes_a_smaller_file_and_tells_the_error(made, tmp_path):
     assert card.js == "customDiffusionShowCard" and [part.elem_id for part in card.inputs] == ["cd_utils_delta"]
 
 
+def test_compress_of_what_fits_says_so(made, tmp_path):
+    told = report(made["cd_compress"].press(cd_compress_name="cat"))  # to 5 MB
+    assert "Not compressed" in told and "small enough already" in told and "Relative error" not in told
+    original, copy = (tmp_path / "deltas" / f"{name}.delta.safetensors" for name in ("cat", "cat-small"))
+    assert copy.read_bytes() == original.read_bytes()
+
+
 def test_a_result_takes_no_others_place_unless_told_to(made, tmp_path):
     entered = {"cd_compress_name": "cat", "cd_compress_to": "rank", "cd_compress_rank": 1, "cd_compress_result": "dog"}
     before = (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes()
