@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -203,6 +203,18 @@ def load_pictures(
         yield index, path, picture
     if not usable:
         raise UserError(f"none of the pictures can be used; the last was {last}")
+
+
+def check_usable(paths: Sequence[Path], alpha_is_weight: bool = False) -> None:
+    """Raise UserError unless at least one of the pictures can be used."""
+    reason = ""
+    for path in paths:
+        try:
+            load_picture(path, alpha_is_weight)
+            return
+        except UnusablePicture as error:
+            reason = f"{path}: {error}"
+    raise UserError(f"none of the pictures can be used; the last was {reason}")
 
 
 def log_skipped(path: Path, reason: UnusablePicture) -> None:

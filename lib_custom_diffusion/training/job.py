@@ -23,10 +23,11 @@ from PIL import Image
 
 from .. import __version__
 from ..algebra.files import compress_file, compressed_text
-from ..attention import projections
+from ..attention import cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, Sampling
 from ..data import regularization
 from ..data.buckets import size_multiple
+from ..data.captions import has_pictures
 from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictures
 from ..delta import SUFFIX
 from ..errors import Interrupted, UserError
@@ -36,6 +37,7 @@ from . import checkpoints, parallel
 from .identity import Identity, content_hash, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult, check_precision
 from .losslog import LOSS_CSV, LossTable, Recorder
+from .optimizers import check_optimizer_works
 from .plan import TrainingPlan, Wording
 from .words import check_words
 
@@ -220,6 +222,7 @@ class TrainingJob:
     def _check_model(self) -> None:
         plan, backend, label = self.plan, self.backend, self.face.wording.label
         check_precision(plan.mixed_precision, backend.device, label)
+        refuse_bypassed(cross_attentions(backend.unet))
         projections(backend.unet, plan.freeze_model, plan.train_blocks)
         multiple, resolution = size_multiple(backend.unet), plan.resolution or backend.resolution
         if resolution % multiple:
@@ -229,6 +232,7 @@ class TrainingJob:
                 f" pictures so often, not {resolution}; the nearest is {near}"
             )
         config = plan.config()
+        check_optimizer_works(config.optimizer, backend.device)
         tokens = config.modifier_token, config.initializer_token
         vectors = initial_vectors(backend, *tokens, plan.vectors_per_token)
         on_device = {token: each.to(backend.device) for token, each in vectors.items()}
@@ -264,7 +268,7 @@ class TrainingJob:
         found = []
         for number, concept in enumerate(self.plan.named_concepts(), start=1):
             folder = self._class_folder(number, concept)
-            found.append(replace(concept, class_data_dir=folder if folder and folder.exists() else None))
+            found.append(replace(concept, class_data_dir=folder if folder and has_pictures(folder) else None))
         return found
 
     def _identity(self, concepts: Sequence[Concept]) -> Identity:

@@ -94,6 +94,12 @@ def make_optimizer(name: str, groups: Groups, betas: tuple[float, float], eps: f
         raise UserError(f"{_KINDS[name].package} does not work here ({error}); choose adamw") from error
 
 
+def check_optimizer_works(name: str, device: torch.device) -> None:
+    """Raise UserError if the optimizer cannot be made for parameters on a device."""
+    parameter = nn.Parameter(torch.zeros(1, device=device))
+    make_optimizer(name, [{"params": [parameter], "weight_decay": 0.0}], (0.9, 0.999), 1e-8)
+
+
 @dataclass(frozen=True)
 class OptimizerState:
     """What an optimizer knows, by the names of its parameters.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from ..algebra.compression import Limit
 from ..data.captions import captions_of_pictures, class_captions, is_listing
 from ..data.concepts import Concept, PictureSettings, find_pictures, read_concept
+from ..data.pictures import check_usable
 from ..data.regularization import check_same_prompt
 from ..errors import UserError, check_range
 from ..storage import check_writable, size
@@ -233,6 +234,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
             raise UserError(f"concept {number} has no word; give {wording.of_concept('modifier_token', number)}")
         if not concept.instance_prompt.strip():
             raise UserError(f"{wording.of_concept('instance_prompt', number)} is empty; write photo of a [name]")
+        check_usable(find_pictures(concept.instance_data_dir), self.use_alpha)
         self.captions_of(concept)
         if self.with_prior_preservation:
             self._check_class(number, concept, wording)
@@ -254,7 +256,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         if folder is None or self.real_prior:
             return
         if is_listing(folder) or not self.num_class_images:
-            class_captions(folder, concept.class_prompt)
+            check_usable([path for path, _ in class_captions(folder, concept.class_prompt)])
         else:
             check_same_prompt(folder, concept.class_prompt)
             check_writable(folder)

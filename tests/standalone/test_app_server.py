@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import gradio as gr
 import httpx
 import pytest
 
-from lib_custom_diffusion.standalone.app.server import application
+from lib_custom_diffusion.standalone.app.jobs import Job, Jobs
+from lib_custom_diffusion.standalone.app.server import _end, _end_as_by_ctrl_c, application
 
 CROSS = {"Sec-Fetch-Site": "cross-site"}
 VISIT = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -133,3 +137,32 @@ def test_a_server_for_others_answers_to_addresses_and_to_the_name_that_it_was_gi
     app = Client("studio.local", "secret", host="studio.local:7860")
     assert app.get("/?token=secret", headers=VISIT).status_code == 200
     assert app.get("/", headers={"Host": "evil.test:7860"}).status_code == 403
+
+
+def test_at_its_end_what_runs_is_stopped_and_waited_for() -> None:
+    jobs, saved = Jobs(threading.Lock()), []
+
+    def work(job: Job[None]) -> None:
+        job.interrupted.wait(60)
+        time.sleep(0.05)
+        saved.append("all")
+
+    job = jobs.start(work)
+    while jobs.running is None:
+        time.sleep(0.01)
+    _end(jobs)
+    assert saved == ["all"] and job.interrupted.is_set()
+
+
+def test_a_request_to_end_is_as_ctrl_c() -> None:
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        _end_as_by_ctrl_c()
+        for number in numbers:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+                time.sleep(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

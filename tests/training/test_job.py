@@ -125,7 +125,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"modifier_token": ("cat",)}, "cat is a word that tiny knows already"),
         ({"initializer_token": ("",)}, "the initializer token '' for <new1> is empty"),
         ({"resolution": 20}, "resolution must be a multiple of 8"),
-        ({"rank": 0}, "rank must be 1 or more"),
+        ({"rank": -1}, "rank must be 0 or more"),
+        ({"energy": 1.5}, "energy share must lie between 0 and 1"),
         ({"max_size": "5MB", "energy": 0.5}, "one of max_bytes, rank and energy"),
         ({"max_size": "tiny"}, "'tiny' is no size"),
         ({"train_blocks": ("sideways",)}, "choose from down, mid, up"),
@@ -402,8 +403,8 @@ def test_the_delta_goes_where_the_host_wants_it_with_copies_and_previews_beside_
 
 
 def test_a_compressed_result_says_so_and_the_whole_stays(plan: TrainingPlan, tmp_path: Path) -> None:
-    report = run(replace(plan, rank=1), tmp_path / "out")
-    assert all(entry.us.shape[1] == 1 for entry in Delta.load(report.delta).entries.values())
+    report = run(replace(plan, energy=0.5), tmp_path / "out")
+    assert not any(isinstance(entry, torch.Tensor) for entry in Delta.load(report.delta).entries.values())
     whole = Delta.load(tmp_path / "out" / "checkpoint-4" / DELTA)
     assert all(isinstance(entry, torch.Tensor) for entry in whole.entries.values())
     assert report.notes[-1].startswith("Compressed to ")
@@ -431,3 +432,38 @@ def test_a_resolution_that_the_unet_cannot_halve_is_refused_by_name(
         UserError, match=r"resolution must be a multiple of 64 pixels for tiny, .* not 520; the nearest is 512"
     ):
         run(replace(plan, resolution=520), tmp_path / "out")
+
+
+def test_a_concept_without_any_usable_picture_is_refused_before_the_others_are_encoded(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.png").write_bytes(b"no picture")
+    other, backend = Concept("photo of a <new2> dog", tmp_path / "others", "dog"), TinyBackend()
+    with pytest.raises(UserError, match=r"none of the pictures can be used; the last was .*a\.png: this is no picture"):
+        run(replace(plan, concepts=(*plan.concepts, other)), tmp_path / "out", backend=backend)
+    assert backend.pictures_encoded == 0
+
+
+def test_class_pictures_may_be_added_to_a_training_that_goes_on_into_a_folder_that_is_empty(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    run(plan, tmp_path / "out", stop_at(1))
+    [concept] = plan.concepts
+    classes = folder_of(tmp_path / "class")
+    asked = replace(plan, resume_from_checkpoint="latest", with_prior_preservation=True, num_class_images=2)
+    asked = replace(asked, concepts=(replace(concept, class_data_dir=classes),), allow_changes=True)
+    assert run(asked, tmp_path / "out").step == 4 and len(list(classes.glob("*.png"))) == 2
+
+
+def test_an_optimizer_that_does_not_work_here_is_refused_before_encoding(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(torch.optim, "SGD", broken)
+    backend = TinyBackend()
+    with pytest.raises(UserError, match="does not work here"):
+        run(replace(plan, optimizer="sgd"), tmp_path / "out", backend=backend)
+    assert backend.pictures_encoded == 0

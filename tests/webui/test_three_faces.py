@@ -41,13 +41,10 @@ CONCEPT = {"instance_prompt": "photo of a [name]", "class_prompt": "cat"}
 class OneModel:
     """What the app loads its models from."""
 
-    lock = threading.Lock()
+    name, lock, loaded = "elsewhere", threading.Lock(), None
 
-    def get(self, name: str) -> HostBackend:
+    def get(self) -> HostBackend:
         return HostBackend(["mycat"])
-
-    def loaded(self, name: str) -> None:
-        """It is loaded when it is asked for."""
 
 
 @pytest.fixture
@@ -88,9 +85,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 def by_app(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
     with gradio.Blocks() as blocks:
-        train_tab.build_train_tab(
-            Jobs(OneModel.lock), OneModel(), "elsewhere", tmp_path / "app", tmp_path / "logs", lambda *_: None
-        )
+        train_tab.build_train_tab(Jobs(OneModel.lock), OneModel(), tmp_path / "app", tmp_path / "logs", lambda *_: None)
     made = parts(blocks)
     [concept] = asked["concepts"]
     values = {**asked, "augment": not asked["noaug"], "instance_prompt": concept["instance_prompt"]}

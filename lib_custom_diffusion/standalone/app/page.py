@@ -33,10 +33,13 @@ _TRAINING = Path("training")
 """Where logs and checkpoints of trainings go, and earlier prompts, from the working directory."""
 
 
-def build(models: Models, deltas_dir: Path) -> gr.Blocks:
-    """The page for these models and the deltas in that folder. Fonts are the system's: nothing is fetched."""
+def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Blocks:
+    """The page for these models and the deltas in that folder. Fonts are the system's: nothing is fetched.
+
+    jobs: what its jobs are run by, for who wants to end them.
+    """
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    jobs, lists, history = Jobs(models.lock), Lists(), PromptHistory(_TRAINING / "prompts.json")
+    jobs, lists, history = jobs or Jobs(models.lock), Lists(), PromptHistory(_TRAINING / "prompts.json")
     with gr.Blocks(title="Custom Diffusion", css=_css(), theme=theme, analytics_enabled=False) as blocks:
         with gr.Row(elem_id="cd_head"):
             gr.HTML(f"<h1>Custom Diffusion</h1><p>Deltas: <code>{html.escape(str(deltas_dir.resolve()))}</code></p>")

@@ -7,9 +7,12 @@ import ipaddress
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +28,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import UserError
+from .jobs import Jobs
 from .models import Models
 from .page import build
 
@@ -56,15 +60,39 @@ def ui(options: argparse.Namespace) -> int:
     models.get()  # a mistake in its name is told here, not on the page
     with _bound(address, options.port) as listener:
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
-        app = application(build(models, options.deltas_dir), address, token)
+        jobs = Jobs(models.lock)
+        app = application(build(models, options.deltas_dir, jobs), address, token)
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
         print(f"Custom Diffusion is at {visit} (Ctrl-C ends it)", flush=True)
         # Gradio keeps waiting for a page that was closed while a job ran.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END)
-        uvicorn.Server(config).run(sockets=[listener])
+        _end_as_by_ctrl_c()
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            _end(jobs)
     return 0
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Have a request to end, and a terminal that is closed, do what Ctrl-C does: the server ends, then this program."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends its server first
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+
+
+def _end(jobs: Jobs) -> None:
+    """Let what runs save, and wait for it; a second Ctrl-C ends that."""
+    if jobs.running is not None:
+        with suppress(OSError):  # of a terminal that is gone
+            print("saving what is being trained", flush=True)
+    jobs.interrupt()
+    with jobs.turn:
+        pass
 
 
 def application(page: gr.Blocks, address: str, token: str = "") -> ASGIApp:
