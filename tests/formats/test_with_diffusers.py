@@ -1,5 +1,6 @@
 """Files that diffusers and peft read and write themselves."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,21 @@ def test_resnets_of_ldm_are_one_number_or_one_a_level(count: int | list[int], re
     unet = TinyUNet()
     unet.num_res_blocks = count
     assert Base.of(unet).resnets == resnets
+
+
+def test_diffusers_takes_its_lora_without_a_warning_of_its_layers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = small_unet()
+    files = formats.write(random_delta(unet, words=True), "lora-diffusers", Base.of(unet))
+    saved(tmp_path, files)
+    pipeline, logger = small_pipeline(unet), logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        pipeline.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
+    finally:
+        logger.removeHandler(caplog.handler)
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    unchanged = "found with the prefix='text_encoder'. This is safe to ignore"  # said of any LoRA of a UNet alone
+    assert [message for message in warned if unchanged not in message] == []
+    assert list(files) == ["pytorch_lora_weights.safetensors", "new1.safetensors"]
