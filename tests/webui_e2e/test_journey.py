@@ -145,13 +145,16 @@ def test_the_delta_follows_to_another_checkpoint_and_back(webui: WebUI, untouche
 def test_the_delta_follows_to_the_refiner(webui: WebUI) -> None:
     """The refiner here has the same weights, so the picture is the same exactly if the delta acts on it too."""
     prompt = "a mywedge house <delta:wedge:1>"
-    refined, infotext = webui.picture(prompt, refiner_checkpoint="custom-diffusion-toy", refiner_switch_at=0.5)
+    first = {"override_settings": {"sd_model_checkpoint": "toy.safetensors"}}  # the page may have chosen the other
+    refiner = {"refiner_checkpoint": "custom-diffusion-toy", "refiner_switch_at": 0.5}
+    refined, infotext = webui.picture(prompt, **first, **refiner)
     assert "Refiner: custom-diffusion-toy" in infotext
     assert refined == webui.picture(prompt)[0]
 
 
 def test_the_api_trains_and_refuses_with_a_sentence(webui: WebUI, pictures: Path, untouched: str) -> None:
-    done = webui.ask_to_train("mywedge", pictures, name="by api", max_train_steps=3, train_batch_size=1)
+    asked = {"name": "by api", "overwrite": True, "max_train_steps": 3, "train_batch_size": 1}
+    done = webui.ask_to_train("mywedge", pictures, **asked)
     assert Path(done["delta"]) == webui.data / "models" / "deltas" / "by api.delta.safetensors"
     assert {each["name"] for each in webui.get("/sdapi/v1/deltas")} >= {"wedge", "by api"}
     with pytest.raises(urllib.error.HTTPError) as refused:
