@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -11,11 +12,6 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _OF_A_RUN = {"checkpoint", "library_version", "overwrite", "resume_from_checkpoint", "allow_changes"}
 """What config.json says of the run rather than of the training."""
@@ -76,12 +72,20 @@ def _flat(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return pairs
 
 
+def _toml(content: bytes) -> Any:
+    try:
+        tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError as error:
+        raise UserError("TOML needs Python 3.11, or tomli: pip install tomli; or write YAML") from error
+    return tomllib.loads(content.decode())
+
+
 def _unknown(_content: bytes) -> Any:
     raise ValueError("its name ends neither in .toml nor in .yaml or .json")
 
 
 _READERS = {
-    ".toml": lambda content: tomllib.loads(content.decode()),
+    ".toml": _toml,
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
     ".json": json.loads,

@@ -13,7 +13,6 @@ from ..data.concepts import find_pictures
 from ..errors import UserError
 from ..training import parallel
 from ..training.plan import TrainingPlan
-from .settings_file import as_flags, read_settings
 
 NEEDLESS = {
     "enable_xformers_memory_efficient_attention": "PyTorch's own attention takes as little memory",
@@ -40,6 +39,8 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
     switches = {name.removeprefix("--") for name, action in flags.items() if action.nargs == 0}
     given: list[str] = []
     if found.config is not None:
+        from .settings_file import as_flags, read_settings  # which needs more than the core's libraries
+
         settings = read_settings(found.config)
         unknown = [name for name in settings if f"--{name}" not in flags and name not in _SETTINGS]
         if unknown:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,11 @@ def test_tensorboards_logs_are_where_they_are_asked_for(flags: list[str], tmp_pa
     assert cli.main(["train", *flags, "--report_to=all", "--logging_dir=curves"]) == 0
     assert list((tmp_path / "out" / "curves").glob("events.*"))
     assert "report_to" in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_the_command_line_starts_with_the_libraries_of_the_core_alone() -> None:
+    others = ("yaml", "tomli", "diffusers", "transformers", "accelerate", "huggingface_hub")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({others})); import {cli.__name__} as cli; cli._parsed(['train'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
