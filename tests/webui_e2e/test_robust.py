@@ -194,7 +194,7 @@ def test_a_name_cannot_leave_the_folder(webui: WebUI, pictures: Path, name: str)
             "there is no folder /no/such",
         ),
         ({"modifier_token": ["../thing"]}, "there is no embedding"),
-        ({"name": "thing"}, "there is a training thing already"),
+        ({"name": "thing"}, "thing was trained already"),
     ],
 )
 def test_the_api_refuses_with_a_sentence(webui: WebUI, pictures: Path, changes: dict[str, Any], said: str) -> None:
