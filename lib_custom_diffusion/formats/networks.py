@@ -23,7 +23,7 @@ from ..algebra.blending import dense
 from ..delta import Entry, Factors
 from ..errors import UserError
 from ..reading import matrix
-from ..reading.document import check_values
+from ..reading.document import WIDEST, check_values
 from .base import Base, needed
 
 Parts = Mapping[str, Any]
@@ -100,7 +100,7 @@ def _lokr(key: str, found: Parts, alpha: float | None) -> Entry:
             factors.append(_fitting(key, a, b) @ b)
             rank = len(b) if rank is None else rank
     first, second = factors
-    if max(len(first) * len(second), first.shape[1] * second.shape[1]) > _WIDEST:
+    if max(len(first) * len(second), first.shape[1] * second.shape[1]) > WIDEST:
         raise UserError(f"the factors of {key} make a matrix larger than a layer of any model; the file is damaged")
     return torch.kron(first, second) * (1.0 if rank is None else _scale(alpha, rank))
 
@@ -109,7 +109,6 @@ def _full(key: str, found: Parts, alpha: float | None) -> Entry:
     return matrix(f"{key} diff", found["diff"])
 
 
-_WIDEST = 8192
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _LOKR = {f"lokr_w{number}{end}" for number in (1, 2) for end in ("", "_a", "_b")}
 _KINDS: tuple[tuple[set[str], Callable[[str, Parts, float | None], Entry]], ...] = (

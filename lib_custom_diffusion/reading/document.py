@@ -19,7 +19,7 @@ from . import kinds, pickles, pictures
 _DIMENSIONS = 8
 _DEPTH = 4  # of dicts in dicts; no format here has more than three
 _SPARE = 1 << 20  # bytes that tensors may take beyond the file's size, for those that share their numbers
-_WIDEST = 8192  # of a layer: a few bytes of factors must not stand for gigabytes. SDXL's cross-attention has 2048
+WIDEST = 8192  # of a layer: a few bytes of factors must not stand for gigabytes. SDXL's cross-attention has 2048
 _LARGEST = 1e6  # of a number; those of deltas, factors and words are below a thousand
 _TORN = ("incompletebuffer", "incompletemetadata", "invalidheaderlength")  # what versions of safetensors say of it
 _NUMBERS = (
@@ -220,7 +220,7 @@ def check_values(name: str, value: Tensor) -> None:
 
 def check_width(name: str, value: Tensor) -> None:
     """Raise UserError for a matrix that is larger than a layer of any model."""
-    if max(value.shape) > _WIDEST:
+    if max(value.shape) > WIDEST:
         raise UserError(f"{name} is {tuple(value.shape)}, larger than a layer of any model; the file is damaged")
 
 
