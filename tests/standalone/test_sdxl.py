@@ -209,6 +209,26 @@ def test_loss_falls_on_one_picture_and_a_run_that_was_stopped_goes_on_to_the_sam
     assert Delta.load(tmp_path / "whole" / name).embeddings["<new1>"].shape == (1, BOTH)
 
 
+def test_velocity_with_zero_terminal_snr_trains_with_every_weighting_and_draws(tmp_path: Path) -> None:
+    keys = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    save_file({name: value.clone() for name, value in (tiny.sdxl() | keys).items()}, tmp_path / "noob.safetensors")
+    backend = load_model(str(tmp_path / "noob.safetensors"))
+    run = trainer(backend, tmp_path / "out", 3)
+    run.config = replace(run.config, snr_gamma=5.0)
+    last = torch.full((), len(backend.alphas_cumprod) - 1)  # the step that is nothing but noise
+    draw = run._draw
+    run._draw = lambda: [  # type: ignore[method-assign]
+        [replace(batch, timesteps=torch.where(torch.arange(len(batch.timesteps)) == 0, last, batch.timesteps))]
+        for [batch] in draw()
+    ]
+    delta = run.run().delta
+    assert all(torch.isfinite(vectors).all() for vectors in delta.embeddings.values())
+    with Injection(backend.unet, [(delta, 1.0)]):
+        sampling = Sampling(steps=3, size=(64, 64))
+        picture = np.asarray(backend.generate(["a <new1> cat"], [0], sampling, delta.embeddings)[0])
+    assert picture.std() > 1
+
+
 def test_pictures_are_those_of_diffusers_pipeline_and_come_back_after_a_delta(backend: DiffusersBackend) -> None:
     def draw() -> np.ndarray:
         return np.asarray(backend.generate(["a cat"], [3], Sampling(steps=3), {})[0], dtype=int)
