@@ -1,4 +1,4 @@
-"""Two concepts of one class, learned apart on the toy and merged: each word still does what it did.
+"""Two concepts, learned apart on the toy and merged: each word still does what it did.
 
 Judged by predicted noise, which takes seconds; benchmarks/merging.py draws pictures and has the judge look at them.
 """
@@ -30,7 +30,8 @@ from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 pytestmark = pytest.mark.slow
 FOLDERS = (bundled_concepts()["raccoon"].folder, Path(__file__).parents[1] / "flamingo")
-CALLED = ("<new1> animal", "<new2> animal")
+CLASSES = ("bear", "swan")
+CALLED = ("<new1> bear", "<new2> swan")
 STEPS = 60
 
 
@@ -43,9 +44,9 @@ def backend() -> DiffusersBackend:
 def files(backend: DiffusersBackend, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     plan = TrainingPlan.of({"max_train_steps": STEPS}, plan_settings(TOY))
     made = []
-    for folder in FOLDERS:
+    for folder, noun in zip(FOLDERS, CLASSES):
         output = tmp_path_factory.mktemp(folder.name)
-        concept = Concept("photo of a <new1> animal", folder, "animal")
+        concept = Concept(f"photo of a <new1> {noun}", folder, noun)
         plan = replace(plan, concepts=(concept,), name=folder.name)
         made.append(run_training(backend, plan, output).delta)
     return made
@@ -75,4 +76,4 @@ def test_each_concept_is_drawn_by_the_merged_delta_as_by_its_own(
             )
             for way, delta in joined.items()
         }
-        assert off["merged"] < 0.6 and off["merged"] < 0.8 * off["sum"]
+        assert off["merged"] < 0.5 and off["merged"] < 0.9 * off["sum"]
