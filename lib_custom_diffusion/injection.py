@@ -151,10 +151,8 @@ class _LearnedTextTerm(_LearnedTerm):
     """
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        with torch.no_grad():
-            start = self.change(x[:, :1])
-        return output + torch.cat([start, self.change(x[:, 1:])], dim=1)
+        change = self.change(inputs[0])
+        return output + torch.cat([change[:, :1].detach(), change[:, 1:]], dim=1)
 
 
 class _FixedTerm:

@@ -58,7 +58,10 @@ def test_what_torch_saved_is_what_is_read(tmp_path: Path, zip_: bool) -> None:
     ],
 )
 def test_tensors_of_other_kinds_are_refused_by_name(tmp_path: Path, tensor: torch.Tensor, what: str) -> None:
-    torch.save({"<a>": tensor}, tmp_path / "a.pt")
+    try:
+        torch.save({"<a>": tensor}, tmp_path / "a.pt")
+    except KeyError:
+        pytest.skip("this torch writes no such tensors")
     with pytest.raises(UserError, match=what):
         read_document(tmp_path / "a.pt")
 
