@@ -9,19 +9,21 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     // the same is to be said again, so what is there is hidden, not removed.
     const outcome = gradioApp().querySelector('#' + outcomeId + '.prose');
     outcome.classList.add('cd-outdated');
+    let ended = false;
     const show = function() {
+        ended = true;
         outcome.classList.remove('cd-outdated');
+        showText.innerHTML = ''; // the outcome takes its place
         filled.disconnect();
     };
     const filled = new MutationObserver(show);
     filled.observe(outcome, {childList: true, subtree: true, characterData: true});
     const atEnd = function() {
         setTimeout(show, 500); // the answer may come a little later than the end
-        showText.innerHTML = ''; // the outcome takes its place
         for (const tab of ['txt2img', 'img2img']) refreshCustomDiffusionCards(null, tab);
     };
     requestProgress(id, progressArea, gallery, atEnd, function(progress) {
-        if (progress.textinfo && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
+        if (progress.textinfo && !ended && (progress.active || progress.queued)) showText.innerHTML = progress.textinfo;
         // Ours tells the time that is left; the host would have the encoding of pictures last as long as the steps.
         const bar = progressArea.parentNode.querySelector('.progressDiv .progress');
         if (bar && showText.querySelector('.cd-progress')) bar.textContent = bar.textContent.replace(/ ETA: .*/, '');

@@ -45,7 +45,6 @@ def test_pictures_as_they_are_make_a_small_file(webui: WebUI, page: Page, shapes
     page.fill_form("thing", shapes, "shapes", 8)
     page.choose("cd_shape", "as they are")
     page.unfold("cd_more")
-    page.fill("cd_rank", 2)
     page.fill("cd_max_megabytes", 0.02)
     page.press("cd_start")
     told = page.wait_for("cd_outcome", "Finished after 8 steps")

@@ -115,7 +115,7 @@ def test_the_chosen_checkpoint_is_trained_whatever_the_last_picture_left(
 
 def test_a_second_training_waits_in_the_queue(webui: WebUI, pictures: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(webui.train, "first", pictures, steps=12)
+        first = pool.submit(webui.train, "first", pictures, max_train_steps=12)
         wait_for(lambda: job(webui) == "train-custom-diffusion", "the first training")
         second = pool.submit(webui.train, "second", pictures)
         waiting = wait_for(lambda: webui.get("/internal/pending-tasks")["tasks"], "waiting")
