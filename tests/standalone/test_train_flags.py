@@ -197,7 +197,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     with HubStandIn("hf_right") as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        huggingface_hub.utils.reset_sessions()  # one made before is offline for good
         yield server
+    huggingface_hub.utils.reset_sessions()
 
 
 def test_the_result_is_put_on_the_hub(flags: list[str], hub: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
