@@ -11,6 +11,7 @@ import torch
 
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.webui import library as library_module
 from lib_custom_diffusion.webui.library import DeltaLibrary
 
 
@@ -74,11 +75,11 @@ def test_few_deltas_are_kept_in_memory_and_few_bytes(library, tmp_path, monkeypa
     read = [weakref.ref(library.load(library.find(str(number)))) for number in range(10)]
     gc.collect()
     assert [each() is not None for each in read] == [False] * 2 + [True] * 8
-    monkeypatch.setattr("lib_custom_diffusion.webui.library._BYTES_IN_MEMORY", 3 * 8 * 6 * 2)  # of three in float16
+    monkeypatch.setattr(library_module, "_BYTES_IN_MEMORY", 3 * 8 * 6 * 2)  # of three in float16
     again = library.load(library.find("9"))
     gc.collect()
     assert [each() is not None for each in read] == [False] * 7 + [True] * 3
-    monkeypatch.setattr("lib_custom_diffusion.webui.library._BYTES_IN_MEMORY", 1)
+    monkeypatch.setattr(library_module, "_BYTES_IN_MEMORY", 1)
     assert library.load(library.find("9")) is again
 
 
