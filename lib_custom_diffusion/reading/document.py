@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read_document(path: Path) -> Document:
     something; and for tensors that are not plain, have more numbers than the file could hold, or numbers that are not
     finite.
     """
-    try:
+    with _named(path):
         size = _size(path)
         with path.open("rb") as file:
             start = file.read(kinds.START)
@@ -76,22 +77,23 @@ def read_document(path: Path) -> Document:
             document = _archive(path, size)
         _check_all(document.content, size)
         return document
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({_line(error)})") from error
 
 
 def read_header(path: Path) -> Header:
     """What a safetensors file says before its numbers, whatever its size. Raises UserError as `read_document`."""
-    try:
+    with _named(path):
         size = _size(path)
         with path.open("rb") as file:
             kinds.check_start(file.read(kinds.START), size)
         with _opened(path, size) as file:
             return Header(list(file.keys()), file.metadata() or {})
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within the block, what goes wrong with a file is a UserError that names it."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except UserError as error:

@@ -10,22 +10,17 @@ from .plan import TrainingPlan
 Recipe = Mapping[str, Any]
 """Settings of a `TrainingPlan` by name, and the instance_prompt of its concepts."""
 
+_THING: Recipe = {
+    "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "max_train_steps": 250,
+    "freeze_model": "crossattn_kv", "snr_gamma": None, "instance_prompt": "photo of a [name]",
+}  # fmt: skip
 RECIPES: dict[str, Recipe] = {
-    "thing or pet": {
-        "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "max_train_steps": 250,
-        "freeze_model": "crossattn_kv", "snr_gamma": None, "instance_prompt": "photo of a [name]",
-    },
-    "style": {
-        "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "max_train_steps": 250,
-        "freeze_model": "crossattn_kv", "snr_gamma": None, "instance_prompt": "painting in the style of [name]",
-    },
-    "two things together": {
-        "learning_rate": "8e-5", "embedding_learning_rate": "8e-5", "max_train_steps": 500,
-        "freeze_model": "crossattn_kv", "snr_gamma": None, "instance_prompt": "photo of a [name]",
-    },
+    "thing or pet": _THING,
+    "style": {**_THING, "instance_prompt": "painting in the style of [name]"},
+    "two things together": {**_THING, "max_train_steps": 500},
     "face": {
-        "learning_rate": "4e-5", "embedding_learning_rate": "4e-5", "max_train_steps": 1000,
-        "freeze_model": "crossattn", "snr_gamma": None, "instance_prompt": "photo of a [name]",
+        **_THING, "learning_rate": "4e-5", "embedding_learning_rate": "4e-5", "max_train_steps": 1000,
+        "freeze_model": "crossattn",
     },
 }  # fmt: skip
 """The published recipes: their rate times the batch of 8 that it was used with (arXiv 2212.04488, appendix)."""
