@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from .errors import UserError
 
+_ASIDE = ".tmp"
 _UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
 
 
@@ -49,11 +53,14 @@ def check_writable(folder: Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`: written aside, flushed to the disk, then renamed over whatever was there.
 
-    Raises UserError where the disk is full or the folder cannot be written; what was at `path` is then untouched.
+    What a process that was killed at this has left aside is removed when another first writes a file with the same
+    suffix into the folder. Raises UserError where the disk is full or the folder cannot be written; what was at `path`
+    is then untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        _remove_leftovers(path.parent.absolute(), path.suffix)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
     try:
@@ -63,12 +70,24 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(aside, 0o666 & ~_umask())  # mkstemp makes it private; other programs read these files
         os.replace(aside, path)
+    except FileNotFoundError:  # another process took it for a leftover, which it does once
+        write_atomically(path, content)
     except OSError as error:
         Path(aside).unlink(missing_ok=True)
         raise UserError(f"cannot save {path}: {error.strerror}; what was saved before is untouched") from error
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+@cache
+def _remove_leftovers(folder: Path, suffix: str) -> None:
+    """Remove what was written aside for files with that suffix. Whoever is still writing one does so again."""
+    name = re.compile(rf"\..+{re.escape(suffix)}\.[a-z0-9_]{{8}}{re.escape(_ASIDE)}")
+    for aside in folder.iterdir():
+        if name.fullmatch(aside.name):
+            with suppress(OSError):  # open on Windows, gone, or not ours to remove
+                aside.unlink()
 
 
 class FolderLock:
