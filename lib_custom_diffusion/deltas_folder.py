@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .delta import SUFFIX
 from .errors import UserError
+from .storage import given_path
 from .tokens import file_name
 
 
@@ -45,8 +46,8 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
     if not name:
         raise UserError("choose a delta")
     named = named_deltas(folder)
-    if by_path and name not in named and os.path.isfile(os.path.expanduser(name)):
-        return Path(name).expanduser()
+    if by_path and name not in named and os.path.isfile(given_path(name)):
+        return given_path(name)
     for path in list(named.values()):
         named.setdefault(path.relative_to(folder).with_name(delta_name(path)).as_posix(), path)
     if name not in named:

@@ -157,9 +157,14 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return len(ordered).to_bytes(8, "little") + ordered + content[8 + length :]
 
 
+def given_path(text: str | Path) -> Path:
+    """A path of a flag, a field or a file: ~ is the home folder even where no shell has said so, as after --flag=."""
+    return Path(os.path.expanduser(text))  # which leaves ~somebody as it is; pathlib's raises
+
+
 def typed_path(text: str) -> Path:
     """A path as people type it, or as Windows copies it: within quotation marks."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
-    return Path(text).expanduser()
+    return given_path(text)

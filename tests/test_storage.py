@@ -106,3 +106,10 @@ def test_order_in_which_metadata_was_given_does_not_count() -> None:
 )
 def test_a_path_may_be_quoted_as_it_was_copied(typed: str, path: str) -> None:
     assert storage.typed_path(typed) == Path(path).expanduser()
+
+
+def test_a_tilde_is_the_home_folder_and_somebody_without_one_stays_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    assert storage.given_path("~/cats") == Path("/home/me/cats")
+    assert storage.given_path("~nobody-at-all/cats") == Path("~nobody-at-all/cats")

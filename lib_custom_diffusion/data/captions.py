@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 from ..errors import UserError
+from ..storage import given_path
 from .pictures import find_pictures, is_picture
 
 CAPTION_SOURCES = ("prompt", "txt", "filename", "template")
@@ -118,7 +119,7 @@ def captioned_pictures(source: Path, captions: Path | None = None) -> list[tuple
     texts = _lines(captions) if captions else [""] * len(listed)
     if len(texts) != len(listed):
         raise UserError(f"{source} lists {len(listed)} pictures but {captions} has {len(texts)} captions")
-    found = [(Path(line.strip()), text.strip()) for line, text in zip(listed, texts, strict=True) if line.strip()]
+    found = [(given_path(line.strip()), text.strip()) for line, text in zip(listed, texts, strict=True) if line.strip()]
     if not found:
         raise UserError(f"{source} lists no pictures")
     return [(path if path.exists() else source.parent / path, text) for path, text in found]
@@ -145,8 +146,9 @@ def class_captions(class_data_dir: Path, class_prompt: str) -> list[tuple[Path, 
     class_prompt may instead name a file with the captions of the list `class_data_dir`, as in the script that the
     paper's authors wrote. Raises UserError as `captioned_pictures`, and for a picture without any caption.
     """
-    if class_data_dir.is_file() and os.path.isfile(class_prompt):  # unlike Path.is_file it takes a long prompt too
-        return captioned_pictures(class_data_dir, Path(class_prompt))
+    captions = given_path(class_prompt)
+    if class_data_dir.is_file() and os.path.isfile(captions):  # unlike Path.is_file it takes a long prompt too
+        return captioned_pictures(class_data_dir, captions)
     found = [(path, caption or class_prompt) for path, caption in captioned_pictures(class_data_dir)]
     for path, caption in found:
         if not caption:

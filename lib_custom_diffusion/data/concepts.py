@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..backend import LATENT_CELL, Backend, Sizes
 from ..errors import UserError, check_range
+from ..storage import given_path
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
@@ -191,9 +192,9 @@ def read_concept(entry: Any, where: str) -> Concept:
     class_data_dir = (entry.get("class_data_dir") or "").strip()
     return Concept(
         entry["instance_prompt"],
-        Path(os.path.expanduser(entry["instance_data_dir"].strip())),
+        given_path(entry["instance_data_dir"].strip()),
         (entry.get("class_prompt") or "").strip(),
-        Path(os.path.expanduser(class_data_dir)) if class_data_dir else None,
+        given_path(class_data_dir) if class_data_dir else None,
     )
 
 

@@ -26,14 +26,9 @@ from ..delta import SUFFIX
 from ..deltas_folder import delta_name
 from ..errors import UserError
 from ..formats import KINDS, dropped_text
-from ..storage import size, write_atomically
+from ..storage import given_path, size, write_atomically
 
 _FILES = "delta files, or any that convert reads"
-
-
-def given_path(text: str) -> Path:
-    """A path of the command line; ~ is the home folder even where the shell did not say so, as after --flag=."""
-    return Path(text).expanduser()
 
 
 def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool = True) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from ..attention import SELECTIONS
 from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
+from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
-from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename, given_path
+from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
 from .train_flags import add_of_diffusers, settled
 
 INTERRUPTED = 130
@@ -78,7 +80,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), or toy",
     )  # fmt: skip
     command.add_argument(
-        "--vae", type=Path, metavar="FILE", help="a VAE to use instead of the model's own, or where it has none"
+        "--vae", type=given_path, metavar="FILE", help="a VAE to use instead of the model's own, or where it has none"
     )
     command.add_argument(
         "--prediction_type", choices=PREDICTION_TYPES,
@@ -96,7 +98,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--concept", default=None, help="which bundled concept to teach, or all; the first if not given"
     )
-    command.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
+    command.add_argument("--output", type=given_path, default=Path("demo"), help="folder for the results")
     command.add_argument(
         "--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given"
     )
@@ -114,16 +116,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=run)
     _add_model(command)
     command.add_argument(
-        "--config", type=Path, metavar="FILE",
+        "--config", type=given_path, metavar="FILE",
         help="settings by the flags' names, in TOML or YAML, or the config.json of a training; flags count for more",
     )  # fmt: skip
 
     add = command.add_argument_group("concepts").add_argument
-    add("--concepts_list", type=Path, help="JSON file with a list of concepts: instance_prompt, instance_data_dir,"
-        " class_prompt, class_data_dir each; instead of the four flags below")  # fmt: skip
-    add("--instance_data_dir", type=Path, help="folder with pictures of the concept")
+    add("--concepts_list", type=given_path, help="JSON file with a list of concepts: instance_prompt,"
+        " instance_data_dir, class_prompt, class_data_dir each; instead of the four flags below")  # fmt: skip
+    add("--instance_data_dir", type=given_path, help="folder with pictures of the concept")
     add("--instance_prompt", help='caption of those pictures, such as "photo of a <new1> cat"')
-    add("--class_data_dir", type=Path, help="folder with regularization pictures; made there if it has too few")
+    add("--class_data_dir", type=given_path, help="folder with regularization pictures; made there if it has too few")
     add("--class_prompt", default="", help='what the concept is a kind of, such as "cat"')
     add(
         "--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given'
@@ -145,7 +147,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--noaug", action="store_true", help="no random scaling (far away, zoomed in)")
     add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
-    add("--template", type=Path, help="file of captions with [name] and [filewords], for --caption_source template")
+    add(
+        "--template",
+        type=given_path,
+        help="file of captions with [name] and [filewords], for --caption_source template",
+    )
 
     add = command.add_argument_group("prior preservation").add_argument
     add(
@@ -241,7 +247,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
     output = command.add_argument_group("output", "--max_size or --energy compress the delta at the end.")
     add = output.add_argument
-    add("--output_dir", type=Path, default=Path("custom-diffusion-model"), help="folder for the results")
+    add("--output_dir", type=given_path, default=Path("custom-diffusion-model"), help="folder for the results")
     add("--name", help="name of the delta; made from the tokens if not given")
     add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
     add_limits(output, required=False, rank=False)
@@ -263,7 +269,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         default=_D.report_to,
         help="beside loss.csv, log there; all: whatever is installed",
     )
-    add("--logging_dir", default="logs", help="folder for TensorBoard's logs, from --output_dir")
+    add(
+        "--logging_dir",
+        type=os.path.expanduser,
+        default="logs",
+        help="folder for TensorBoard's logs, from --output_dir",
+    )
     add(
         "--push_to_hub", action="store_true", help="put the delta, its words, pictures and a card on the Hub at the end"
     )
@@ -289,17 +300,17 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         required=True,
         help='such as "photo of a <new1> cat <delta:new1:0.8>"; NAME is a path or looked up in --deltas_dir',
     )
-    add("--deltas_dir", type=Path, default=Path("."), help="folder with deltas")
+    add("--deltas_dir", type=given_path, default=Path("."), help="folder with deltas")
     add(
         "--embedding",
-        type=Path,
+        type=given_path,
         action="append",
         default=[],
         metavar="FILE",
         help="an embedding to use without a delta; its word is <FILE'S NAME>",
     )
     add("--num_images", type=int, default=4, help="pictures; each has the seed after the one before")
-    add("--output", type=Path, default=Path("pictures"), help="folder for the pictures")
+    add("--output", type=given_path, default=Path("pictures"), help="folder for the pictures")
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -326,13 +337,13 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
     add("--class_prompt", required=True, help='what to draw, such as "cat"')
     add(
         "--class_data_dir",
-        type=Path,
+        type=given_path,
         help="where they go; regularization/CLASS_PROMPT if not given. What is there already is not drawn again",
     )
     add("--num_class_images", type=int, default=200, help="how many")
     add(
         "--pick_from",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="rather than draw, take those of this folder whose captions are nearest to the class prompt",
     )
@@ -351,15 +362,15 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add(
         "--delta",
-        type=Path,
+        type=given_path,
         nargs="+",
         required=True,
         help="delta files, or folders with them; the folder of a training stands for all its saves",
     )
-    add("--instance_data_dir", type=Path, required=True, help="folder with pictures of the concept")
+    add("--instance_data_dir", type=given_path, required=True, help="folder with pictures of the concept")
     add(
         "--prompts",
-        type=Path,
+        type=given_path,
         required=True,
         metavar="FILE",
         help='what to draw, one a line, such as "{} in times square", where {} stands for the new word and what it is;'
@@ -368,13 +379,18 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     add("--num_images", type=int, default=4, help="pictures of each prompt; each has the seed after the one before")
     add("--class_prompt", default="", help='measure KID, too, of pictures of this, such as "photo of a cat"')
     add("--num_class_images", type=int, default=50, help="how many of those pictures to draw")
-    add("--class_data_dir", type=Path, help="real pictures to compare them with; the model's own if not given")
+    add("--class_data_dir", type=given_path, help="real pictures to compare them with; the model's own if not given")
     add(
         "--clip",
+        type=os.path.expanduser,
         help="CLIP model, a folder or a name on the Hub; openai/clip-vit-base-patch32 if not given, the judge for toy",
     )
-    add("--dino", help="measure by this DINO model, too, such as facebook/dino-vits16; a folder or a name on the Hub")
-    add("--output", type=Path, default=Path("evaluation"), help="folder for figures, page and pictures")
+    add(
+        "--dino",
+        type=os.path.expanduser,
+        help="measure by this DINO model, too, such as facebook/dino-vits16; a folder or a name on the Hub",
+    )
+    add("--output", type=given_path, default=Path("evaluation"), help="folder for figures, page and pictures")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
@@ -401,8 +417,8 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=run)
     _add_model(command)
     add = command.add_argument
-    add("--deltas_dir", type=Path, default=Path("deltas"), help="folder with deltas, where results go, too")
-    add("--models_dir", type=Path, help="folder with checkpoints that can be chosen on the page")
+    add("--deltas_dir", type=given_path, default=Path("deltas"), help="folder with deltas, where results go, too")
+    add("--models_dir", type=given_path, help="folder with checkpoints that can be chosen on the page")
     add("--port", type=int, default=7860, help="port of the page; 0 for any that is free")
     add(
         "--listen",

@@ -70,7 +70,7 @@ Write `{prompt}`, with `{delta_file.name}` loaded:
 
 - AUTOMATIC1111's WebUI with the extension Custom Diffusion: add `<delta:{delta_file.name.removesuffix(SUFFIX)}:1>`
 - ComfyUI with the same: the node *Load Delta (Custom Diffusion)*
-- elsewhere: `python -m lib_custom_diffusion convert {delta_file.name} --to lora --output FOLDER`
+- elsewhere: `python -m lib_custom_diffusion convert "{delta_file.name}" --to lora --output FOLDER`
 """
 
 

@@ -14,6 +14,7 @@ from diffusers.utils import logging
 from transformers import CLIPTokenizer
 
 from ..errors import UserError
+from ..storage import given_path
 from ..text_features import captions_beside
 from . import toy
 from .diffusers_backend import DiffusersBackend
@@ -66,7 +67,7 @@ def load_model(
     Nothing but a name of the Hub asks for a network. Raises UserError if there is no such model, or it is none that
     can be trained.
     """
-    path = toy.CHECKPOINT if name == "toy" else Path(name).expanduser()
+    path = toy.CHECKPOINT if name == "toy" else given_path(name)
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:

@@ -22,6 +22,7 @@ from ..data import regularization
 from ..data.concepts import load_concepts_list
 from ..delta import Delta
 from ..errors import Interrupted, UserError
+from ..storage import given_path
 from ..training import parallel
 from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
@@ -97,7 +98,7 @@ def _hand_on(
     delta, prompt = Delta.load(report.delta), report.prompt.rpartition(" <delta:")[0]
     drawn = draw(backend, prompt, [(delta, 1.0)], Sampling(), plan.seed, plan.num_validation_images)
     pictures = [Image.open(io.BytesIO(each.png)) for each in drawn]
-    base = options.model if HUB_NAME.fullmatch(options.model) and not Path(options.model).exists() else None
+    base = options.model if HUB_NAME.fullmatch(options.model) and not given_path(options.model).exists() else None
     text = card(repository.name, report.delta, delta, prompt, base, options.hub_license, len(pictures))
     print(f"put on the Hub: {repository.publish([report.delta, *report.result.files[1:]], pictures, text)}")
 

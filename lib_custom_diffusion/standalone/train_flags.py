@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.concepts import find_pictures
 from ..errors import UserError
+from ..storage import given_path
 from ..training import parallel
 from ..training.plan import TrainingPlan
 
@@ -33,7 +34,7 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
     Raises UserError for a file that cannot be read, and a setting that there is not.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
+    finder.add_argument("--config", type=given_path)
     found, own = finder.parse_known_args(list(arguments))
     flags = command._option_string_actions
     switches = {name.removeprefix("--") for name, action in flags.items() if action.nargs == 0}
@@ -99,7 +100,11 @@ def add_of_diffusers(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("as in diffusers' train_custom_diffusion.py").add_argument
     add("--revision", help="of a model of the Hub: a branch, tag or commit")
     add("--variant", help="of a model of the Hub: files of this kind, such as fp16")
-    add("--tokenizer_name", help="a tokenizer to use instead of the model's own: a folder or a name on the Hub")
+    add(
+        "--tokenizer_name",
+        type=os.path.expanduser,
+        help="a tokenizer to use instead of the model's own: a folder or a name on the Hub",
+    )
     add("--num_train_epochs", type=int, help="rounds through the pictures, where --max_train_steps is not given")
     add("--allow_tf32", action="store_true", help="faster products of less precision on GPUs of Nvidia")
     add(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..delta import SUFFIX, Delta
 from ..errors import UserError
-from ..storage import safetensors_bytes, write_atomically
+from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
 from .identity import Identity
 
@@ -129,7 +129,7 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     if asked == "latest":
         checkpoints = _checkpoints(folder)
         return checkpoints[-1] if checkpoints else None
-    for candidate in (folder / asked, Path(asked)):
+    for candidate in (folder / asked, given_path(asked)):
         if (candidate / _STATE).is_file():
             return candidate
     raise UserError(f"there is no checkpoint {asked} in {folder}; use latest, or leave the option out to begin anew")

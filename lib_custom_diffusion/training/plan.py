@@ -15,7 +15,7 @@ from ..data.concepts import Concept, PictureSettings, find_pictures, read_concep
 from ..data.pictures import check_usable
 from ..data.regularization import check_same_prompt
 from ..errors import UserError, check_range
-from ..storage import check_writable, size
+from ..storage import check_writable, given_path, size
 from ..text_features import concept_words
 from ..tokens import DEFAULT_INITIALIZERS, file_name, split_tokens, tokens_in
 from . import parallel
@@ -289,11 +289,12 @@ def _converted(label: str, name: str, value: Any, hint: Any) -> Any:
     if hint is float and number:
         return float(value)
     if hint is str and isinstance(value, str):
-        return value if name == "filename_join_string" else value.strip()
+        value = value if name == "filename_join_string" else value.strip()
+        return str(given_path(value)) if name == "prior_captions" and value else value
     if hint is str and number and name.endswith("learning_rate"):
         return str(value)
     if hint is Path and isinstance(value, (str, Path)):
-        return Path(value).expanduser()
+        return given_path(value)
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}[hint]
     raise UserError(f"{label} must be {wanted}, not {value!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from hub_stand_in import HubStandIn
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.cli import parser
 from lib_custom_diffusion.standalone.hub import Repository, card
 
 
@@ -28,9 +30,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     huggingface_hub.utils.reset_sessions()
 
 
-def my_card(pictures: int) -> str:
+def my_card(pictures: int, file: str = "x/cat.delta.safetensors") -> str:
     delta = Delta({}, {"<new1>": torch.ones(1, 4)})
-    return card("me/cat", Path("x/cat.delta.safetensors"), delta, "photo of a <new1> cat", "v1-5", "mit", pictures)
+    return card("me/cat", Path(file), delta, "photo of a <new1> cat", "v1-5", "mit", pictures)
 
 
 def test_a_repository_is_made_and_holds_files_pictures_and_card_in_one_commit(hub: HubStandIn, tmp_path: Path) -> None:
@@ -57,6 +59,14 @@ def test_the_card_has_licence_model_prompt_and_pictures_in_its_fields() -> None:
     assert [each["output"]["url"] for each in fields.widget] == ["image_0.png", "image_1.png"]
     assert "![photo of a <new1> cat](./image_1.png)" in my_card(2) and "<delta:cat:1>" in my_card(2)
     assert "![" not in my_card(0) and "widget" not in ModelCard(my_card(0)).data.to_dict()
+
+
+def test_the_command_of_the_card_runs_as_printed_whatever_the_file_is_called() -> None:
+    """A name has letters, digits, dots, dashes and spaces: double quotes hold it together in every shell."""
+    line = next(line for line in my_card(0, "x/my cat.delta.safetensors").splitlines() if " convert " in line)
+    arguments = shlex.split(line.split("`")[1])
+    assert arguments[:5] == ["python", "-m", "lib_custom_diffusion", "convert", "my cat.delta.safetensors"]
+    assert parser().parse_args(arguments[3:]).to == "lora" and "'" not in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -73,6 +74,49 @@ def test_a_switch_of_diffusers_is_taken_with_and_without_a_value(name: str) -> N
         True, True, False, False,
     ]  # fmt: skip
     assert vars(parsed(f"--{name}", f"--{name}=false"))[name] is False
+
+
+PATHS = {
+    "demo": "output",
+    "train": "vae config concepts_list instance_data_dir class_data_dir template output_dir logging_dir tokenizer_name",
+    "generate": "vae deltas_dir embedding output",
+    "regularize": "vae class_data_dir pick_from",
+    "evaluate": "vae delta instance_data_dir prompts class_data_dir clip dino output",
+    "info": "file",
+    "compress": "file output captions",
+    "blend": "files output",
+    "merge": "files output captions",
+    "rename": "file output",
+    "convert": "files output",
+    "ui": "deltas_dir models_dir",
+}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_a_tilde_is_the_home_folder_in_every_flag_with_a_path(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it as it is after --flag=, and so do files of settings."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    parsers = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
+    assert set(PATHS) == set(parsers)
+    takes = {action.dest: action.type for action in parsers[command]._actions}
+    for name in PATHS[command].split():
+        assert str(takes[name]("~/cats")) == "/home/me/cats", name
+    assert Path not in takes.values()
+
+
+def test_a_tilde_is_the_home_folder_in_a_file_of_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a.yaml").write_text(
+        "output_dir: ~/out\nprior_captions: ~/captions.txt\n"
+        "concepts: [{instance_prompt: a <new1> cat, instance_data_dir: ~/cats, class_data_dir: ~/class}]\n"
+    )
+    options = parsed("--config=~/a.yaml", f"--template={tmp_path}/x")
+    plan = plan_of(options)
+    assert options.output_dir == tmp_path / "out"
+    assert (plan.prior_captions, plan.template) == (str(tmp_path / "captions.txt"), tmp_path / "x")
+    assert plan.concepts[0].instance_data_dir == tmp_path / "cats"
 
 
 def test_adam_of_8_bits_is_an_optimizer_here() -> None:
