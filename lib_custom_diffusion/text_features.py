@@ -102,6 +102,15 @@ def second_moment(backend: Backend, captions: Sequence[str], vectors: Mapping[st
     return total / rows
 
 
+def lengthened(features: Tensor, nothing: Tensor, positions: int) -> Tensor:
+    """Features (captions, n, width) with those of an empty text, `nothing` (1, piece, width), behind them.
+
+    positions: how many there are then; as many more as some pieces have.
+    """
+    missing = (positions - features.shape[1]) // nothing.shape[1]
+    return torch.cat([features, *[nothing.expand(len(features), -1, -1)] * missing], dim=1)
+
+
 def _features(backend: Backend, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Iterable[Tensor]:
     """Features (batch, tokens, width) of captions, batch by batch."""
     for start in range(0, len(captions), _BATCH):

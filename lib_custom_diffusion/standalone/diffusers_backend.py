@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.nn import functional as F
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
-from ..text_features import BUNDLED_CAPTIONS
+from ..text_features import BUNDLED_CAPTIONS, lengthened
 from ..tokens import split_at_tokens
+from .pieces import COMMA, Piece, in_pieces
 
 _TEXT_BATCH = 64
 _SIZE_NUMBERS = 6
@@ -91,13 +93,14 @@ class DiffusersBackend:
     def encode_captions(
         self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
     ) -> Conditioning:
+        """What is longer than CLIP reads at once is encoded in pieces, as in the WebUI, all as long as the longest."""
         encoded = self._encode_text(captions, vectors)
         if not self.reads_sizes:
-            return Conditioning(encoded[0].last_hidden_state)
+            return Conditioning(_joined(encoded[0].last_hidden_state, len(captions)))
         numbers = torch.tensor([self._size_numbers(each) for each in sizes or [None] * len(captions)])
-        pooled = encoded[1].text_embeds
+        pooled = encoded[1].text_embeds[: len(captions)]  # of their first pieces
         return Conditioning(
-            torch.cat([each.hidden_states[-2] for each in encoded], dim=-1),
+            _joined(torch.cat([each.hidden_states[-2] for each in encoded], dim=-1), len(captions)),
             torch.cat([pooled, numbers.to(pooled)], dim=-1),
         )
 
@@ -109,9 +112,13 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def pooled_text(self, captions: Sequence[str]) -> Tensor:
-        batches = [captions[start : start + _TEXT_BATCH] for start in range(0, len(captions), _TEXT_BATCH)]
-        encoded = [self._encode_text(batch, {})[-1] for batch in batches]
-        pooled = [(each.text_embeds if self.reads_sizes else each.pooler_output).float().cpu() for each in encoded]
+        """Of a caption that is longer than CLIP reads at once, that of its first piece."""
+        pooled = []
+        for start in range(0, len(captions), _TEXT_BATCH):
+            batch = captions[start : start + _TEXT_BATCH]
+            encoded = self._encode_text(batch, {})[-1]
+            found = encoded.text_embeds if self.reads_sizes else encoded.pooler_output
+            pooled.append(found[: len(batch)].float().cpu())
         return F.normalize(torch.cat(pooled), dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -136,16 +143,22 @@ class DiffusersBackend:
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
     ) -> list[Image.Image]:
-        """Pictures by DPM-Solver++ (2M). A negative prompt may use the tokens in `vectors` as well."""
+        """Pictures by DPM-Solver++ (2M). A negative prompt may use the tokens in `vectors` as well.
+
+        Of prompt and negative prompt the one with fewer pieces gets empty ones, as where the WebUI pads them.
+        """
         width, height = sampling.size or (self.resolution, self.resolution)
         if width % LATENT_CELL or height % LATENT_CELL:
             raise UserError(f"picture sizes are multiples of 8 pixels, not {width}x{height}")
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), sampling.batch_size):
             batch = prompts[start : start + sampling.batch_size]
+            asked = self.encode_captions(batch, vectors)
+            negative = self._negative(sampling.negative_prompt, len(batch), vectors)
+            asked, negative = self._of_one_length(asked, negative)
             latents = self.pipeline(
-                **self._prompt("", batch, vectors),
-                **self._prompt("negative_", [sampling.negative_prompt] * len(batch), vectors),
+                **self._embeds("", asked),
+                **self._embeds("negative_", negative),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + len(batch)]],
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
@@ -156,14 +169,26 @@ class DiffusersBackend:
             pictures += self._decode(latents)
         return pictures
 
-    def _prompt(self, kind: str, texts: Sequence[str], vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the pipeline wants of prompts, or of "negative_" ones; SDXL's empty one is nothing but zeros."""
-        conditioning = self.encode_captions(texts, vectors)
+    def _negative(self, text: str, count: int, vectors: Mapping[str, Tensor]) -> Conditioning:
+        """Conditioning of a negative prompt; SDXL's empty one is nothing but zeros."""
+        found = self.encode_captions([text] * count, vectors)
+        if found.vector is None or text:
+            return found
+        return Conditioning(torch.zeros_like(found.crossattn), torch.zeros_like(found.vector))
+
+    def _of_one_length(self, *given: Conditioning) -> list[Conditioning]:
+        """Each with pieces of an empty text behind it until it is as long as the longest."""
+        longest = max(each.crossattn.shape[1] for each in given)
+        if all(each.crossattn.shape[1] == longest for each in given):
+            return list(given)
+        nothing = self.encode_captions([""], {}).crossattn
+        return [Conditioning(lengthened(each.crossattn, nothing, longest), each.vector) for each in given]
+
+    def _embeds(self, kind: str, conditioning: Conditioning) -> dict[str, Tensor]:
+        """What the pipeline wants of prompts, or of "negative_" ones."""
         embeds = {f"{kind}prompt_embeds": conditioning.crossattn}
         if conditioning.vector is not None:
             embeds[f"{kind}pooled_prompt_embeds"] = conditioning.vector[:, :-_SIZE_NUMBERS]
-        if self.reads_sizes and kind and not any(texts):
-            embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}
         return {name: value.to(self._weight.dtype) for name, value in embeds.items()}
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
@@ -175,37 +200,41 @@ class DiffusersBackend:
         return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
 
     def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Any]:
-        """Each text encoder's output for captions, new words included."""
+        """Each text encoder's output for the captions' first pieces, then for all second ones, and so on.
+
+        There are as many of each; a caption with fewer gets empty ones. New words are included.
+        """
         room = self.pipeline.tokenizer.model_max_length - 2
-        rows, places = [], []
-        for row, caption in enumerate(captions):
-            ids, found = self._ids_with_tokens(caption, vectors)
-            rows.append(ids[:room])
-            places += [(row, column + 1, vector) for column, vector in found if column < room]
+        comma = self.pipeline.tokenizer.get_vocab().get(COMMA)
+        divided = [in_pieces(self._parts(caption, vectors), room, comma) for caption in captions]
+        pieces = [piece for turn in zip_longest(*divided, fillvalue=Piece()) for piece in turn]
+        places = [(row, column + 1, vector) for row, piece in enumerate(pieces) for column, vector in piece.vectors]
         encoded, first = [], 0
         for tokenizer, encoder in self._encoders:
             width = encoder.config.hidden_size
             own = [(row, column, vector[first : first + width]) for row, column, vector in places]
             first += width
             padding = [tokenizer.pad_token_id] * room
-            padded = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id, *padding[len(row) :]] for row in rows]
+            padded = [
+                [tokenizer.bos_token_id, *piece.ids, tokenizer.eos_token_id, *padding[len(piece.ids) :]]
+                for piece in pieces
+            ]
             with _placed(encoder, own):
                 encoded.append(encoder(torch.tensor(padded, device=self.device), output_hidden_states=self.reads_sizes))
         return encoded
 
-    def _ids_with_tokens(
-        self, caption: str, vectors: Mapping[str, Tensor]
-    ) -> tuple[list[int], list[tuple[int, Tensor]]]:
-        """The caption's ids, with 0 where a new word's vectors belong, and those vectors with their columns."""
-        ids: list[int] = []
-        found: list[tuple[int, Tensor]] = []
+    def _parts(self, caption: str, vectors: Mapping[str, Tensor]) -> Iterator[int | Tensor]:
+        """The ids of a caption's tokens, and the vectors of its new words."""
         for part in split_at_tokens(caption, vectors):
             if part in vectors:
-                found += [(len(ids) + index, vector) for index, vector in enumerate(vectors[part])]
-                ids += [0] * len(vectors[part])
+                yield vectors[part]
             else:
-                ids += self._ids(part)
-        return ids, found
+                yield from self._ids(part)
+
+
+def _joined(features: Tensor, captions: int) -> Tensor:
+    """Features of `_encode_text` (pieces · captions, positions, width) as (captions, pieces · positions, width)."""
+    return torch.cat(features.split(captions), dim=1)
 
 
 @contextmanager

@@ -184,7 +184,7 @@ class _Batch:
     instances: int
 
 
-def is_short(caption: str, vectors: Mapping[str, Tensor]) -> bool:
+def _is_short(caption: str, vectors: Mapping[str, Tensor]) -> bool:
     """Whether any text encoder reads a caption at once, whatever its tokenizer: a token is a byte or more.
 
     vectors: of the new words, (n, width) each.
@@ -267,7 +267,7 @@ class Trainer:
             refuse_others(resume, self.state.identity, self.identity)
         self.step = self.state.step if self.state else 0
         self.saves = 0
-        self.positions: dict[str, int] = {}
+        self.more_positions: dict[str, int] = {}
 
     def run(
         self,
@@ -428,7 +428,7 @@ class Trainer:
         slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
         batches = [slots[start : start + size] for start in first]
-        return [_batches(each, self._positions, self.backend.device) for each in batches]
+        return [_batches(each, self._more_positions, self.backend.device) for each in batches]
 
     def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
         """The instance sample at a position of the training, and its regularization sample if the concept has any.
@@ -461,14 +461,15 @@ class Trainer:
         return Conditioning.cat([rows[each] for each in asked])
 
     @torch.no_grad()
-    def _positions(self, caption: str) -> int:
-        """How many positions the text encoder gives a caption: a host may read long ones in several pieces."""
-        if is_short(caption, self.vectors):
+    def _more_positions(self, caption: str) -> int:
+        """How many positions more than a short caption it has: hosts read long ones in several pieces."""
+        if _is_short(caption, self.vectors):
             return 0
-        if caption not in self.positions:
+        if caption not in self.more_positions:
             with self._autocast():
-                self.positions[caption] = self.backend.encode_captions([caption], self.vectors).crossattn.shape[1]
-        return self.positions[caption]
+                own, short = (self.backend.encode_captions([each], self.vectors).crossattn for each in (caption, ""))
+            self.more_positions[caption] = own.shape[1] - short.shape[1]
+        return self.more_positions[caption]
 
     @torch.no_grad()
     def _encode_fixed(self, examples: Sequence[Example]) -> dict[_Asked, Conditioning]:
@@ -597,11 +598,13 @@ def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleO
     return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
 
 
-def _batches(slots: Sequence[Sequence[_Sample]], positions: Callable[[str], int], device: torch.device) -> list[_Batch]:
+def _batches(
+    slots: Sequence[Sequence[_Sample]], more_positions: Callable[[str], int], device: torch.device
+) -> list[_Batch]:
     """The samples by size and length of their captions, as a pass of the UNet takes one of either only."""
     by_size: dict[tuple[torch.Size, int], list[_Sample]] = {}
     for sample in sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior):
-        by_size.setdefault((sample.latents.shape, positions(sample.example.caption)), []).append(sample)
+        by_size.setdefault((sample.latents.shape, more_positions(sample.example.caption)), []).append(sample)
     return [_batch(samples, device) for samples in by_size.values()]
 
 

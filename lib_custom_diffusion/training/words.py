@@ -9,12 +9,7 @@ from torch import Tensor
 
 from ..backend import Backend
 from ..errors import UserError
-from ..text_features import count_tokens
 from ..tokens import split_at_tokens
-from .loop import is_short
-
-_PIECE = 77
-"""Positions that the text encoder reads at once, its start and end token included."""
 
 
 def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Sequence[Sequence[str]]) -> list[str]:
@@ -23,8 +18,8 @@ def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Seque
     vectors:  of the words to be learned, (n, width) each.
     captions: of each concept, all that its pictures may get.
 
-    Returns what is to be said of captions that lack a word, or that are too long. Raises UserError, with a caption, for
-    a word that no caption has, or has where the encoder does not read it, and for a concept without any of the words.
+    Returns what is to be said of captions that lack a word. Raises UserError, with a caption, for a word that no
+    caption has, or has where the encoder does not read it, and for a concept without any of the words.
     """
     everywhere = [caption for own in captions for caption in own]
     for token in vectors:
@@ -45,7 +40,6 @@ def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Seque
                 f"{len(lacking)} of the {len(own)} captions of concept {number} have none of the new words, such as"
                 f" {lacking[0]!r}"
             )
-        told += [_too_long(caption) for caption in own if _is_cut(backend, caption, vectors)][:1]
     return told
 
 
@@ -72,15 +66,3 @@ def _why_unseen(token: str, captions: Sequence[str], vectors: Mapping[str, Tenso
             " space there"
         )
     return f"the caption {having!r} is so long that the model does not read as far as {token}; put the word first"
-
-
-@torch.no_grad()
-def _is_cut(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> bool:
-    if is_short(caption, vectors):
-        return False
-    positions = backend.encode_captions([caption], vectors).crossattn.shape[1]
-    return count_tokens(backend, caption, vectors) > positions - 2 * max(1, positions // _PIECE)
-
-
-def _too_long(caption: str) -> str:
-    return f"the caption {caption!r} is longer than the model reads; its end is left out"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
-from ..text_features import captions_beside
+from ..text_features import captions_beside, lengthened
 
 _CONTEXT = 77
 """Tokens that the text encoder reads at once, start and end included; the host gives it longer texts in pieces."""
@@ -94,7 +94,7 @@ class HostBackend:
             longest = max((each.shape[1] for each in features), default=0)
             if any(each.shape[1] < longest for each in features):
                 nothing = self.model.cond_stage_model([""])
-                features = [_padded(each, nothing, longest) for each in features]
+                features = [lengthened(each, nothing, longest) for each in features]
         return Conditioning(torch.cat(features))
 
     @torch.no_grad()
@@ -181,11 +181,6 @@ def model_resolution(model: Any) -> int:
         return 1024
     v_prediction = _PREDICTION_TYPES.get(model.parameterization) == "v_prediction"
     return 768 if model.is_sd2 and v_prediction else LATENT_CELL * model.image_size
-
-
-def _padded(features: Tensor, nothing: Tensor, length: int) -> Tensor:
-    """Text features (1, positions, width) with pieces of an empty text behind them, as the host lengthens prompts."""
-    return torch.cat([features, *[nothing] * ((length - features.shape[1]) // nothing.shape[1])], dim=1)
 
 
 def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:

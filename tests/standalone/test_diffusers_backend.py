@@ -58,11 +58,30 @@ def test_gradients_reach_the_vectors_and_nothing_else(backend: DiffusersBackend)
     assert all(parameter.grad is None for parameter in backend.pipeline.text_encoder.parameters())
 
 
-def test_long_captions_are_cut_as_clip_cuts_them(backend: DiffusersBackend) -> None:
-    caption = "cat " * 100
-    encoded = backend.encode_captions([caption + "<new1>"], {"<new1>": torch.ones(1, WIDTH)}).crossattn
-    assert torch.equal(encoded, backend.encode_captions([caption], {}).crossattn)
-    assert encoded.shape == (1, 77, WIDTH)
+def test_long_captions_are_encoded_in_pieces_of_75_and_short_ones_beside_them_get_empty_pieces(
+    backend: DiffusersBackend,
+) -> None:
+    vectors = {"<new1>": backend.token_vectors("dog")}
+    long, short = backend.encode_captions(["cat " * 80 + "<new1>", "a dog"], vectors).crossattn
+    pieces = [backend.pipeline.encode_prompt([text], "cpu", 1, False)[0] for text in ("cat " * 75, "cat " * 5 + "dog")]
+    alone = [backend.pipeline.encode_prompt([text], "cpu", 1, False)[0] for text in ("a dog", "")]
+    assert torch.allclose(long, torch.cat(pieces, dim=1)[0], atol=1e-6)
+    assert torch.allclose(short, torch.cat(alone, dim=1)[0], atol=1e-6)
+
+
+def test_of_captions_in_pieces_the_first_counts_for_nearness(backend: DiffusersBackend) -> None:
+    long, first, other = backend.pooled_text(["cat " * 75 + "two red dogs", "cat " * 75, "two red dogs"])
+    assert torch.allclose(long, first, atol=1e-6) and not torch.allclose(long, other, atol=1e-2)
+
+
+def test_pictures_show_what_stands_beyond_75_tokens(backend: DiffusersBackend) -> None:
+    def draw(prompt: str, negative: str) -> np.ndarray:
+        sampling = Sampling(steps=2, negative_prompt=negative)
+        return np.asarray(backend.generate([prompt], [0], sampling, {})[0], dtype=int)
+
+    plain = draw("cat " * 75, "dog")
+    assert np.abs(draw("cat " * 75 + "red hill", "dog") - plain).max() > 1
+    assert np.abs(draw("cat " * 75, "dog " * 75 + "red hill") - plain).max() > 1
 
 
 def test_vocabulary_and_its_words(backend: DiffusersBackend) -> None:

@@ -95,6 +95,16 @@ def test_conditioning_is_that_of_diffusers_pipeline(backend: DiffusersBackend) -
     assert ours.vector[:, -6:].tolist() == [[64, 64, 0, 0, 64, 64]] * 2
 
 
+def test_a_long_caption_is_read_in_pieces_by_both_encoders_and_the_first_is_pooled(backend: DiffusersBackend) -> None:
+    pieces = [backend.encode_captions([text], {}) for text in ("cat " * 75, "two dogs")]
+    long = backend.encode_captions(["cat " * 75 + "two dogs"], {})
+    assert torch.allclose(long.crossattn, torch.cat([each.crossattn for each in pieces], dim=1), atol=1e-5)
+    assert long.vector is not None and pieces[0].vector is not None
+    assert torch.allclose(long.vector, pieces[0].vector, atol=1e-5)
+    [picture] = backend.generate(["cat " * 75 + "two dogs"], [0], Sampling(steps=1, size=(64, 64)), {})
+    assert picture.size == (64, 64)
+
+
 def test_sizes_go_to_the_unet_in_its_order_height_before_width(backend: DiffusersBackend) -> None:
     sizes = Sizes(original=(1200, 900), corner=(30, 7), target=(64, 128))
     ours = backend.encode_captions(["a cat"], {}, [sizes])

@@ -373,6 +373,11 @@ def test_interrupted_run_on_pictures_of_several_sizes_resumes_to_the_same_bytes(
     assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
 
 
+def test_captions_that_the_encoder_reads_at_once_share_a_pass_however_many_letters_they_have(tmp_path: Path) -> None:
+    training = trainer(tmp_path)
+    assert training._more_positions("a <new1> cat") == training._more_positions(f"a <new1> {'c' * 80}")
+
+
 def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_path: Path) -> None:
     concept = ConceptExamples(sized(5, (2, 2)) + sized(4, (2, 4)), [])
     whole = trainer_of([concept], tmp_path / "a", train_batch_size=4).run().delta

@@ -1,15 +1,10 @@
-"""A word that the text encoder never sees is refused with the caption; what lacks one, or is too long, is told."""
+"""A word that the text encoder never sees is refused with the caption; captions that lack one are told."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from lib_custom_diffusion.backend import Conditioning
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.training.words import check_words
 from tiny import WIDTH, TinyBackend
@@ -47,26 +42,3 @@ def test_several_words_of_one_concept_may_stand_in_one_caption() -> None:
 def test_captions_that_lack_a_word_beside_others_are_told() -> None:
     told = check_words(TinyBackend(), ONE, [["a <new1> cat", "a cat", "a dog"]])
     assert told == ["2 of the 3 captions of concept 1 have none of the new words, such as 'a cat'"]
-
-
-class Reading(TinyBackend):
-    """An encoder that reads so many positions, or all in pieces of 77."""
-
-    def __init__(self, pieces: bool) -> None:
-        super().__init__()
-        self.pieces = pieces
-
-    def token_vectors(self, text: str) -> Tensor:
-        return torch.cat([self._word(word) for word in text.split()])
-
-    def encode_captions(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> Conditioning:
-        rows = [torch.cat([vectors[w] if w in vectors else self._word(w) for w in each.split()]) for each in captions]
-        room = 77 * -(-max(map(len, rows)) // 75) if self.pieces else 77
-        return Conditioning(torch.stack([F.pad(row[: room - 2], (0, 0, 0, room)) for row in rows])[:, :room])
-
-
-def test_a_caption_that_is_cut_is_told_and_one_that_is_read_in_pieces_is_not() -> None:
-    caption = " ".join(["<new1>", *["photo"] * 90])
-    assert check_words(Reading(pieces=True), ONE, [[caption]]) == []
-    [told] = check_words(Reading(pieces=False), ONE, [[caption]])
-    assert told.endswith("is longer than the model reads; its end is left out")
