@@ -101,3 +101,18 @@ function chooseCustomDiffusionToy(title) {
     }
     return [];
 }
+
+// Where a person goes on typing; nowhere if the field is folded away, or was filled in.
+function focusCustomDiffusionField(id) {
+    const field = gradioApp().querySelector('#' + id + ' textarea');
+    if (field && field.offsetParent && !field.value) field.focus({preventScroll: true});
+    return [];
+}
+
+function customDiffusionAsksForWord() {
+    return focusCustomDiffusionField('cd_new_name');
+}
+
+function customDiffusionAsksForKind() {
+    return focusCustomDiffusionField('cd_class_1');
+}

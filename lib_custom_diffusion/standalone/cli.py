@@ -196,7 +196,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--train_batch_size",
         type=int,
         default=_D.train_batch_size,
-        help="pictures of the concepts in a step and process; as many regularization pictures come on top",
+        help="pictures of the concepts in a step and process; as many regularization pictures are added",
     )
     add(
         "--gradient_accumulation_steps",
@@ -258,7 +258,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="steps between saves; 0 for one at the end",
     )
     add("--checkpoints_total_limit", type=int, help="keep only so many saves; all if not given")
-    add("--resume_from_checkpoint", help="go on from this save in --output_dir, or from the latest")
+    add("--resume_from_checkpoint", help="resume from this save in --output_dir, or from the latest")
     add("--allow_changes", action="store_true", help="go on though pictures, captions or settings are others")
     add("--validation_prompt", help="draw this every --validation_steps steps")
     add("--validation_steps", type=int, default=_D.validation_steps, help="steps between them; 0 for none")

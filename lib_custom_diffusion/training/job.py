@@ -135,7 +135,7 @@ def dated_folder(logs: Path, plan: TrainingPlan, wording: Wording) -> Path:
     saves = [(save, folder) for save, folder in found if save is not None]
     if not saves:
         raise UserError(
-            f"there is no save of a training {name} in {logs} to go on from; begin anew without"
+            f"there is no save of a training {name} in {logs} to resume from; start again without"
             f" {wording.label('resume_from_checkpoint')}"
         )
     return max(saves, key=lambda each: each[0].stat().st_mtime)[1]
@@ -251,7 +251,7 @@ class TrainingJob:
         checkpoint = checkpoints.resolve_checkpoint(folder, plan.resume_from_checkpoint)
         if checkpoint is None:
             if plan.resume_from_checkpoint is not None:
-                self.notes.append("There was no save to go on from; it began at the first step.")
+                self.notes.append("There was no save to resume from; it started at the first step.")
             return None
         step, _ = checkpoints.read_identity(checkpoint)
         if step > plan.max_train_steps:
@@ -294,8 +294,8 @@ class TrainingJob:
         there = [*self.replaced, *([self.target] if self.target.exists() else [])]
         if there and self.resume is None and not plan.overwrite:
             raise UserError(
-                f"there is a training {self.name} already ({there[-1]}); {wording.ask('resume_from_checkpoint')} to go"
-                f" on from its last save, {wording.ask('overwrite')} to replace it, or give another"
+                f"there is a training {self.name} already ({there[-1]}); {wording.ask('resume_from_checkpoint')} to"
+                f" continue from its last save, {wording.ask('overwrite')} to replace it, or give another"
                 f" {wording.label('output_dir' if self.host.delta is None else 'name')}"
             )
 
@@ -318,10 +318,10 @@ class TrainingJob:
 
     def _interrupted(self) -> Interrupted:
         if self.resume is not None:
-            return Interrupted("interrupted before a step was taken; the save is as it was and can be gone on from")
-        return Interrupted(
-            "interrupted before the first step; nothing was saved or replaced, so it can only begin anew"
-        )
+            return Interrupted(
+                "interrupted before the first step; the last save is unchanged, and can still be resumed from"
+            )
+        return Interrupted("interrupted before the first step; nothing was saved or replaced")
 
     def _class_folder(self, number: int, concept: Concept) -> Path | None:
         """Where the class pictures of a concept are, or will be."""

@@ -546,7 +546,7 @@ class Trainer:
                 continue
             if tensors[name].shape != parameter.shape:
                 raise UserError(
-                    f"the save cannot be gone on from: {name} is {tuple(tensors[name].shape)} in it and"
+                    f"the save cannot be resumed from: {name} is {tuple(tensors[name].shape)} in it and"
                     f" {tuple(parameter.shape)} now"
                 )
             parameter.data.copy_(tensors[name])

@@ -40,11 +40,14 @@ _STAGES = 4  # the most that an operation of `algebra` tells of
 
 
 def _compress(host: Host) -> list[Action]:
-    gr.HTML("<p>Makes a delta a tenth of its size or less, and tells what that costs.</p>")
+    gr.HTML("<p>Shrinks a delta to a tenth of its size or less, and says what that costs.</p>")
     name = delta_field(host, "Delta to compress", "cd_compress")
-    to = gr.Radio(label="Keep to", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
+    to = gr.Radio(label="Limit", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
     values = [
-        gr.Number(label="Size of the file in MB", value=5, info="All layers share it", elem_id="cd_compress_size"),
+        gr.Number(
+            label="Size of the file in MB", value=5, info="Divided among all layers, for the least loss",
+            elem_id="cd_compress_size",
+        ),
         gr.Slider(
             label="Rank of every layer", minimum=1, maximum=128, step=1, value=16, visible=False,
             elem_id="cd_compress_rank",
@@ -61,10 +64,10 @@ def _compress(host: Host) -> list[Action]:
     with gr.Row():
         weighed = gr.Checkbox(
             label="Weigh errors by prompts", value=True, elem_id="cd_compress_weighed",
-            info="Loses least of what prompts use; by the model that is loaded",
+            info="Keeps best what prompts use; needs the loaded model",
         )  # fmt: skip
         float16 = gr.Checkbox(
-            label="Readable by the first extension", value=False, info="All numbers in float16; larger",
+            label="Readable by the first extension", value=False, info="Stores all numbers in float16; larger",
             elem_id="cd_compress_float16",
         )  # fmt: skip
     result, overwrite = _result_fields("cd_compress", "small file", "NAME-small")
@@ -94,14 +97,14 @@ def _compress(host: Host) -> list[Action]:
 
 
 def _blend(host: Host) -> list[Action]:
-    gr.HTML("<p>Adds deltas up, each as strongly as you say. Their words all come along.</p>")
+    gr.HTML("<p>Adds deltas together, each with its weight. The result includes all their words.</p>")
     names = delta_field(host, "Deltas to blend", "cd_blend", several=True)
     weights = gr.Textbox(
-        label="Weights", info="One for each, in that order, such as 0.8, 0.5; empty: 1 each", elem_id="cd_blend_weights"
+        label="Weights",
+        info="One per delta, in that order, such as 0.8, 0.5; leave empty for 1 each",
+        elem_id="cd_blend_weights",
     )
-    size = gr.Number(
-        label="Compress the blend to so many MB", value=0, info="0: leave it exact", elem_id="cd_blend_size"
-    )
+    size = gr.Number(label="Maximum size of the blend in MB", value=0, info="0 keeps it exact", elem_id="cd_blend_size")
     result, overwrite = _result_fields("cd_blend", "blend")
     button = gr.Button("Blend", variant="primary", elem_id="cd_blend")
 
@@ -120,13 +123,13 @@ def _blend(host: Host) -> list[Action]:
 
 def _merge(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Joins concepts that were learned alone, so that each word does what it did before and little else changes"
-        " (constrained least squares). Uses the model that is loaded.</p>"
+        "<p>Combines concepts that were trained separately, so that each word keeps its effect and little else changes"
+        " (constrained least squares). Uses the loaded model.</p>"
     )
     names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(
         label="Prompts of the concepts", lines=2, elem_id="cd_merge_prompts",
-        info="A line for each delta, prompts parted by |; empty: photo of a <new1> cat|<new1> cat",
+        info="One line per delta, prompts separated by |; leave empty for photo of a <new1> cat|<new1> cat",
     )  # fmt: skip
     result, overwrite = _result_fields("cd_merge", "merged delta")
     button = gr.Button("Merge", variant="primary", elem_id="cd_merge")
@@ -148,13 +151,15 @@ def _merge(host: Host) -> list[Action]:
 
 
 def _rename(host: Host) -> list[Action]:
-    gr.HTML("<p>Gives a word of a delta another name, because of two words called &lt;new1&gt; prompts mean one.</p>")
+    gr.HTML(
+        "<p>Renames a word of a delta: a prompt can use only one of two words that are both called &lt;new1&gt;.</p>"
+    )
     name = delta_field(host, "Delta with the word", "cd_rename")
     with gr.Row():
         old = gr.Textbox(
-            label="Word as it is", value="<new1>", info="Inspect shows a delta's words", elem_id="cd_rename_old"
+            label="Current word", value="<new1>", info="Inspect shows a delta's words", elem_id="cd_rename_old"
         )
-        new = gr.Textbox(label="Word as it shall be", info="Such as <my-cat>", elem_id="cd_rename_new")
+        new = gr.Textbox(label="New word", info="Such as <my-cat>", elem_id="cd_rename_new")
     result, overwrite = _result_fields("cd_rename", "renamed delta", "NAME-renamed")
     button = gr.Button("Rename", variant="primary", elem_id="cd_rename")
 
@@ -168,30 +173,30 @@ def _rename(host: Host) -> list[Action]:
 
 def _convert(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Reads and writes other programs' files. What a file is, its content says. Put files into the folder of"
-        f" deltas, or upload them here; results go to that folder{_and_loras(host)}.</p>"
+        "<p>Converts to and from other programs' files; the content says what a file is. Put files into the folder of"
+        f" deltas, or upload them here. Results go to that folder{_and_loras(host)}.</p>"
     )
     with gr.Row():
         names = gr.Dropdown(
             label="Files to convert", choices=_convertible(host), multiselect=True, elem_id="cd_convert_names",
-            info="The one with the layers, and those with its words if they are apart",
+            info="The file with the layers, and those with its words if they are separate",
         )  # fmt: skip
         host.lists.add(names, lambda: _convertible(host), "cd_convert_refresh")
     uploads = gr.File(label="Or upload them", file_count="multiple", height=120, elem_id="cd_convert_uploads")
     with gr.Row():
         kind = gr.Dropdown(
             label="Format to write", choices=sorted(KINDS), value=_LORA, elem_id="cd_convert_kind",
-            info="lora: for the WebUI's own Lora, Forge, reForge, ComfyUI, InvokeAI; lora-diffusers: for diffusers",
+            info="lora is for the WebUI, Forge, reForge, ComfyUI and InvokeAI; lora-diffusers is for diffusers",
         )  # fmt: skip
         rank = gr.Slider(
             label="Rank of a LoRA", minimum=0, maximum=256, step=1, value=0, elem_id="cd_convert_rank",
-            info=f"Of layers that have a higher one; 0: the least that loses {LORA_ERROR:.0%}",
+            info=f"Limits layers of a higher rank; 0 for the lowest that loses at most {LORA_ERROR:.0%}",
         )  # fmt: skip
     fits = gr.Checkbox(
-        label="Made for the model that is loaded", value=True, elem_id="cd_convert_fits",
-        info="Full weights can be read and written only against their model; untick for a file of another one",
+        label="Made for the loaded model", value=True, elem_id="cd_convert_fits",
+        info="Full weights can only be converted with their own model loaded; untick for files of another model",
     )  # fmt: skip
-    result, overwrite = _result_fields("cd_convert", "converted file", "that of the first file")
+    result, overwrite = _result_fields("cd_convert", "converted file", "the first file's name")
     button = gr.Button("Convert", variant="primary", elem_id="cd_convert")
 
     def run(
@@ -255,11 +260,11 @@ def _result_fields(part: str, what: str, default: str = "") -> tuple[gr.Textbox,
     """The name of a result and whether it may take another's place."""
     with gr.Row():
         name = gr.Textbox(
-            label=f"Name of the {what}", info=f"Empty: {default}" if default else "In the folder of deltas",
+            label=f"Name of the {what}", info=f"Leave empty for {default}" if default else "In the folder of deltas",
             elem_id=f"{part}_result",
         )  # fmt: skip
         overwrite = gr.Checkbox(
-            label=f"Overwrite a {what} of that name", value=False, info="The old file is lost",
+            label=f"Overwrite an existing {what}", value=False, info="The old file is lost",
             elem_id=f"{part}_overwrite",
         )  # fmt: skip
     return name, overwrite

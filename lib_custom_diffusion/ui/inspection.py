@@ -66,7 +66,9 @@ def report_html(path: Path) -> str:
     """All about a file as HTML: what it is, its tokens, and the norm of each layer as a bar. Raises as `Delta.load`."""
     delta = Delta.load(path)
     rows = {"File": path.name, "Size": f"{path.stat().st_size / 1e6:.2f} MB", **summarize(path).table()}
-    rows |= {f"Token {token}": f"{len(vectors)} × {vectors.shape[1]}" for token, vectors in delta.embeddings.items()}
+    rows |= {
+        f"Vectors of {token}": f"{len(vectors)} × {vectors.shape[1]}" for token, vectors in delta.embeddings.items()
+    }
     rows["Layers"] = str(len(delta.entries))
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()

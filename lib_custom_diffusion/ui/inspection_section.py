@@ -12,7 +12,7 @@ from .utilities import Action, Host, Section, delta_field
 
 
 def _inspect(host: Host) -> list[Action]:
-    gr.HTML("<p>What a delta was made for, its words, and how strongly it changes each layer.</p>")
+    gr.HTML("<p>Shows what a delta was made for, its words, and how strongly it changes each layer.</p>")
     names = delta_field(host, "Delta", "cd_inspect")
     button = gr.Button("Inspect", variant="primary", elem_id="cd_inspect")
     report = gr.HTML(elem_id="cd_inspect_report")

@@ -17,10 +17,11 @@ from .training_page import error_html
 _SIDE, _SHOWN, _READ = 64, 12, 60
 
 
-def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> str:
+def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, faults: bool = True) -> str:
     """A folder's first pictures (HTML), cropped as `shape` (of PICTURE_SHAPES) says; how many, what is left out, why.
 
-    "" for no folder. Of a folder with very many pictures the first 60 are looked into.
+    "" for no folder. faults: say why a folder cannot be used, rather than nothing. Of a folder with very many pictures
+    the first 60 are looked into.
     """
     if not (folder or "").strip():
         return ""
@@ -29,7 +30,7 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> st
         found = list(dict.fromkeys(find_pictures(path)))
         left_out = dict(unread_pictures(path))
     except UserError as error:
-        return error_html(error)
+        return error_html(error) if faults else ""
     shown: list[str] = []
     for picture in found[:_READ]:
         try:

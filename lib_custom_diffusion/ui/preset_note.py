@@ -18,7 +18,7 @@ from .training_page import duration
 PURPOSES = {
     "thing or pet": "A thing or a pet, from 4 to 10 pictures.",
     "style": "A way of drawing or painting, from 5 to 20 pictures.",
-    "two things together": "Two concepts (see Advanced) that can be in one picture.",
+    "two things together": "Two concepts (see Advanced) that can appear in one picture.",
     "face": "A face, from 15 to 20 pictures; trains more layers.",
     "toy model: thing": "A thing for the toy model, from 4 to 10 pictures.",
 }
@@ -49,13 +49,13 @@ def _cost(recipe: Mapping[str, Any], folder: str, loaded: Loaded | None, timings
         and timing.circumstances.freeze_model == recipe["freeze_model"]
     ]
     if not known or loaded is None:
-        return f"{steps} steps; how long that takes here is known after the first training."
+        return f"{steps} steps; how long they take is known after the first training on this machine."
     pictures = _count(folder)
     amounts = Amounts(
         pictures * PictureSettings().drawn_variants, steps, min(_BATCH, pictures), loaded.resolution**2 / 1e6
     )
     memory = f", {known[-1].memory}" if known[-1].memory else ""
-    return f"About {duration(sum(known[-1].seconds(amounts)))} here for {steps} steps{memory}."
+    return f"About {duration(sum(known[-1].seconds(amounts)))} for {steps} steps on this machine{memory}."
 
 
 def _count(folder: str) -> int:

@@ -20,26 +20,28 @@ _SHOWN = 12
 
 def _draw(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Pictures of other things of the same kind keep the model from forgetting them. They are drawn by the"
-        " model that is loaded, with a caption file beside each.</p>"
+        "<p>Regularization images are pictures of other things of the same kind, which keep the model from forgetting"
+        " them. The loaded model draws them, with a caption file beside each.</p>"
     )
     source = gr.Radio(label="Draw", choices=list(SOURCES), value=SOURCES[0], elem_id="cd_reg_source")
     prompt = gr.Textbox(
-        label="Kind of thing to draw", info="Such as: photo of a cat. In a template, what [name] stands for: cat",
+        label="Prompt", info="Such as photo of a cat; with a template, what [name] stands for, such as cat",
         elem_id="cd_reg_prompt",
     )  # fmt: skip
     template = gr.Dropdown(
-        label="Template to draw", choices=list(host.templates), value=next(iter(host.templates), None), visible=False,
-        info="Each picture takes one of its lines, at random", elem_id="cd_reg_template",
+        label="Prompt template", choices=list(host.templates), value=next(iter(host.templates), None), visible=False,
+        info="Each picture uses one of its lines, at random", elem_id="cd_reg_template",
     )  # fmt: skip
     captions = gr.Textbox(
-        label="Folder of captioned pictures to draw", visible=False, elem_id="cd_reg_captions",
-        info="Text files beside pictures. In a template, what [filewords] stands for",
+        label="Folder of captions", visible=False, elem_id="cd_reg_captions",
+        info="Text files beside pictures; with a template, what [filewords] stands for",
     )  # fmt: skip
     with gr.Row():
-        count = gr.Number(label="How many", value=200, precision=0, info="200 are usual", elem_id="cd_reg_count")
+        count = gr.Number(
+            label="Number of pictures", value=200, precision=0, info="200 is usual", elem_id="cd_reg_count"
+        )
         times = gr.Number(
-            label="Times each caption", value=1, precision=0, visible=False, info="As many pictures of each",
+            label="Pictures per caption", value=1, precision=0, visible=False, info="How many to draw of each",
             elem_id="cd_reg_times",
         )  # fmt: skip
     source.change(
@@ -47,36 +49,34 @@ def _draw(host: Host) -> list[Action]:
         queue=False, show_progress=False,
     )  # fmt: skip
     folder = gr.Textbox(
-        label="Folder for the pictures", info="What is there already is kept and counts", elem_id="cd_reg_folder"
+        label="Folder for the pictures",
+        info="Pictures that are already in it are kept and counted",
+        elem_id="cd_reg_folder",
     )
     with gr.Row():
         sampler = gr.Dropdown(
-            label="Sampler of the pictures", choices=list(host.samplers), value=next(iter(host.samplers), None),
+            label="Sampling method", choices=list(host.samplers), value=next(iter(host.samplers), None),
             visible=bool(host.samplers), elem_id="cd_reg_sampler",
         )  # fmt: skip
-        steps = gr.Slider(
-            label="Steps of each picture", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps"
-        )
-        scale = gr.Slider(
-            label="CFG of the pictures", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_reg_cfg"
-        )
+        steps = gr.Slider(label="Sampling steps", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps")
+        scale = gr.Slider(label="CFG Scale", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_reg_cfg")
     with gr.Row():
         side = gr.Number(
-            label="Size of the pictures", value=0, precision=0, info="0: the model's own",
+            label="Width and height", value=0, precision=0, info="0 for the model's own size",
             elem_id="cd_reg_size",
         )  # fmt: skip
         batch = gr.Number(
-            label="Pictures at a time", value=4, precision=0, info="Less memory: fewer", elem_id="cd_reg_batch"
+            label="Batch size", value=4, precision=0, info="Lower needs less memory", elem_id="cd_reg_batch"
         )
         seed = gr.Number(
-            label="Seed of the first picture",
+            label="Seed",
             value=1,
             precision=0,
-            info="Each further one has the next",
+            info="Of the first picture; the others follow",
             elem_id="cd_reg_seed",
         )
     with gr.Row():
-        draw = gr.Button("Draw regularization pictures", variant="primary", elem_id="cd_reg_draw")
+        draw = gr.Button("Draw regularization images", variant="primary", elem_id="cd_reg_draw")
         stop = gr.Button("Interrupt", elem_id="cd_reg_stop")
     stop.click(fn=host.interrupt, inputs=[], outputs=[], queue=False)
 
@@ -104,7 +104,7 @@ def _draw(host: Host) -> list[Action]:
                     raise UserError("choose a template")
                 prompts = template_captions(path, prompt or "", int(count or 0), first, words)
             drawn = generate_captions(host.backend(sampler), prompts, target, sampling, first, tell)
-        report = f"<p>{len(drawn)} pictures drawn into <code>{html.escape(str(target))}</code>.</p>"
+        report = f"<p>{_pictures(len(drawn))} drawn into <code>{html.escape(str(target))}</code>.</p>"
         return Outcome(report, pictures=drawn[:_SHOWN])
 
     fields = [
@@ -122,16 +122,18 @@ def _fields_of(source: str) -> list[dict]:
 
 def _pick(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Real pictures keep a model better than drawn ones. From a folder of pictures with caption files, those"
-        " whose captions are nearest to the prompt are chosen. They stay where they are: only lists are written.</p>"
+        "<p>Real pictures preserve a model better than drawn ones. This picks from a folder of captioned pictures those"
+        " whose captions are closest to a prompt. The pictures stay where they are: only lists are written.</p>"
     )
     source = gr.Textbox(
-        label="Folder of captioned pictures", info="Text files beside pictures", elem_id="cd_pick_source"
+        label="Folder of captioned pictures", info="With a text file beside each", elem_id="cd_pick_source"
     )
-    prompt = gr.Textbox(label="Kind of thing to pick", info="Such as: cat", elem_id="cd_pick_prompt")
-    count = gr.Number(label="How many to pick", value=200, precision=0, info="200 are usual", elem_id="cd_pick_count")
+    prompt = gr.Textbox(label="Prompt to match", info="Such as photo of a cat", elem_id="cd_pick_prompt")
+    count = gr.Number(label="Number to pick", value=200, precision=0, info="200 is usual", elem_id="cd_pick_count")
     target = gr.Textbox(
-        label="Folder for the lists", info="Give it as regularization folder of a training", elem_id="cd_pick_target"
+        label="Folder for the lists",
+        info="To be given to a training as its Regularization directory",
+        elem_id="cd_pick_target",
     )
     button = gr.Button("Pick pictures", variant="primary", elem_id="cd_pick")
 
@@ -144,7 +146,7 @@ def _pick(host: Host) -> list[Action]:
         picked = pick(host.backend(""), pictures, prompt or "", int(count or 0), tell)
         write_listing(picked, folder)
         report = (
-            f"<p>{len(picked)} pictures listed in <code>{html.escape(str(folder))}</code>, from"
+            f"<p>{_pictures(len(picked))} listed in <code>{html.escape(str(folder))}</code>, from"
             f" “{html.escape(picked[0].caption)}” to “{html.escape(picked[-1].caption)}”.</p>"
             if picked
             else "<p>None of the pictures can be read.</p>"
@@ -152,6 +154,10 @@ def _pick(host: Host) -> list[Action]:
         return Outcome(report, pictures=[choice.path for choice in picked[:_SHOWN]])
 
     return [Action(button, run, [source, prompt, count, target])]
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'' if count == 1 else 's'}"
 
 
 def bundled_templates() -> dict[str, Path]:

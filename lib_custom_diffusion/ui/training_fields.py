@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -134,11 +135,14 @@ def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Field
         fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
     )
     shape, alpha = settings["resize_mode"], settings["use_alpha"]
-    for changed in (folder.change, shape.change, alpha.change):
+    for changed in (folder.change, shape.change, alpha.change):  # while a folder is typed, it is mostly not there yet
         changed(
-            fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False,
-            show_progress=False,
+            fn=partial(picture_strip, faults=False), inputs=[folder, shape, alpha], outputs=[essentials.strip],
+            queue=False, show_progress=False,
         )  # fmt: skip
+    folder.blur(
+        fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False, show_progress=False
+    )
     folder.change(
         fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
     )
@@ -148,7 +152,7 @@ def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Field
 def _word_and_kind(face: Face, number: int) -> Fields:
     fields = face.word(number)
     fields["class_prompt"] = gr.Textbox(
-        label=label_of_concept("class_prompt", number), placeholder="what it is: cat, toy, person, art",
+        label=label_of_concept("class_prompt", number), placeholder="such as cat, toy, person or art",
         elem_id=f"cd_class_{number}",
     )  # fmt: skip
     return fields
@@ -165,7 +169,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
     """The number of concepts, and the fields of all of them; those beyond the number are hidden."""
     count = gr.Slider(
         label="Concepts", minimum=1, maximum=MAX_CONCEPTS, step=1, value=1,
-        info="Learn several things in one file, so that they can be in one picture", elem_id="cd_count",
+        info="How many things to teach at once, so that they can appear in one picture", elem_id="cd_count",
     )  # fmt: skip
     count.do_not_save_to_config = True  # the boxes below are hidden and shown when it is moved
     concepts, boxes = [], []
@@ -180,7 +184,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
             fields |= face.more(number)
             fields["class_data_dir"] = gr.Textbox(
                 label=label_of_concept("class_data_dir", number), elem_id=f"cd_regularization_{number}",
-                info="A folder with about 200 real pictures of other such things; the text prior rarely needs it",
+                info="Folder with about 200 pictures of other things of this kind; rarely needed with the text prior",
             )  # fmt: skip
         concepts.append(fields)
         boxes.append(box)
@@ -194,7 +198,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
 
 
 @contextmanager
-def _group(title: str) -> Iterator[None]:
+def group(title: str) -> Iterator[None]:
     """Fields under a heading."""
     gr.HTML(f"<h4>{title}</h4>", elem_classes=["cd-group"])
     yield
@@ -212,49 +216,45 @@ def _shown(preset: Mapping[str, Any], name: str) -> Any:
 
 def _result(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Result"), face.row():
+    with group("Result"), face.row():
         fields["name"] = gr.Textbox(
-            label=LABELS["name"], info="What prompts call the delta; empty: as the word", elem_id="cd_name"
+            label=LABELS["name"], info="What prompts call it; leave empty to use the word", elem_id="cd_name"
         )
         fields["overwrite"] = gr.Checkbox(
             label=LABELS["overwrite"], value=False, elem_id="cd_overwrite",
-            info="Replaces the delta of that name, and what its word has learned",
+            info="Replace the delta of this name and its trained embedding",
         )  # fmt: skip
     with face.row():
         fields["max_size"] = gr.Number(
             label=LABELS["max_size"], value=0.0, elem_id="cd_max_megabytes",
-            info="5 to 15 are usual for Stable Diffusion",
+            info="5 to 15 is usual for Stable Diffusion 1",
         )  # fmt: skip
         fields["rank"] = gr.Number(
             label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
-            info="Less memory and a smaller file; 0: full matrices, and 32 for SDXL",
+            info="A rank needs less memory and makes a smaller file; the default is full matrices, and 32 for SDXL",
         )  # fmt: skip
     return fields
 
 
 def _amounts(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Training"), face.row():
+    with group("Training"), face.row():
         fields["max_train_steps"] = gr.Number(
             label=LABELS["max_train_steps"], value=_first(face)["max_train_steps"], precision=0, elem_id="cd_steps",
-            info="More steps give more likeness; too many spoil other pictures",
+            info="More steps give a closer likeness; too many spoil other pictures",
         )  # fmt: skip
         fields["train_batch_size"] = gr.Number(
             label=LABELS["train_batch_size"], value=4, precision=0, elem_id="cd_batch_size",
-            info="Larger is steadier, slower, and needs more memory",
-        )  # fmt: skip
-        fields["gradient_accumulation_steps"] = gr.Number(
-            label=LABELS["gradient_accumulation_steps"], value=1, precision=0, elem_id="cd_accumulation",
-            info="Multiplies the batch size: more time, but no more memory",
+            info="Larger is steadier but slower, and needs more memory",
         )  # fmt: skip
     with face.row():
-        fields["gradient_checkpointing"] = gr.Checkbox(
-            label=LABELS["gradient_checkpointing"], value=False, info="Slower, with much less memory",
-            elem_id="cd_save_memory",
+        fields["gradient_accumulation_steps"] = gr.Number(
+            label=LABELS["gradient_accumulation_steps"], value=1, precision=0, elem_id="cd_accumulation",
+            info="Multiplies the batch size: takes more time but no more memory",
         )  # fmt: skip
         fields["freeze_model"] = gr.Dropdown(
             label=LABELS["freeze_model"], choices=list(SELECTIONS), value=next(iter(SELECTIONS)), elem_id="cd_select",
-            info="crossattn_kv reads the prompt, and is enough for most; crossattn is twice as much, for faces",
+            info="crossattn_kv is enough for most things; crossattn trains twice as many weights, for faces",
         )  # fmt: skip
     return fields
 
@@ -264,22 +264,27 @@ def _rates(face: Face) -> Fields:
     with face.row():
         fields["learning_rate"] = gr.Textbox(
             label=LABELS["learning_rate"], value=_first(face)["learning_rate"], elem_id="cd_learning_rate",
-            info="Of the model. 1e-5:100, 5e-6 means: the first until step 100, then the second",
+            info="For the model. 1e-5:100, 5e-6 means 1e-5 until step 100, then 5e-6",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
             label=LABELS["embedding_learning_rate"], value=_first(face)["embedding_learning_rate"],
-            elem_id="cd_embedding_learning_rate", info="Of the new word. Written as the other rate",
+            elem_id="cd_embedding_learning_rate", info="For the new word, in the same notation",
         )  # fmt: skip
+    with face.row():
         fields["seed"] = gr.Number(
             label=LABELS["seed"], value=42, precision=0, elem_id="cd_seed",
             info="The same seed and settings give the same result",
+        )  # fmt: skip
+        fields["gradient_checkpointing"] = gr.Checkbox(
+            label=LABELS["gradient_checkpointing"], value=False, info="Slower, but needs much less memory",
+            elem_id="cd_save_memory",
         )  # fmt: skip
     return fields
 
 
 def _captions(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Captions"), face.row():
+    with group("Captions"), face.row():
         fields["instance_prompt"] = gr.Textbox(
             label=LABELS["instance_prompt"], value=_first(face)["instance_prompt"], elem_id="cd_prompt",
             info="What the pictures show; [name] stands for the word and its kind",
@@ -287,97 +292,102 @@ def _captions(face: Face) -> Fields:
         fields["caption_source"] = gr.Dropdown(
             label=LABELS["caption_source"], choices=list(CAPTION_SOURCES), value=CAPTION_SOURCES[0],
             elem_id="cd_captions",
-            info="The caption beside this, a .txt file for each picture, the files' names, or a template",
+            info="prompt: the caption here; txt: text files beside pictures; filename: their names; or a template",
         )  # fmt: skip
+    with face.row():
         fields["template"] = face.template()
     return fields
 
 
 def _pictures_settings(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Pictures"), face.row():
+    with group("Pictures"), face.row():
         fields["resolution"] = gr.Number(
             label=LABELS["resolution"], value=0, precision=0, elem_id="cd_resolution",
-            info="In pixels, such as 512; 0: what the model was made for",
+            info="In pixels, such as 512; 0 for the model's own size",
         )  # fmt: skip
         fields["resize_mode"] = gr.Dropdown(
             label=LABELS["resize_mode"], choices=list(PICTURE_SHAPES), value=next(iter(PICTURE_SHAPES)),
-            info="As they are: each keeps its shape, with about as many pixels", elem_id="cd_shape",
+            info="“as they are” keeps each picture's shape, at about the same number of pixels", elem_id="cd_shape",
         )  # fmt: skip
     with face.row():
         fields["augment"] = gr.Checkbox(
             label=LABELS["noaug"], value=True, elem_id="cd_augment",
-            info="Shows pictures from afar and close up, so that a few are enough",
+            info="Also show each picture smaller and closer up, so that a few pictures are enough",
         )  # fmt: skip
         fields["hflip"] = gr.Checkbox(
             label=LABELS["hflip"], value=False, elem_id="cd_flip",
-            info="Mirrors half of the pictures; not for writing or faces",
+            info="Mirror half of the pictures; not for writing or faces",
         )  # fmt: skip
+    with face.row():
         fields["use_alpha"] = gr.Checkbox(
             label=LABELS["use_alpha"], value=False, elem_id="cd_use_alpha",
-            info="Nothing is learned from what is transparent",
+            info="Learn nothing from transparent parts",
         )  # fmt: skip
     return fields
 
 
 def _preservation(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Prior preservation"), face.row():
+    with group("Prior preservation"), face.row():
         fields["prior"] = gr.Dropdown(
             label=LABELS["prior"], choices=list(PRIORS), value=PRIORS[0], elem_id="cd_prior",
-            info="text: all else stays as it is, without pictures, in little time",
+            info="text keeps everything else as it was, without any pictures",
         )  # fmt: skip
         fields["text_prior_weight"] = gr.Number(
             label=LABELS["text_prior_weight"], value=0.1, elem_id="cd_text_prior_weight",
-            info="Higher keeps more as it was, with less likeness; 0.03 to 0.3 are usual",
+            info="Higher keeps more as it was, at the cost of likeness; 0.03 to 0.3 is usual",
         )  # fmt: skip
+    with face.row():
         fields["prior_loss_weight"] = gr.Slider(
             label=LABELS["prior_loss_weight"], minimum=0.0, maximum=2.0, step=0.05, value=1.0,
-            info="0 leaves them out", elem_id="cd_prior_loss_weight",
+            info="0 ignores them", elem_id="cd_prior_loss_weight",
         )  # fmt: skip
     return fields
 
 
 def _saves(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Saves and previews"), face.row():
+    with group("Saves and previews"), face.row():
         fields["checkpointing_steps"] = gr.Number(
             label=LABELS["checkpointing_steps"], value=0, precision=0, elem_id="cd_save_every",
-            info="To choose from, and to resume from after a crash",
+            info="To choose the best from, and to resume from after a crash",
         )  # fmt: skip
         fields["validation_steps"] = gr.Number(
             label=LABELS["validation_steps"], value=50, precision=0, elem_id="cd_preview_every",
-            info="A preview of what is learned so far",
+            info="A preview of what has been learned so far",
         )  # fmt: skip
+    with face.row():
         fields["validation_prompt"] = gr.Textbox(
-            label=LABELS["validation_prompt"], info="Empty: the caption of the first concept",
+            label=LABELS["validation_prompt"], info="Leave empty to use the caption of the first concept",
             elem_id="cd_preview_prompt",
         )  # fmt: skip
     with face.row():
         fields["resume_from_checkpoint"] = gr.Checkbox(
             label=LABELS["resume_from_checkpoint"], value=False, elem_id="cd_resume",
-            info="Of a training of that name that was interrupted, broke off, or is to take more steps",
+            info="Continue a training of this name that was interrupted or crashed, or add steps to it",
         )  # fmt: skip
         fields["allow_changes"] = gr.Checkbox(
             label=LABELS["allow_changes"], value=False, elem_id="cd_allow_changes",
-            info="Without this, pictures and settings must be those of the save",
+            info="Otherwise both must be the same as when it was saved",
         )  # fmt: skip
     return fields
 
 
 def _gradients(face: Face) -> Fields:
     fields: Fields = {}
-    with _group("Gradients"), face.row():
+    with group("Gradients"), face.row():
         fields["clip_mode"] = gr.Dropdown(
             label=LABELS["clip_mode"], choices=list(CLIP_MODES), value=CLIP_MODES[0], elem_id="cd_clip_mode",
-            info="Keeps a single odd picture from doing harm: as a whole, or number by number",
+            info="Limits the effect of a single odd batch: by the norm of all gradients, or value by value",
         )  # fmt: skip
         fields["clip_value"] = gr.Number(
-            label=LABELS["max_grad_norm"], value=1.0, info="Smaller is more careful; 1 by norm is usual",
+            label=LABELS["max_grad_norm"], value=1.0, info="Smaller is more cautious; 1 is usual with norm",
             elem_id="cd_clip_value",
         )  # fmt: skip
+    with face.row():
         fields["snr_gamma"] = gr.Number(
             label=LABELS["snr_gamma"], value=_shown(_first(face), "snr_gamma"), elem_id="cd_snr_gamma",
-            info="Smaller learns more from noisy pictures, where shape and color are decided; 5 is usual, 0 is off",
+            info="Smaller learns more from noisy pictures, which decide shape and color; 5 is usual, 0 is off",
         )  # fmt: skip
     return fields

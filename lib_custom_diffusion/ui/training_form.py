@@ -21,7 +21,7 @@ LABELS = {
     "instance_data_dir": "Dataset directory", "class_data_dir": "Regularization directory",
     "vectors_per_token": "Number of vectors per token", "name": "Name of the delta", "overwrite": "Overwrite",
     "resume_from_checkpoint": "Resume from the last save",
-    "allow_changes": "Resume though pictures or settings have changed", "max_train_steps": "Max steps",
+    "allow_changes": "Resume even if pictures or settings have changed", "max_train_steps": "Max steps",
     "train_batch_size": "Batch size", "resolution": "Width and height", "resize_mode": "Resize images",
     "learning_rate": "Learning rate", "embedding_learning_rate": "Embedding Learning rate",
     "instance_prompt": "Caption", "prior": "Prior preservation", "text_prior_weight": "Weight of the text prior",
@@ -29,11 +29,11 @@ LABELS = {
     "checkpointing_steps": "Save a copy to log directory every N steps, 0 to disable",
     "validation_steps": "Save an image to log directory every N steps, 0 to disable",
     "validation_prompt": "Preview prompt", "freeze_model": "Layers to train", "caption_source": "Captions from",
-    "template": "Prompt template", "noaug": "Vary size and place", "hflip": "Flip at random",
+    "template": "Prompt template", "noaug": "Vary size and position", "hflip": "Flip at random",
     "use_alpha": "Use PNG alpha channel as loss weight", "gradient_checkpointing": "Gradient checkpointing",
     "gradient_accumulation_steps": "Gradient accumulation steps", "seed": "Seed", "clip_mode": "Gradient Clipping",
     "max_grad_norm": "Gradient clip value", "max_grad_value": "Gradient clip value", "snr_gamma": "Min-SNR gamma",
-    "max_size": "Compress to so many MB, 0 to disable", "rank": "Rank to train, 0 for the model's own",
+    "max_size": "Maximum file size in MB, 0 to disable", "rank": "Rank to train, 0 for the default",
 }  # fmt: skip
 """What the pages call settings: as the WebUI's Train tab does where it has them."""
 PAGE = Wording(LABELS, asking="tick {}")
@@ -63,9 +63,11 @@ def entered_plan(
         raise UserError(f"a training has 1 to {MAX_CONCEPTS} concepts, not {len(concepts)}")
     for number, concept in enumerate(concepts, start=1):
         if not (concept.get("modifier_token") or "").strip():
-            raise UserError(f"concept {number} has no word; choose one, or make a new one")
+            raise UserError(f"{label_of_concept('modifier_token', number)} is empty; choose a word or create a new one")
         if not (concept.get("instance_data_dir") or "").strip():
-            raise UserError(f"concept {number} has no folder of pictures")
+            raise UserError(
+                f"{label_of_concept('instance_data_dir', number)} is empty; give the folder with your pictures"
+            )
     given = dict(entered)
     prompt = given.pop("instance_prompt", "photo of a [name]")
     given |= _gradients(given.pop("clip_mode", CLIP_MODES[0]), given.pop("clip_value", 1.0))

@@ -19,8 +19,8 @@ from .loss_plot import loss_svg
 from .timings import Amounts, Timing
 
 OUT_OF_MEMORY = (
-    "The GPU's memory is too small for this. What was saved before is kept. Train fewer pictures at a time,"
-    " tick Gradient checkpointing, or use a smaller picture size."
+    "The GPU's memory is too small for this. What was saved before is kept. Lower the batch size or the width and"
+    " height, or tick Gradient checkpointing."
 )
 
 
@@ -61,7 +61,7 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
     rows = {
         "Step": f"{progress.step} of {progress.total_steps}",
         "Time left": str(datetime.timedelta(seconds=round(left))),
-        "Seconds a step": f"{seconds_per_step:.2f}",
+        "Seconds per step": f"{seconds_per_step:.2f}",
         "Loss": f"{losses.points[-1][1]:.4f}" if losses.points else "…",
         "Memory": memory(),
         "Last copy": saved,
@@ -75,12 +75,12 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
 def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
-    notes = [done.note, "Tick Resume from the last save to go on from here." if done.resumable else ""]
+    notes = [done.note, "Tick Resume from the last save to continue from here." if done.resumable else ""]
     preview = picture_html(done.preview, "the last preview") if done.preview else ""
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
-        f"<p>Copies, previews and the loss are in <code>{html.escape(str(done.log_directory))}</code>.</p>{preview}"
+        f"<p>Copies, previews and losses are in <code>{html.escape(str(done.log_directory))}</code>.</p>{preview}"
     )
 
 
@@ -97,8 +97,8 @@ def estimate_text(timing: Timing, amounts: Amounts, just_measured: bool) -> str:
     basis = "a few steps taken just now" if just_measured else f"a training of {timing.day} on this machine"
     return (
         f"About {duration(encoding + training)}: {duration(encoding)} to prepare {amounts.encoded} views of the"
-        f" pictures, {duration(training)} for {amounts.steps} steps. Reckoned from {basis}, by the number and size of"
-        " pictures; drawing previews comes on top."
+        f" pictures, {duration(training)} for {amounts.steps} steps. Estimated from {basis} and the number and size"
+        " of the pictures; previews take additional time."
     )
 
 

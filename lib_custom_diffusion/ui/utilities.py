@@ -138,9 +138,9 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> None:
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")
-            opens = gr.Button("Open it", visible=False, elem_id="cd_utils_open")
+            opens = gr.Button("Open", visible=False, elem_id="cd_utils_open")
             host.open_delta(opens, delta)
-            gallery = gr.Gallery(label="Drawn pictures", columns=4, elem_id="cd_utils_gallery")
+            gallery = gr.Gallery(label="Pictures", columns=4, elem_id="cd_utils_gallery")
     for action in actions:
         host.bind(action, Results(report, progress, gallery, delta, opens))
 
@@ -171,7 +171,7 @@ def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.
 def chosen(host: Host, names: Sequence[str] | None) -> list[Path]:
     """The files of the chosen deltas, in their order. Raises UserError for none, or one that is not there."""
     if not names:
-        raise UserError("choose a delta, or several")
+        raise UserError("choose one or more deltas")
     return [find_delta(host.deltas_dir, name) for name in names]
 
 

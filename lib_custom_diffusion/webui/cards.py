@@ -142,10 +142,15 @@ class DeltaNotesEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
     def create_editor(self) -> None:
         self.create_default_editor_elems()
         activation_text = gr.Textbox(
-            label="Activation text", info="Goes into the prompt with the tag; empty: the delta's own words"
+            label="Activation text",
+            info="Will be added to the prompt along with the delta; leave empty for its own words",
         )
         weight = gr.Slider(
-            label="Preferred weight", info="0: the weight from Settings", minimum=0.0, maximum=2.0, step=0.05
+            label="Preferred weight",
+            info="Set to 0 to use the weight from Settings",
+            minimum=0.0,
+            maximum=2.0,
+            step=0.05,
         )
         self.edit_notes = gr.TextArea(label="Notes", lines=4)
         self.create_default_buttons()

@@ -22,5 +22,5 @@ class DrawingBackend(HostBackend):
         """As the WebUI draws them. Raises Interrupted."""
         pictures = super().generate(prompts, seeds, sampling, vectors)
         if shared.state.interrupted:
-            raise Interrupted("Interrupted. What was drawn is kept; the same settings go on from there.")
+            raise Interrupted("Interrupted. What was drawn is kept; draw again with the same settings to continue.")
         return pictures

@@ -35,7 +35,7 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     stem = file_name(name)
     path = Path(shared.cmd_opts.embeddings_dir, f"{stem}.pt")
     if path.exists() and not overwrite:
-        raise UserError(f"there is an embedding {stem} already; choose another name, or tick overwrite")
+        raise UserError(f"there is an embedding {stem} already; choose another name, or tick Overwrite Old Embedding")
     with devices.autocast():
         model.cond_stage_model([""])  # with --medvram this brings the text encoder to the GPU
     width = sd_hijack.model_hijack.embedding_db.get_expected_shape()

@@ -52,4 +52,4 @@ def end_of(task: str) -> Shown:
     while task and (task == progress.current_task or task in progress.pending_tasks):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     results = next((results for of, results in progress.recorded_results if of == task), None)
-    return results or failed(error_html("The training broke off with an error; the terminal says more."))
+    return results or failed(error_html("The training stopped with an error; see the terminal for details."))

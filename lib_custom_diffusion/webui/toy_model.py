@@ -50,11 +50,18 @@ def no_checkpoint() -> bool:
     return not sd_models.checkpoints_list
 
 
+def example() -> tuple[str, str]:
+    """What the toy can be taught first: the folder of pictures that it has never seen, and what they are to it."""
+    concepts = json.loads((TOY / "concepts" / "concepts.json").read_text(encoding="utf-8"))
+    name, first = next(iter(concepts.items()))
+    return str(TOY / "concepts" / name), first["instance_prompt"].rpartition(first["modifier_token"])[2].strip()
+
+
 def toy_button(part: str) -> None:
     """A button that installs the toy and chooses it, as checkpoint and as preset of the training form, by the page."""
     gr.HTML(
-        "<p>No checkpoint at hand? The toy model is a very small model of drawings, with which everything here can be"
-        " tried in minutes on any computer. It is copied to the WebUI's checkpoints.</p>"
+        "<p>No checkpoint yet? The toy model is a very small model of drawings that trains in minutes on any computer."
+        " This copies it to your checkpoints, selects it, and fills in the training form with an example.</p>"
     )
     button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
     told = gr.HTML(elem_id=f"{part}_told")
@@ -71,4 +78,4 @@ def _install() -> tuple[str, str]:
     except UserError as error:
         return "", error_html(error)
     found = sd_models.get_closet_checkpoint_match(path.name)
-    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and chose it as checkpoint.</p>"
+    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and selected it.</p>"

@@ -23,13 +23,13 @@ from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
 from ..ui.preset_note import Loaded, preset_note
-from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields
+from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .host_backend import model_resolution
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, end_of, failed, succeeded
-from .toy_model import no_checkpoint, toy_button
+from .toy_model import example, no_checkpoint, toy_button
 from .training_job import LOG_DIRECTORY, estimate, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
@@ -108,16 +108,23 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     )
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
     # Pressed by the page when the toy was installed.
+    folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
     toy_preset.click(
-        fn=lambda: [gr.update(visible=False), next(iter(TOY_RECIPES)), *fields.filled_by(next(iter(TOY_RECIPES)))],
-        inputs=[], outputs=[offer, fields.preset, *fields.filled.values()],
+        fn=lambda *entered: [gr.update(visible=False), *_toy_form(fields, *entered)],
+        inputs=[folder, kind], outputs=[offer, folder, kind, fields.preset, *fields.filled.values()],
         show_progress=False,
-    )  # fmt: skip
+    ).then(fn=None, _js="customDiffusionAsksForWord", inputs=[], outputs=[])  # fmt: skip
     txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
     send.click(
         fn=_to_txt2img, inputs=[prompt], outputs=[txt2img_fields[name] for name in _SENT], show_progress=False
     ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
     card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
+
+
+def _toy_form(fields: FormFields, folder: str, kind: str) -> list[Any]:
+    """The form for the toy: pictures and their kind, unless a person has entered some, and the preset."""
+    preset = next(iter(TOY_RECIPES))
+    return [*((folder, kind) if folder or kind else example()), preset, *fields.filled_by(preset)]
 
 
 def _remembered_apart(block: Any) -> None:
@@ -136,11 +143,12 @@ def _note(preset: str, folder: str) -> str:
 
 def _log_fields() -> dict[str, Any]:
     """Where the training's log goes, and whether previews are as in txt2img."""
-    with FormRow():
+    with group("Log"), FormRow():
         log_directory = gr.Textbox(
-            label="Log directory", value=LOG_DIRECTORY, info="In it are folders by date and name",
+            label="Log directory", value=LOG_DIRECTORY, info="Each training gets a folder in it, by date and name",
             elem_id="cd_log_directory",
         )  # fmt: skip
+    with FormRow():
         from_txt2img = gr.Checkbox(
             label="Read parameters (prompt, etc...) from txt2img tab when making previews", value=False,
             info="As they are when the training starts", elem_id="cd_preview_from_txt2img",
@@ -151,11 +159,10 @@ def _log_fields() -> dict[str, Any]:
 def resumable_html() -> str:
     """Whether a training that begins now can be resumed, and by which setting."""
     if shared.opts.save_optimizer_state:
-        return "<p class='cd-note'>A training that begins now can be resumed.</p>"
+        return "<p class='cd-note'>A training started now can be resumed.</p>"
     return (
-        "<p class='cd-note'>A training that begins now can be resumed only after a crash, from its last copy. To resume"
-        " it after an interruption, or for more steps, first tick <i>Saves Optimizer state…</i> in Settings →"
-        " Training.</p>"
+        "<p class='cd-note'>A training started now can be resumed only after a crash, from its last copy. To resume one"
+        " after an interruption, or to add steps, first tick <i>Saves Optimizer state…</i> in Settings → Training.</p>"
     )
 
 
@@ -225,7 +232,7 @@ def _word(number: int) -> dict[str, Any]:
 def _template() -> Any:
     return gr.Dropdown(
         label=LABELS["template"], choices=sorted(textual_inversion.textual_inversion_templates),
-        value="subject_filewords.txt", info="Used if captions come from one", elem_id="cd_template",
+        value="subject_filewords.txt", info="Used when captions come from a template", elem_id="cd_template",
     )  # fmt: skip
 
 
@@ -260,19 +267,23 @@ def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
     def bind(count: gr.Slider, choices: list[gr.Dropdown]) -> None:
         inputs = [name, text, vectors, overwrite, count, *choices]
         for event in (create.click, name.submit):
-            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices])
+            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices]).then(
+                fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
+            )
 
     return bind
 
 
 def _told_of(created: str, asked: str) -> str:
     """What is said of a new word, with what a person may not expect."""
-    said = [f"Created <b>{html.escape(created)}</b> and chose it."]
+    said = [f"Created <b>{html.escape(created)}</b> and selected it."]
     if created != asked.strip():
-        said.append(f"The name <i>{html.escape(asked.strip())}</i> has characters that no embedding's name can have.")
+        said.append(
+            f"The name <i>{html.escape(asked.strip())}</i> has characters that an embedding's name cannot have."
+        )
     if is_ordinary(created):
         said.append(
-            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that mean that word would get your"
-            " thing; a made-up word is better."
+            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that use it would get your thing"
+            " instead; a made-up word is better."
         )
     return f"<p>{' '.join(said)}</p>"

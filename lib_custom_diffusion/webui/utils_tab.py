@@ -73,7 +73,7 @@ def _show(done: int, total: int, what: str = "") -> None:
     shared.state.job_no, shared.state.job_count = done, total
     shared.state.textinfo = what
     if shared.state.interrupted:
-        raise Interrupted("Interrupted. What was finished is kept; the same settings go on from there.")
+        raise Interrupted("Interrupted. What was finished is kept; run it again with the same settings to continue.")
 
 
 def _toy(_host: Host) -> list[Action]:

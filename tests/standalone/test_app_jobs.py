@@ -25,7 +25,7 @@ def test_the_second_job_waits_for_the_first() -> None:
         pass
     b = jobs.start(lambda _job: order.append("second") or "b")
     watched = b.watch()
-    assert "Waiting until the job before is finished" in next(watched)
+    assert "Waiting for another job to finish" in next(watched)
     first_may_end.set()
     assert (a.result(), b.result()) == ("a", "b")
     assert order == ["first", "second"]
@@ -69,7 +69,7 @@ def test_what_users_cannot_mend_goes_to_the_log_and_a_sentence_to_the_page(caplo
     def broken(_job: Job) -> None:
         raise ZeroDivisionError("deep inside")
 
-    with pytest.raises(UserError, match=r"something went wrong inside \(ZeroDivisionError\)"):
+    with pytest.raises(UserError, match=r"an internal error \(ZeroDivisionError\) occurred"):
         Jobs(threading.Lock()).start(broken).result()
     assert "deep inside" in caplog.text
 

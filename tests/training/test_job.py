@@ -337,7 +337,7 @@ def test_layers_that_a_save_does_not_have_begin_anew_and_other_shapes_are_refuse
     run(plan, tmp_path / "out", stop_at(1))
     asked = replace(plan, resume_from_checkpoint="latest", allow_changes=True)
     assert run(replace(asked, freeze_model="crossattn", max_train_steps=3), tmp_path / "out").step == 3
-    with pytest.raises(UserError, match="cannot be gone on from"):
+    with pytest.raises(UserError, match="cannot be resumed from"):
         run(replace(asked, vectors_per_token=2), tmp_path / "out")
 
 

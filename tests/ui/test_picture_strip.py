@@ -71,3 +71,10 @@ def test_no_folder_shows_nothing_and_a_wrong_one_a_sentence(tmp_path: Path) -> N
     assert picture_strip("", SHAPES[0]) == picture_strip(None, SHAPES[0]) == ""
     assert "there is no folder" in picture_strip(str(tmp_path / "nowhere"), SHAPES[0])
     assert "has no pictures" in picture_strip(str(tmp_path), SHAPES[0])
+
+
+def test_a_folder_that_is_still_being_typed_is_no_fault(folder: Path) -> None:
+    typed = str(folder)[:-1]
+    assert picture_strip(typed, SHAPES[0], faults=False) == ""
+    assert f"there is no folder {typed}" in picture_strip(typed, SHAPES[0])
+    assert shown(picture_strip(str(folder), SHAPES[0], faults=False))

@@ -93,7 +93,7 @@ def test_the_prompt_to_try_names_all_concepts() -> None:
     [
         ({"clip_mode": "hard"}, "Gradient Clipping is one of norm, value, disabled, not 'hard'"),
         ({"resize_mode": "round"}, "Resize images is one of .*as they are, not 'round'"),
-        ({"max_size": -2}, "Compress to so many MB, 0 to disable must be 0 or more, not -2"),
+        ({"max_size": -2}, "Maximum file size in MB, 0 to disable must be 0 or more, not -2"),
         ({"max_train_steps": 2.5}, "Max steps must be a whole number, not 2.5"),
     ],
 )
@@ -107,8 +107,14 @@ def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> N
     [
         ([], "1 to 4 concepts, not 0"),
         ([CONCEPT] * 5, "1 to 4 concepts, not 5"),
-        ([CONCEPT, {"modifier_token": " ", "instance_data_dir": "/own"}], "concept 2 has no word"),
-        ([{"modifier_token": "a", "instance_data_dir": " "}], "concept 1 has no folder of pictures"),
+        (
+            [CONCEPT, {"modifier_token": " ", "instance_data_dir": "/own"}],
+            "Word of concept 2 is empty; choose a word or create a new one",
+        ),
+        (
+            [{"modifier_token": "a", "instance_data_dir": " "}],
+            "Dataset directory is empty; give the folder with your pictures",
+        ),
     ],
 )
 def test_a_concept_needs_a_word_and_a_folder(concepts: list[dict[str, str]], said: str) -> None:

@@ -14,6 +14,7 @@ from modules.textual_inversion import textual_inversion
 from modules.ui_components import FormRow
 from PIL import Image
 
+from lib_custom_diffusion.data.pictures import find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import RECIPES
@@ -140,7 +141,7 @@ def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
 def test_a_mistake_is_shown_as_a_sentence(made):
     [event] = made["cd_start"].events
     *_, outcome = event.fn(*[component.value for component in event.inputs])
-    assert outcome == "<div class='error'>concept 1 has no word; choose one, or make a new one</div>"
+    assert outcome == "<div class='error'>Word is empty; choose a word or create a new one</div>"
 
 
 def test_a_preset_fills_the_form_with_the_published_settings(made):
@@ -156,9 +157,9 @@ def test_as_many_concepts_are_shown_as_are_asked_for(made):
 
 
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
-    [event] = made["cd_new_create"].events
+    event = made["cd_new_create"].events[0]
     told, box, first, *others = event.fn("<dog>", "cat", 1, False, 1, "", "", "", "")
-    assert "Created <b>dog</b> and chose it" in told and not box["open"]
+    assert "Created <b>dog</b> and selected it" in told and not box["open"]
     assert "<i>&lt;dog&gt;</i> has characters" in told and "ordinary word" in told
     assert (tmp_path / "embeddings" / "dog.pt").is_file()
     assert first["value"] == "dog" and all("dog" in field["choices"] for field in (first, *others))
@@ -202,10 +203,12 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     assert page.blocks[at_load["outputs"][0]].elem_id == "cd_no_checkpoint" and asked()[0]["visible"]
     monkeypatch.setattr(sd_models, "checkpoints_list", {"one.safetensors": None})
     assert not asked()[0]["visible"]
-    [event] = made["cd_toy_preset"].events
-    filled = dict(zip([part.elem_id for part in event.outputs], event.fn(), strict=True))
+    event = made["cd_toy_preset"].events[0]
+    filled = dict(zip([part.elem_id for part in event.outputs], event.fn("", ""), strict=True))
     assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "2e-3"
     assert not filled["cd_no_checkpoint"]["visible"]
+    assert filled["cd_class_1"] == "bear" and len(find_pictures(Path(filled["cd_pictures_1"]))) == 6
+    assert event.fn("/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
 
 
 def test_concepts_have_a_field_for_each_part(made):

@@ -304,7 +304,7 @@ def test_without_a_save_or_with_other_pictures_there_is_nothing_to_go_on_from(ho
         train(replace(plan, resume_from_checkpoint="latest"), str(tmp_path / "log"))
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
     train(replace(plan, overwrite=True), str(tmp_path / "log"))
-    with pytest.raises(UserError, match=r"Width and height was 16, is 24.*Vary size and place was False, is True"):
+    with pytest.raises(UserError, match=r"Width and height was 16, is 24.*Vary size and position was False, is True"):
         train(replace(plan, resume_from_checkpoint="latest", noaug=True, resolution=24), str(tmp_path / "log"))
     with pytest.raises(UserError, match="Learning rate was '1e-2', is '1e-3'"):
         train(replace(plan, resume_from_checkpoint="latest", learning_rate="1e-3"), str(tmp_path / "log"))

@@ -132,7 +132,7 @@ def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
     [
         ("cd_compress", {}, "choose a delta"),
         ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "give the size"),
-        ("cd_blend", {"cd_blend_result": "x"}, "choose a delta, or several"),
+        ("cd_blend", {"cd_blend_result": "x"}, "choose one or more deltas"),
         ("cd_blend", {"cd_blend_names": ["cat"]}, "give the result a name"),
         ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "1 numbers"),
         ("cd_merge", {"cd_merge_names": ["cat"], "cd_merge_result": "x", "cd_merge_prompts": "a\nb"}, "2 times for 1"),
@@ -217,7 +217,7 @@ def test_captions_that_are_nearest_are_picked(made, tmp_path):
     entered = {"cd_pick_source": str(source), "cd_pick_prompt": "cat", "cd_pick_count": 1}
     pictures, *_, told = made["cd_pick"].press(**entered, cd_pick_target=str(tmp_path / "picked"))
     assert (tmp_path / "picked" / "caption.txt").read_text() == "cat\n"
-    assert "1 pictures listed" in told and [Path(picture).name for picture in pictures] == ["2.png"]
+    assert "1 picture listed" in told and [Path(picture).name for picture in pictures] == ["2.png"]
 
 
 def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(page, made, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class WebUI:
     """A running WebUI with the extension and the toy, all its data in a folder of the test's own.
 
-    There is an extension more, `failing`, which fails on request (see `fail`).
+    There is an extension more, `failing`, which fails on request (see `fail`). empty: without the toy, as installed.
     """
 
-    def __init__(self, data: Path, *flags: str) -> None:
-        self.data, self.flags = data, flags
+    def __init__(self, data: Path, *flags: str, empty: bool = False) -> None:
+        self.data, self.flags, self.empty = data, flags, empty
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -67,9 +67,10 @@ class WebUI:
         (self.data / "extensions").mkdir()
         (self.data / "extensions" / "custom-diffusion").symlink_to(ROOT)
         shutil.copytree(HERE / "failing", self.data / "extensions" / "failing")
-        shutil.copy(TOY / "toy.safetensors", checkpoints / "toy.safetensors")
-        config = (TOY / "toy.yaml").read_text().replace("config/tokenizer", str(TOY / "config" / "tokenizer"))
-        (checkpoints / "toy.yaml").write_text(config)
+        if not self.empty:
+            shutil.copy(TOY / "toy.safetensors", checkpoints / "toy.safetensors")
+            config = (TOY / "toy.yaml").read_text().replace("config/tokenizer", str(TOY / "config" / "tokenizer"))
+            (checkpoints / "toy.yaml").write_text(config)
         python = os.environ.get("WEBUI_PYTHON", str(home / "venv" / "bin" / "python"))
         self.log = (self.data / "log.txt").open("w")
         self.process = subprocess.Popen(
@@ -277,7 +278,11 @@ class Page:
         """Press Generate; the picture that the WebUI has saved."""
         before = set(data.glob("outputs/txt2img-images/*/*.png"))
         self.press("txt2img_generate")
-        while not (saved := set(data.glob("outputs/txt2img-images/*/*.png")) - before):
+        return self.drawn(data, before)
+
+    def drawn(self, data: Path, before: Collection[Path] = ()) -> Image.Image:
+        """The picture that the WebUI saves besides those that were there, once it is on the page."""
+        while not (saved := set(data.glob("outputs/txt2img-images/*/*.png")).difference(before)):
             self.page.wait_for_timeout(200)
         self.page.locator("#txt2img_interrupt").wait_for(state="hidden")
         return Image.open(saved.pop())

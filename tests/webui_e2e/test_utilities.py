@@ -140,7 +140,7 @@ def test_pictures_of_the_hosts_template_are_drawn_and_picked_from(utilities: Pag
     }.items():  # fmt: skip
         page.fill(part, value)
     page.press("cd_pick")
-    page.wait_for("cd_utils_outcome", "1 pictures listed")
+    page.wait_for("cd_utils_outcome", "1 picture listed")
     assert (picked / "caption.txt").read_text() == captions[2]
 
 
@@ -160,5 +160,5 @@ def test_drawing_is_interrupted_and_gone_on_with(utilities: Page, tmp_path: Path
     assert 0 < len(before) < 400
     page.fill("cd_reg_count", len(before) + 1)
     page.press("cd_reg_draw")
-    page.wait_for("cd_utils_outcome", "1 pictures drawn")
+    page.wait_for("cd_utils_outcome", "1 picture drawn")
     assert {name: (folder / name).read_bytes() for name in before} == before

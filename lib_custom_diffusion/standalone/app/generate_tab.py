@@ -63,18 +63,23 @@ def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists,
                 )
             with gr.Row():
                 width = gr.Number(
-                    label="Width", value=0, precision=0, info="0: the model's own", min_width=90, elem_id="cd_gen_width"
+                    label="Width",
+                    value=0,
+                    precision=0,
+                    info="0 for the model's own",
+                    min_width=90,
+                    elem_id="cd_gen_width",
                 )
                 height = gr.Number(
-                    label="Height", value=0, precision=0, info="0: the model's own", min_width=90,
+                    label="Height", value=0, precision=0, info="0 for the model's own", min_width=90,
                     elem_id="cd_gen_height",
                 )  # fmt: skip
                 count = gr.Number(
-                    label="Batch count", value=4, precision=0, info="Each has the next seed", min_width=90,
+                    label="Batch count", value=4, precision=0, info="Each picture uses the next seed", min_width=90,
                     elem_id="cd_gen_count",
                 )  # fmt: skip
                 seed = gr.Number(
-                    label="Seed", value=-1, precision=0, info="-1: random", min_width=90, elem_id="cd_gen_seed"
+                    label="Seed", value=-1, precision=0, info="-1 for random", min_width=90, elem_id="cd_gen_seed"
                 )
         with gr.Column():
             told = gr.HTML(elem_id="cd_gen_outcome")
@@ -129,7 +134,7 @@ def _read(picture: Any) -> list[Any]:
     numbers = (said.steps, said.cfg_scale, width, height, said.seed)
     return [
         said.prompt, said.negative_prompt, *(gr.update() if number is None else number for number in numbers),
-        "<p>These are the settings of that picture.</p>",
+        "<p>Read the settings of that picture.</p>",
     ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Job(Generic[T]):
     def __init__(self, jobs: Jobs, work: Callable[[Job[T]], T]) -> None:
         self.interrupted = threading.Event()
         self._jobs, self._work = jobs, work
-        self._progress = (0, 0, "Waiting until the job before is finished")
+        self._progress = (0, 0, "Waiting for another job to finish")
         self._started = time.monotonic()
         self._finished = threading.Event()
         self._result: T | None = None
@@ -88,7 +88,9 @@ class Job(Generic[T]):
                 self._error = UserError(OUT_OF_MEMORY)
             except Exception as error:
                 logger.exception("a job failed")
-                self._error = UserError(f"something went wrong inside ({type(error).__name__}); the terminal says more")
+                self._error = UserError(
+                    f"an internal error ({type(error).__name__}) occurred; see the terminal for details"
+                )
             finally:
                 self._jobs.running = None
                 self._finished.set()

@@ -24,7 +24,7 @@ from ...training.recipes import RECIPES, TOY_RECIPES
 from ...ui.preset_note import Loaded, preset_note
 from ...ui.regularization_sections import bundled_templates
 from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
-from ...ui.training_fields import Face, FormFields, advanced_fields, essential_fields
+from ...ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ...ui.training_form import LABELS, PAGE, entered_plan, label_of_concept
 from ...ui.training_page import Outcome, error_html, outcome_html
 from .jobs import Job, Jobs
@@ -151,25 +151,25 @@ def _initializer(number: int) -> dict[str, Any]:
     return {
         "initializer_token": gr.Textbox(
             label=label_of_concept("initializer_token", number), value=_INITIALIZERS[number - 1],
-            info="The word starts from this: a rare word, or one close to your thing",
+            info="What the word starts from: a rare word, or one close to your thing",
             elem_id=f"cd_initializer_{number}",
         )
     }  # fmt: skip
 
 
 def _vectors() -> dict[str, Any]:
-    return {
-        "vectors_per_token": gr.Slider(
+    with group("Word"):
+        vectors = gr.Slider(
             label=LABELS["vectors_per_token"], minimum=1, maximum=16, step=1, value=1, elem_id="cd_vectors",
-            info="More hold more detail, and take more room in prompts; 1 is usual",
-        )
-    }  # fmt: skip
+            info="More vectors hold more detail but take more room in prompts; 1 is usual",
+        )  # fmt: skip
+    return {"vectors_per_token": vectors}
 
 
 def _template() -> gr.Dropdown:
     names = list(bundled_templates())
     return gr.Dropdown(
-        label=LABELS["template"], choices=names, value=names[0], info="Used if captions come from one",
+        label=LABELS["template"], choices=names, value=names[0], info="Used when captions come from a template",
         elem_id="cd_template",
     )  # fmt: skip
 
