@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +76,26 @@ def teach(
     before: the pictures before, if they are drawn already.
     """
     start = time.monotonic()
-    plan = replace(
+    plan = plan_for(bundled, plan, prior)
+    plan.check_settings(FLAGS)
+    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
+    try:
+        report = run_training(backend, plan, output)
+    except Interrupted:
+        return None
+    if report.interrupted:
+        return None
+    delta = report.result.delta
+    with Injection(backend.unet, [(delta, 1.0)]):
+        after = DemoPictures.draw(backend, bundled, delta.embeddings, "drawing after")
+    metrics = judged(judge, bundled, before, after)
+    metrics |= {"steps": report.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
+    return _write_report(bundled, before, after, metrics, report, output)
+
+
+def plan_for(bundled: BundledConcept, plan: TrainingPlan, prior: str = "text") -> TrainingPlan:
+    """The plan of teaching a bundled concept; `teach` says what the prior may be."""
+    return replace(
         plan,
         concepts=(Concept(bundled.instance_prompt, bundled.folder, bundled.class_prompt),),
         name=bundled.name,
@@ -89,20 +108,6 @@ def teach(
         num_class_images=CLASS_IMAGES,
         sample_batch_size=SAMPLING.batch_size,
     )
-    plan.check_settings(FLAGS)
-    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
-    try:
-        report = run_training(backend, plan, output)
-    except Interrupted:
-        return None
-    if report.interrupted:
-        return None
-    delta = report.result.delta
-    with Injection(backend.unet, [(delta, 1.0)]):
-        after = DemoPictures.draw(backend, bundled, delta.embeddings, "drawing after")
-    metrics = _metrics(judge, bundled, before, after)
-    metrics |= {"steps": report.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
-    return _write_report(bundled, before, after, metrics, report, output)
 
 
 def _write_report(
@@ -156,10 +161,16 @@ class DemoPictures:
 
     @classmethod
     def draw(
-        cls, backend: DiffusersBackend, bundled: BundledConcept, vectors: dict[str, Tensor], label: str
+        cls,
+        backend: DiffusersBackend,
+        bundled: BundledConcept,
+        vectors: Mapping[str, Tensor],
+        label: str,
+        seeds: Sequence[int] = SEEDS,
+        class_seeds: Sequence[int] = CLASS_SEEDS,
     ) -> DemoPictures:
-        asked = [(prompt, seed) for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for seed in SEEDS]
-        of_class = [(bundled.class_prompt, seed) for seed in CLASS_SEEDS]
+        asked = [(prompt, seed) for prompt in (*bundled.prompts, *bundled.unrelated_prompts) for seed in seeds]
+        of_class = [(bundled.class_prompt, seed) for seed in class_seeds]
         known = vectors or {bundled.modifier_token: backend.token_vectors(bundled.initializer_token)}
         pictures: list[Image.Image] = []
         with torch.no_grad(), tqdm(total=len(asked) + len(of_class), desc=label, unit="picture") as bar:
@@ -177,10 +188,10 @@ class DemoPictures:
         return [picture for prompt in prompts for picture in self.of(prompt)]
 
 
-def _metrics(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
+def judged(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
     """What is recognised, likeness, agreement with the prompts, and what moved that should have stayed."""
     references = _references(bundled)
-    captions = [caption for caption in bundled.judge_captions for _ in SEEDS]
+    captions = [caption for prompt, caption in zip(bundled.prompts, bundled.judge_captions) for _ in after.of(prompt)]
     return {
         "asked": len(captions),
         "recognised_before": sum(_recognised(judge, bundled, before)),

@@ -1,6 +1,10 @@
 """A small model on the disk and small pictures, for the commands."""
 
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -24,3 +28,20 @@ def pictures(tmp_path: Path) -> Path:
     for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
         Image.new("RGB", (80, 64), colour).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def benchmark_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Loads a program of tests/benchmarks by its name, and what is beside it."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    return load

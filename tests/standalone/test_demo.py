@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from lib_custom_diffusion.standalone.demo import DemoPictures, _metrics
+from lib_custom_diffusion.standalone.demo import DemoPictures, judged
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
 
@@ -26,7 +26,7 @@ def test_recognised_pictures_and_grounds_are_counted_each_and_together() -> None
     concepts = bundled_concepts()
     raccoon, cat = concepts["raccoon"], concepts["blue-cat"]
     before, after = all_drawn_as(raccoon, pictures_of(cat)), all_drawn_as(raccoon, pictures_of(raccoon))
-    metrics = _metrics(Judge.load(), raccoon, before, after)
+    metrics = judged(Judge.load(), raccoon, before, after)
     assert metrics["asked"] == 16
     assert metrics["recognised_before"] == 0
     assert 12 <= metrics["recognised_after"] < 16

@@ -1,28 +1,24 @@
 """The benchmark for GPUs goes through on any machine: nobody would find out otherwise that it no longer does."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-
 
 def test_a_dry_run_counts_the_arithmetic_and_times_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark_script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)  # dataclasses look their module up
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(module)
+    module = benchmark_script("gpu")
     monkeypatch.setattr(
         module, "CASES", [module.Case(1, "none"), module.Case(8), module.Case(8, "none", checkpointing=True)]
     )
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry_run", "--output", str(tmp_path / "figures.json")])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--dry_run", "--output", str(tmp_path / "figures.json")])
     module.main()
     one, eight, recomputed = json.loads((tmp_path / "figures.json").read_text())["cases"]
     assert min(one["steps_per_second"], eight["steps_per_second"]) > 0

@@ -1,0 +1,139 @@
+"""The benchmark of fidelity: its own loop trains as ours does, and its tables say what its cells say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from lib_custom_diffusion.data.concepts import Concept
+from lib_custom_diffusion.standalone import demo
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.training.plan import TrainingPlan
+from tiny_pipeline import stable_diffusion_2
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def ways(benchmark_script: Load) -> ModuleType:
+    return benchmark_script("ways")
+
+
+@pytest.fixture
+def task(ways: ModuleType, pictures: Path, tmp_path: Path) -> Any:
+    concept = Concept("photo of a <new1> cat", pictures, "cat")
+    plan = TrainingPlan(
+        concepts=(concept,), max_train_steps=3, train_batch_size=2, variants=2, learning_rate="0",
+        embedding_learning_rate="1e-2", prior="none", max_grad_norm=None, snr_gamma=5.0, seed=1,
+    )  # fmt: skip
+    return ways.Task(DiffusersBackend(stable_diffusion_2(), "tiny"), plan, 1e-2, tmp_path / "training")
+
+
+def test_the_loop_of_other_ways_draws_what_ours_draws(ways: ModuleType, task: Any) -> None:
+    """With layers that do not move, ours teaches the word alone: to the same vectors, step by step."""
+    loop, ours = ways.word(task), ways.ours(replace(task, rate=0.0))
+    start = task.backend.token_vectors("ktn")
+    assert (ours.vectors["<new1>"] - start).abs().max() > 1e-2
+    torch.testing.assert_close(loop.vectors["<new1>"], ours.vectors["<new1>"], rtol=1e-4, atol=1e-6)
+
+
+def test_regularization_pictures_count_in_that_loop_as_in_ours(ways: ModuleType, task: Any, pictures: Path) -> None:
+    [concept] = task.plan.concepts
+    plan = replace(
+        task.plan, concepts=(replace(concept, class_data_dir=pictures),), with_prior_preservation=True,
+        num_class_images=0, prior_loss_weight=2.0,
+    )  # fmt: skip
+    task = replace(task, plan=plan)
+    loop, ours = ways.word(task), ways.ours(replace(task, rate=0.0), prior="none")
+    torch.testing.assert_close(loop.vectors["<new1>"], ours.vectors["<new1>"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_lora_has_as_many_numbers_as_full_keys_and_values_and_leaves_the_model_alone(
+    ways: ModuleType, task: Any
+) -> None:
+    """Of 2 × 4 matrices of 32 × 48: 12,288 numbers, or at rank 19 19 × 80 each."""
+    before = {name: each.clone() for name, each in task.backend.unet.state_dict().items()}
+    full, lora = ways.ours(task), ways.lora(task, ways.KV)
+    layers = len(full.delta.entries)
+    assert full.numbers == layers * 32 * 48 + 48
+    assert lora.numbers == layers * 19 * (32 + 48) + 48
+    assert lora.backend.unet is not task.backend.unet
+    learned = [weight for name, weight in lora.backend.unet.named_parameters() if "lora_B" in name]
+    assert len(learned) == layers and all(weight.any() for weight in learned)
+    after = task.backend.unet.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_whole_unet_moves_on_a_copy(ways: ModuleType, task: Any) -> None:
+    before = task.backend.unet.conv_in.weight.clone()
+    taught = ways.whole_unet(replace(task, rate=1e-3))
+    assert torch.equal(task.backend.unet.conv_in.weight, before)
+    assert not torch.equal(taught.backend.unet.conv_in.weight, before)
+    assert not any(weight.requires_grad for weight in taught.backend.unet.parameters())
+
+
+FIGURES = {
+    "asked": 16, "recognised_after": 2, "likeness_after": 0.5, "text_alignment_after": 0.5, "drift": 0.1,
+    "unrelated_change": 0.0, "seconds": 0.2, "numbers": 1000,
+}  # fmt: skip
+
+
+def test_tables_are_of_the_cells_that_are_there_by_the_best_rates(
+    benchmark_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours is best at a third of the recipe's rate, found by going on; the word alone is twice as fast."""
+    cells = tmp_path / "work" / "tiny"
+    cells.mkdir(parents=True)
+
+    def keep(name: str, **figures: float) -> None:
+        (cells / f"{name}.json").write_text(json.dumps({**FIGURES, **figures}))
+
+    for rate, likeness in ((0.111, 0.6), (0.333, 0.8), (1, 0.7), (3, 0.2)):
+        keep(f"raccoon-text-rate{rate:g}-steps10-seed7", likeness_after=likeness)
+        keep(f"raccoon-word-rate{rate:g}-steps10-seed7", likeness_after=likeness, seconds=0.1)
+    for seed, likeness in ((1, 0.7), (2, 0.9)):
+        keep(f"raccoon-text-rate0.333-steps10-seed{seed}", likeness_after=likeness, recognised_after=4 * seed)
+        keep(f"sticker-text-rate0.333-steps10-seed{seed}", likeness_after=likeness - 0.2)
+    keep("raccoon-word-rate0.333-steps20-seed2", likeness_after=0.4, seconds=0.1)
+    fidelity = benchmark_script("fidelity")
+    command = (
+        "fidelity.py --dry_run --minutes 0 --steps 10 --seeds 1 2 --concepts raccoon sticker --equal seconds --work"
+    )
+    monkeypatch.setattr("sys.argv", [*command.split(), str(tmp_path / "work"), "--output", str(tmp_path / "out.md")])
+    fidelity.main()
+    told = capsys.readouterr().out
+    assert (tmp_path / "out.md").read_text() == told
+    assert "| K/V + word, text prior | 1,000 | 10 | 0.11: 1.000, **0.33: 1.200**, 1: 1.100, 3: 0.600 |" in told
+    assert "| word alone | 1,000 | 20 |" in told
+    ours = [line for line in told.splitlines() if "K/V + word, text prior | 2 |" in line]
+    assert ours == [
+        "| raccoon | K/V + word, text prior | 2 | 6 ± 2.8 of 16 | 0.8 ± 0.14 | 0.5 ± 0 | 0.1 ± 0 | 0 ± 0 | 0.2 ± 0 |",
+        "| sticker | K/V + word, text prior | 2 | 2 ± 0 of 16 | 0.6 ± 0.14 | 0.5 ± 0 | 0.1 ± 0 | 0 ± 0 | 0.2 ± 0 |",
+        "| all | K/V + word, text prior | 2 | 4 ± 1.4 of 16 | 0.7 ± 0.14 | 0.5 ± 0 | 0.1 ± 0 | 0 ± 0 | 0.2 ± 0 |",
+    ]
+    assert "| raccoon | word alone | 1 | 2 of 16 | 0.4 | 0.5 | 0.1 | 0 | 0.1 |" in told
+    assert "| all | word alone" not in told
+
+
+def test_a_cell_is_trained_drawn_judged_and_kept(
+    benchmark_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=1))
+    monkeypatch.setattr(demo, "CLASS_SAMPLING", replace(demo.CLASS_SAMPLING, steps=1))
+    fidelity = benchmark_script("fidelity")
+    monkeypatch.setattr("sys.argv", ["fidelity.py", "--dry_run", "--concepts", "raccoon", "--work", str(tmp_path)])
+    amount = fidelity.Amount(range(1), range(2), 1, 1)
+    study = fidelity.Study(fidelity.tiny(), fidelity.Judge.load(), amount, fidelity.parse())
+    [raccoon] = study.concepts()
+    figures = study.taught(raccoon, "none", 1, 1.0, 2)
+    assert figures["asked"] == 4 and 0 < figures["likeness_after"] < 1 and figures["seconds"] > 0
+    monkeypatch.setattr(fidelity, "WAYS", {})  # nothing can be trained any more
+    assert study.taught(raccoon, "none", 1, 1.0, 2) == figures
+    assert study.delta("raccoon-none-rate1-steps2-seed1").is_file()
