@@ -124,8 +124,13 @@ def embedding_file(vectors: Tensor, name: str, step: int) -> tuple[str, bytes]:
     """
     if vectors.shape[1] != sum(SDXL_WIDTHS):
         return f"{name}.pt", embedding_pt(vectors, name, step)
-    left, right = (part.contiguous() for part in vectors.detach().cpu().float().split(SDXL_WIDTHS, dim=1))
-    return f"{name}.safetensors", safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})
+    return f"{name}.safetensors", embedding_sdxl(vectors.split(SDXL_WIDTHS, dim=1), step)
+
+
+def embedding_sdxl(parts: Sequence[Tensor], step: int) -> bytes:
+    """An embedding file of SDXL's, as the WebUI and ComfyUI take it, of CLIP's (n, width) and OpenCLIP's vectors."""
+    left, right = (part.detach().cpu().float().contiguous() for part in parts)
+    return safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt", "step": str(step)})
 
 
 def embedding_pt(vectors: Tensor, name: str, step: int) -> bytes:

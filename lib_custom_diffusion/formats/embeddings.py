@@ -14,7 +14,7 @@ from ..delta import Delta
 from ..errors import UserError
 from ..reading import Document, vectors
 from ..storage import safetensors_bytes
-from ..tokens import embedding_pt, file_names
+from ..tokens import embedding_pt, embedding_sdxl, file_names
 from .base import Base
 from .imported import Imported
 
@@ -79,16 +79,10 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
         elif kind == "embedding-diffusers":
             files[f"{name}.safetensors"] = diffusers_file(token, value)
         else:
-            files[f"{name}.safetensors"] = sdxl_file(token, value)
+            files[f"{name}.safetensors"] = embedding_sdxl(split_sdxl(token, value), delta.provenance.steps)
     return files
 
 
 def diffusers_file(token: str, value: Tensor) -> bytes:
     """Vectors (n, width) as `load_textual_inversion` takes them, which finds the token in the file."""
     return safetensors_bytes({token: value.float()[0] if len(value) == 1 else value.float()}, {"format": "pt"})
-
-
-def sdxl_file(token: str, value: Tensor) -> bytes:
-    """Vectors (n, 2048) apart for the two text encoders, as the WebUI and ComfyUI take them."""
-    left, right = split_sdxl(token, value)
-    return safetensors_bytes({"clip_l": left, "clip_g": right}, {"format": "pt"})

@@ -24,9 +24,9 @@ from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import Document, vectors
 from ..storage import safetensors_bytes
-from ..tokens import embedding_pt, file_names
+from ..tokens import embedding_pt, embedding_sdxl, file_names
 from .base import Base, resnets_of
-from .embeddings import diffusers_file, sdxl_file, side_by_side, split_sdxl
+from .embeddings import diffusers_file, side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard
 from .networks import entry_of
@@ -163,7 +163,7 @@ def _word_files(delta: Delta, kind: str) -> dict[str, bytes]:
         if kind == "lora-diffusers":
             files[f"{name}.safetensors"] = diffusers_file(token, value)
         elif delta.provenance.architecture == "sdxl":
-            files[f"{name}.safetensors"] = sdxl_file(token, value)
+            files[f"{name}.safetensors"] = embedding_sdxl(split_sdxl(token, value), delta.provenance.steps)
         else:
             files[f"{name}.pt"] = embedding_pt(value, name, delta.provenance.steps)
     return files

@@ -14,9 +14,7 @@ from ..attention import projections
 from ..delta import Delta
 from ..errors import UserError
 from ..injection import Injection
-
-SDXL_CLIP_L_WIDTH = 768
-"""Of SDXL's 2048 numbers a token, those of its first text encoder."""
+from .host_text import embedding_of
 
 
 def host_unet() -> nn.Module | None:
@@ -126,7 +124,7 @@ class ActingDeltas:
                 database.register_embedding_by_name(word.hidden, model, token)
         for token, vectors in wanted.items():
             if token not in self._words:
-                embedding = _embedding(token, vectors)
+                embedding = embedding_of(model, token, vectors.to(devices.device, torch.float32))
                 self._words[token] = _Word(vectors, embedding, database.word_embeddings.get(token))
                 database.register_embedding_by_name(embedding, model, token)
                 _know_before_punctuation(token, embedding)
@@ -134,15 +132,6 @@ class ActingDeltas:
 
 def _identities(deltas: Sequence[tuple[Delta, float]]) -> list[tuple[int, float]]:
     return [(id(delta), weight) for delta, weight in deltas]
-
-
-def _embedding(token: str, vectors: Tensor) -> Embedding:
-    value = vectors.to(devices.device, torch.float32)
-    is_sdxl = getattr(sd_models.model_data.sd_model, "is_sdxl", False)
-    split = {"clip_l": value[:, :SDXL_CLIP_L_WIDTH], "clip_g": value[:, SDXL_CLIP_L_WIDTH:]}
-    embedding = Embedding(split if is_sdxl else value, token)
-    embedding.vectors, embedding.shape = vectors.shape
-    return embedding
 
 
 def _know_before_punctuation(token: str, embedding: Embedding) -> None:

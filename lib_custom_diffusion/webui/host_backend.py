@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from modules import devices, processing, sd_hijack, sd_hijack_checkpoint, sd_models, shared
-from modules.textual_inversion.textual_inversion import Embedding
+from modules import devices, processing, sd_models, shared
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
-from ..text_features import captions_beside, lengthened
+from ..text_features import captions_beside
+from . import host_text
 
 _CONTEXT = 77
 """Tokens that the text encoder reads at once, start and end included; the host gives it longer texts in pieces."""
@@ -25,7 +27,7 @@ _PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
 
 
 class HostBackend:
-    """The model that the WebUI has loaded, SD 1 or SD 2.
+    """The model that the WebUI has loaded: SD 1, SD 2 or SDXL.
 
     Words are embeddings of the host's database; those being learned take their values from the call and are given back
     at its end, so the database is the same before and after.
@@ -33,84 +35,86 @@ class HostBackend:
     learning: the names of embeddings that may be learned; any other embedding or word is known already.
     """
 
-    reads_sizes = False
-
     def __init__(self, learning: Sequence[str] = (), sampler_name: str | None = None) -> None:
         sd_models.reload_model_weights()  # the picture before may have left a refiner, or another checkpoint, loaded
         model = shared.sd_model
         if model is None:
             raise UserError("no checkpoint is loaded; choose one at the top of the page")
-        if model.is_sdxl or getattr(model, "is_sd3", False):
-            raise UserError("training on SDXL and SD 3 is not supported yet; choose an SD 1 or SD 2 checkpoint")
+        refuse_kind(model)
         self.model = model
+        self.reads_sizes: bool = model.is_sdxl
         self.learning = frozenset(learning)
         self.sampler_name = sampler_name
         self.preview: Sampling | None = None
-        self._checkpointing = False
+        self._checkpointed: list[Any] = []
         self.name: str = model.sd_checkpoint_info.model_name
         self.unet: nn.Module = model.model.diffusion_model
         self.architecture = architecture(self.unet)
         self.checkpoint_hash: str = model.sd_checkpoint_info.shorthash or ""
         self.device: torch.device = devices.device
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
-        self.alphas_cumprod = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
+        self.alphas_cumprod = _noise_schedule(model)
         self.captions = captions_beside(Path(model.sd_checkpoint_info.filename))
         self.resolution = model_resolution(model)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> LatentDistribution:
-        with devices.autocast():
-            posterior = self.model.first_stage_model.encode(pixels.to(self.device, devices.dtype_vae))
+        vae = self.model.first_stage_model
+        mean, std = _posterior(vae, pixels.to(self.device))
+        if not torch.isfinite(mean).all() and vae.quant_conv.weight.dtype == torch.float16:
+            # SDXL's own VAE is beyond float16's numbers. The host changes it for good when it meets this in a picture.
+            vae.float()
+            mean, std = _posterior(vae, pixels.to(self.device))
+            vae.half()
         scale = self.model.scale_factor
-        return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
+        return LatentDistribution(mean * scale, std * scale)
 
     def has_token(self, token: str) -> bool:
         if token in self.learning:
             return False
-        if token in _database().word_embeddings or entry_vector(self.model, token) is not None:
+        if token in host_text.database().word_embeddings or host_text.entry_vector(self.model, token) is not None:
             return True
         return len(self.model.cond_stage_model.tokenize([token])[0]) == 1
 
     def token_vectors(self, text: str) -> Tensor:
         """The vectors of an embedding, if `text` is one's name, else of the words."""
-        embedding = _database().word_embeddings.get(text)
+        words = host_text.database()
+        embedding = words.word_embeddings.get(text)
         if embedding is not None:
-            return embedding.vec.detach().float().clone()
+            return host_text.word_vectors(embedding)
         ids = self.model.cond_stage_model.tokenize([text])[0]
         if not ids:
-            return torch.zeros(0, _database().expected_shape)
+            return torch.zeros(0, words.expected_shape)
         return self.model.cond_stage_model.encode_embedding_init_text(text, len(ids)).detach().float()
 
     def entry_vector(self, entry: str) -> Tensor | None:
         """None for an embedding's name as well: the host reads that as the embedding, whatever its vocabulary has."""
-        return None if entry in _database().word_embeddings else entry_vector(self.model, entry)
+        known = entry in host_text.database().word_embeddings
+        return None if known else host_text.entry_vector(self.model, entry)
 
     def encode_captions(
         self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
     ) -> Conditioning:
-        # One at a time, as the host itself does: of several at once its transformers make no numbers on recent torch.
-        with _standing_for(vectors, self.model), devices.autocast():
-            features = [self.model.cond_stage_model([caption]) for caption in captions]
-            longest = max((each.shape[1] for each in features), default=0)
-            if any(each.shape[1] < longest for each in features):
-                nothing = self.model.cond_stage_model([""])
-                features = [lengthened(each, nothing, longest) for each in features]
-        return Conditioning(torch.cat(features))
+        whole = Sizes((self.resolution, self.resolution), (0, 0), (self.resolution, self.resolution))
+        known = [each or whole for each in sizes or [None] * len(captions)]
+        with host_text.standing_for(vectors, self.model), devices.autocast():
+            return host_text.encode(self.model, captions, known)
 
     @torch.no_grad()
     def pooled_text(self, captions: Sequence[str]) -> Tensor:
-        """The feature at the end of each caption, which CLIP pools by."""
+        """The feature at the end of each caption, which CLIP pools by; SDXL's first encoder is CLIP's."""
         features = self.encode_captions(captions, {}).crossattn[:, :_CONTEXT].float()
-        lengths = [self.model.cond_stage_model.tokenize_line(caption)[1] for caption in captions]
+        first = host_text.text_encoders(self.model)[0]
+        lengths = [first.tokenize_line(caption)[1] for caption in captions]
         ends = torch.tensor([min(length, _CONTEXT - 2) + 1 for length in lengths], device=features.device)
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        text = conditioning.crossattn
-        if self._checkpointing and torch.is_grad_enabled() and not text.requires_grad:
-            # The host's checkpoints of blocks keep gradients of nothing, unless an input of theirs has one itself.
-            text = text.detach().requires_grad_()
-        condition: dict[str, list[Tensor]] = {"c_crossattn": [text]}
+        condition: dict[str, Any]
+        if conditioning.vector is not None:
+            condition = {"crossattn": conditioning.crossattn, "vector": conditioning.vector}
+        else:
+            condition = {"c_crossattn": [conditioning.crossattn]}
         if self.model.model.conditioning_key in ("hybrid", "concat"):
             height, width = (LATENT_CELL * side for side in noisy_latents.shape[-2:])
             masked = processing.txt2img_image_conditioning(self.model, noisy_latents, width, height)
@@ -118,11 +122,12 @@ class HostBackend:
         return self.model.apply_model(noisy_latents, timesteps, condition)
 
     def gradient_checkpointing(self, on: bool) -> None:
-        self._checkpointing = on
-        if on:
-            sd_hijack_checkpoint.add()
-        else:
-            sd_hijack_checkpoint.remove()
+        """Block by block, as the host has it, whose own is for SD 1 and 2 alone and has no gradients of hooks."""
+        for block in self._checkpointed:
+            del block.forward
+        self._checkpointed = [each for each in self.unet.modules() if hasattr(each, "_forward")] if on else []
+        for block in self._checkpointed:
+            block.forward = partial(checkpoint, block._forward, use_reentrant=False)
 
     def autoencoder_aside(self, on: bool) -> None:
         """Only if "Move VAE and CLIP to RAM when training" is on in the host's settings."""
@@ -143,7 +148,7 @@ class HostBackend:
         sampling = self.preview or sampling
         width, height = sampling.size or (self.resolution, self.resolution)
         pictures: list[Image.Image] = []
-        with _standing_for(vectors, self.model), _checkpoint_as_loaded(self.model), _job_as_it_was():
+        with host_text.standing_for(vectors, self.model), _checkpoint_as_loaded(self.model), _job_as_it_was():
             for start in range(0, len(prompts), sampling.batch_size):
                 batch = list(prompts[start : start + sampling.batch_size])
                 p = processing.StableDiffusionProcessingTxt2Img(
@@ -183,6 +188,38 @@ def model_resolution(model: Any) -> int:
     return 768 if model.is_sd2 and v_prediction else LATENT_CELL * model.image_size
 
 
+def refuse_kind(model: Any) -> None:
+    """Raise UserError for a kind of model that cannot be trained."""
+    if getattr(model, "is_sd3", False):
+        raise UserError("Stable Diffusion 3 cannot be trained; choose a checkpoint of Stable Diffusion 1, 2 or XL")
+    if not model.is_sdxl:
+        return
+    if not host_text.reads_only_known_sizes(model):
+        raise UserError("SDXL's refiner cannot be trained; choose the base model, or one made of it")
+    if getattr(model, "is_ssd", False):
+        raise UserError("Segmind's SSD-1B, a distilled SDXL, cannot be trained; choose a whole SDXL")
+
+
+def _noise_schedule(model: Any) -> Tensor:
+    """ᾱ (timesteps,) in float32: the checkpoint's own, and with zero terminal SNR if the host is set so.
+
+    The host has that as a setting, for all models; it counts only together with velocity, as nothing is to be learned
+    of a picture that is noise alone when noise is what the UNet says.
+    """
+    own = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
+    if model.parameterization == "v" and shared.opts.sd_noise_schedule == "Zero Terminal SNR":
+        return sd_models.rescale_zero_terminal_snr_abar(own.clone())
+    return own
+
+
+def _posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of latents, float32. The VAE's parts are asked, as SDXL's gives a sample only."""
+    dtype = vae.quant_conv.weight.dtype
+    with devices.autocast(disable=dtype == torch.float32):
+        mean, log_variance = vae.quant_conv(vae.encoder(pixels.to(dtype))).float().chunk(2, dim=1)
+    return mean, (0.5 * log_variance.clamp(-30, 20)).exp()
+
+
 def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:
     """Make the host encode prompts anew: it keeps them by their text, and words in them have changed.
 
@@ -193,45 +230,6 @@ def forget_encoded_prompts(p: processing.StableDiffusionProcessing) -> None:
             cache = getattr(owner, name, None)
             if cache is not None:
                 cache[:] = [None, None]
-
-
-@torch.no_grad()
-def entry_vector(model: Any, entry: str) -> Tensor | None:
-    """Embedding vector (1, width) of a text encoder's vocabulary entry spelled exactly so; None if there is none."""
-    encoder = model.cond_stage_model
-    if hasattr(encoder, "tokenizer"):  # OpenAI's CLIP by transformers
-        vocabulary = encoder.tokenizer.get_vocab()
-        table = encoder.wrapped.transformer.text_model.embeddings.token_embedding
-    else:  # OpenCLIP
-        from modules import sd_hijack_open_clip
-
-        vocabulary, table = sd_hijack_open_clip.tokenizer.encoder, encoder.wrapped.model.token_embedding
-    number = vocabulary.get(entry)
-    if number is None:
-        return None
-    weight = table.wrapped.weight
-    return weight[number : number + 1].detach().float()
-
-
-def _database() -> sd_hijack.StableDiffusionModelHijack:
-    return sd_hijack.model_hijack.embedding_db
-
-
-@contextmanager
-def _standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[None]:
-    """Within the block, each named word has the given vectors (n, width)."""
-    database = _database()
-    hidden = {}
-    try:
-        for token, value in vectors.items():
-            embedding = Embedding(value, token)
-            embedding.vectors, embedding.shape = value.shape
-            hidden[token] = database.word_embeddings.get(token)
-            database.register_embedding_by_name(embedding, model, token)
-        yield
-    finally:
-        for token, own in hidden.items():
-            database.register_embedding_by_name(own, model, token)
 
 
 @contextmanager

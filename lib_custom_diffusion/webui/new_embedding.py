@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +9,16 @@ from modules import devices, sd_hijack, shared
 from torch import Tensor
 
 from ..errors import UserError
-from ..storage import write_atomically
-from ..tokens import embedding_pt, file_name
-from .host_backend import entry_vector
+from ..tokens import file_name
+from .host_backend import refuse_kind
+from .host_text import entry_vector, home_of, text_encoders, write_word
 
 MAX_VECTORS = 75
 
 
 @torch.no_grad()
 def create_embedding(name: str, initialization_text: str, vectors: int, overwrite: bool) -> str:
-    """Write NAME.pt, have the host read it, and return NAME as it is allowed in file names.
+    """Write NAME.pt, or SDXL's NAME.safetensors, have the host read it, and return NAME as file names may have it.
 
     As the host's own, except that any torch can read what any torch wrote, and that a text such as "ktn", which is an
     entry of the vocabulary, gives that entry, see `tokens.initial_vectors`. Otherwise vector i starts
@@ -30,21 +29,22 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     if not 1 <= vectors <= MAX_VECTORS:
         raise UserError(f"an embedding has 1 to {MAX_VECTORS} vectors, not {vectors}")
     model = shared.sd_model
-    if model is None or model.is_sdxl or getattr(model, "is_sd3", False):
-        raise UserError("a word to be trained needs an SD 1 or SD 2 checkpoint; choose one at the top of the page")
+    if model is None:
+        raise UserError("no checkpoint is loaded; choose one at the top of the page")
+    refuse_kind(model)
     stem = file_name(name)
-    path = Path(shared.cmd_opts.embeddings_dir, f"{stem}.pt")
-    if path.exists() and not overwrite:
+    if home_of(model, stem).exists() and not overwrite:
         raise UserError(f"there is an embedding {stem} already; choose another name, or tick Overwrite Old Embedding")
     with devices.autocast():
-        model.cond_stage_model([""])  # with --medvram this brings the text encoder to the GPU
+        for encoder in text_encoders(model):
+            encoder([""])  # with --medvram this brings it to the GPU
     width = sd_hijack.model_hijack.embedding_db.get_expected_shape()
     value = torch.zeros(vectors, width)
     if initialization_text.strip():
         words = _words(model, initialization_text, vectors)
         for index in range(vectors):
             value[index] = words[index * len(words) // vectors]
-    write_atomically(path, embedding_pt(value, stem, 0))
+    write_word(model, stem, value, 0)
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     return stem
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from modules import devices, paths, sd_hijack, shared
@@ -19,8 +20,6 @@ from ..backend import Sampling
 from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
-from ..storage import write_atomically
-from ..tokens import embedding_pt, file_name
 from ..training.job import Host, Report, dated_folder
 from ..training.loop import Progress
 from ..training.losslog import LossTable
@@ -31,6 +30,7 @@ from ..ui.training_form import PAGE
 from ..ui.training_page import Outcome
 from .host_backend import HostBackend
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
+from .host_text import steps_of, write_word
 from .library import library
 
 JOB = "train-custom-diffusion"
@@ -54,7 +54,7 @@ def train(
     host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
     with ready_for_training(backend.model):
         report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), timings_file())
-    return _deliver(report)
+    return _deliver(report, backend.model)
 
 
 def estimate(plan: TrainingPlan) -> str:
@@ -116,9 +116,10 @@ def _ask_before_words_are_trained_over(plan: TrainingPlan, wording: Wording) -> 
         return
     words = sd_hijack.model_hijack.embedding_db.word_embeddings
     for token in plan.tokens:
-        if words[token].step:
+        steps = steps_of(words[token])
+        if steps:
             raise UserError(
-                f"the embedding {token} was trained already ({words[token].step} steps), and its file would be"
+                f"the embedding {token} was trained already ({steps} steps), and its file would be"
                 f" replaced; {wording.ask('overwrite')} to train it on from there, or create another word"
             )
 
@@ -175,12 +176,10 @@ class _Face(PageFace):
         super().progress(progress)
 
 
-def _deliver(report: Report) -> Outcome:
+def _deliver(report: Report, model: Any) -> Outcome:
     """Put the words where the host looks for them, and have it look."""
-    files, result = [], report.result
-    for token, vectors in result.delta.embeddings.items():
-        files.append(_home_of(token))
-        write_atomically(files[-1], embedding_pt(vectors, token, result.step))
+    result = report.result
+    files = [write_word(model, token, vectors, result.step) for token, vectors in result.delta.embeddings.items()]
     if not shared.opts.save_optimizer_state:
         for checkpoint in report.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -193,21 +192,12 @@ def _deliver(report: Report) -> Outcome:
     return outcome_of(report, files, report.interrupted and shared.opts.save_optimizer_state, report.preview)
 
 
-def _home_of(token: str) -> Path:
-    """Where the host read an embedding from, if that is a .pt file in its folder; else where it goes there."""
-    folder = Path(shared.cmd_opts.embeddings_dir)
-    read_from = Path(sd_hijack.model_hijack.embedding_db.word_embeddings[token].filename or "")
-    if read_from.suffix == ".pt" and folder.resolve() in read_from.resolve().parents:
-        return read_from
-    return folder / f"{file_name(token)}.pt"
-
-
 def _vectors_per_token(plan: TrainingPlan) -> int:
     words = sd_hijack.model_hijack.embedding_db.word_embeddings
     for token in plan.tokens:
         if token not in words:
             raise UserError(f"there is no embedding {token!r} that fits this model; create it first")
-    counts = {len(words[token].vec) for token in plan.tokens}
+    counts = {words[token].vectors for token in plan.tokens}
     if len(counts) > 1:
         raise UserError("the embeddings of one training need the same number of vectors; create them alike")
     return counts.pop()

@@ -73,19 +73,25 @@ def stable_diffusion_2() -> StableDiffusionPipeline:
 @lru_cache(maxsize=1)
 def sdxl_pipeline() -> StableDiffusionXLPipeline:
     """Two text encoders, pooled text and sizes; two transformers deep where SDXL has ten."""
+    return make_sdxl(width=WIDTH, layers=3, heads=1, intermediate_size=80)
+
+
+def make_sdxl(width: int, layers: int, heads: int, intermediate_size: int) -> StableDiffusionXLPipeline:
+    """The same, with a second text encoder of that size."""
     torch.manual_seed(3)
     second = CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=80, num_hidden_layers=3, num_attention_heads=1,
-            hidden_act="gelu", projection_dim=WIDTH, bos_token_id=WORDS - 2, eos_token_id=WORDS - 1,
+            vocab_size=WORDS, hidden_size=width, intermediate_size=intermediate_size, num_hidden_layers=layers,
+            num_attention_heads=heads, hidden_act="gelu", projection_dim=width, bos_token_id=WORDS - 2,
+            eos_token_id=WORDS - 1,
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=2 * WIDTH,
+        sample_size=8, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=WIDTH + width,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2), attention_head_dim=(1, 2), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 256,
+        projection_class_embeddings_input_dim=width + 6 * 256,
     )  # fmt: skip
     first, vae = _text_encoder("quick_gelu"), _vae()
     for part in (unet, vae, first, second):
@@ -96,9 +102,9 @@ def sdxl_pipeline() -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
-def sdxl() -> Tensors:
+def sdxl(pipeline: StableDiffusionXLPipeline | None = None) -> Tensors:
     """As sd_xl_base_1.0.safetensors names its tensors."""
-    pipeline = sdxl_pipeline()
+    pipeline = pipeline or sdxl_pipeline()
     first = {f"conditioner.embedders.0.transformer.{n}": v for n, v in pipeline.text_encoder.state_dict().items()}
     prefix = "conditioner.embedders.1.model."
     second = open_clip(pipeline.text_encoder_2, prefix)
@@ -134,7 +140,7 @@ def open_clip(text_encoder: CLIPTextModel | CLIPTextModelWithProjection, prefix:
     made = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "positional_embedding": state["embeddings.position_embedding.weight"],
-        "text_projection": torch.zeros(WIDTH, WIDTH),
+        "text_projection": torch.zeros(text_encoder.config.hidden_size, text_encoder.config.hidden_size),
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
     }

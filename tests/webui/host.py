@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ from modules import sd_hijack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tiny import WIDTH, TinyUNet
+from lib_custom_diffusion.attention import cross_attentions
+from tiny import CHANNELS, WIDTH, TinyUNet
 
 CONTEXT = 77
+LEFT = 2  # of the vectors of SDXL's words, how wide those of the first text encoder are; the others are WIDTH
 ENTRIES = {"rare+entry": 3}  # of the vocabulary, which as text is read as three
 
 
@@ -30,7 +33,13 @@ class TinyTextEncoder(nn.Module):
         return None, len(self.tokenize([line])[0])
 
     def encode_embedding_init_text(self, init_text, nvpt):
-        return torch.stack([_vector(piece) for piece in self.tokenize([init_text])[0][:nvpt]])
+        return torch.stack([self.vector_of(piece) for piece in self.tokenize([init_text])[0][:nvpt]])
+
+    def vector_of(self, number: int) -> Tensor:
+        return _vector(number)
+
+    def vectors_of(self, embedding) -> Tensor:
+        return embedding.vec
 
     @property
     def tokenizer(self):
@@ -40,7 +49,7 @@ class TinyTextEncoder(nn.Module):
     def wrapped(self):
         """Where the host keeps the table of vectors, wrapped by its own lookup of embeddings."""
         table = SimpleNamespace(
-            wrapped=SimpleNamespace(weight=torch.stack([_vector(n) for n in range(1 + max(ENTRIES.values()))]))
+            wrapped=SimpleNamespace(weight=torch.stack([self.vector_of(n) for n in range(1 + max(ENTRIES.values()))]))
         )
         return SimpleNamespace(
             transformer=SimpleNamespace(text_model=SimpleNamespace(embeddings=SimpleNamespace(token_embedding=table)))
@@ -51,18 +60,18 @@ class TinyTextEncoder(nn.Module):
         return torch.stack([torch.cat([self._encode(piece) for piece in _pieces(ids)]) for ids in self.tokenize(texts)])
 
     def _encode(self, tokens) -> Tensor:
-        rows, position = [_vector(0)[None]], 0
+        rows, position = [self.vector_of(0)[None]], 0
         while position < len(tokens):
             for ids, embedding in sd_hijack.model_hijack.embedding_db.ids_lookup.get(tokens[position], []):
                 if tokens[position : position + len(ids)] == ids:
-                    rows.append(embedding.vec)
+                    rows.append(self.vectors_of(embedding))
                     position += len(ids)
                     break
             else:
-                rows.append(_vector(tokens[position])[None])
+                rows.append(self.vector_of(tokens[position])[None])
                 position += 1
-        end = torch.cat(rows[1:]).sum(dim=0, keepdim=True) if tokens else _vector(1)[None]
-        return torch.cat([*rows, end, torch.zeros(CONTEXT, WIDTH)])[:CONTEXT]
+        end = torch.cat(rows[1:]).sum(dim=0, keepdim=True) if tokens else self.vector_of(1)[None]
+        return torch.cat([*rows, end, torch.zeros(CONTEXT, end.shape[1])])[:CONTEXT]
 
 
 def _pieces(tokens):
@@ -79,10 +88,19 @@ def _vector(number: int) -> Tensor:
 
 
 class TinyAutoencoder(nn.Module):
-    def encode(self, pixels: Tensor) -> SimpleNamespace:
+    """As the host's: parts that together tell the mean and the logarithm of the variance of latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant_conv = nn.Conv2d(8, 8, 1)
+        with torch.no_grad():
+            self.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
+            self.quant_conv.bias.zero_()
+
+    def encoder(self, pixels: Tensor) -> Tensor:
         pooled = F.avg_pool2d(pixels, 8)
         mean = torch.cat([pooled, pooled.mean(dim=1, keepdim=True)], dim=1)
-        return SimpleNamespace(mean=mean, std=torch.full_like(mean, 0.2))
+        return torch.cat([mean, torch.full_like(mean, 2 * math.log(0.2))], dim=1)
 
 
 class TinyHostModel(nn.Module):
@@ -108,3 +126,62 @@ class TinyHostModel(nn.Module):
 
     def apply_model(self, x_noisy, t, cond):
         return self.model.diffusion_model(x_noisy, t, cond["c_crossattn"][0])
+
+
+class TinySizes:
+    """One of the conditioner's parts that read numbers: here they are what they become."""
+
+    def __init__(self, input_key: str) -> None:
+        self.input_key = input_key
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        return numbers / 100
+
+
+class HalfTextEncoder(TinyTextEncoder):
+    """SDXL has two such: each sees its own part of a word's vectors, and the second pools."""
+
+    def __init__(self, key: str, columns: slice) -> None:
+        super().__init__()
+        self.key, self.columns, self.input_key = key, columns, "txt"
+
+    def vector_of(self, number: int) -> Tensor:
+        return _vector(number)[self.columns]
+
+    def vectors_of(self, embedding) -> Tensor:
+        return embedding.vec[self.key]
+
+    def forward(self, texts):
+        features = super().forward(texts)
+        return (features, 2 * features.sum(dim=1)) if self.key == "clip_g" else features
+
+
+class TinyConditioner(nn.Module):
+    """Stands where SD 1 has its text encoder, and cannot be called as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+        encoders = [HalfTextEncoder("clip_l", slice(0, LEFT)), HalfTextEncoder("clip_g", slice(0, WIDTH))]
+        self.embedders = [*encoders, *map(TinySizes, sizes)]
+
+    def tokenize(self, texts):
+        return self.embedders[0].tokenize(texts)
+
+    def encode_embedding_init_text(self, init_text, nvpt):
+        return torch.cat([each.encode_embedding_init_text(init_text, nvpt) for each in self.embedders[:2]], dim=1)
+
+
+class TinySDXL(TinyHostModel):
+    """With two text encoders, and a UNet that reads pooled text and sizes."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.is_sdxl, self.cond_stage_model = True, TinyConditioner()
+        for attention in cross_attentions(self.model.diffusion_model):
+            attention.to_k, attention.to_v = (nn.Linear(LEFT + WIDTH, CHANNELS, bias=False) for _ in range(2))
+
+    def apply_model(self, x_noisy, t, cond):
+        return self.model.diffusion_model(
+            x_noisy + cond["vector"].mean(dim=1)[:, None, None, None], t, cond["crossattn"]
+        )

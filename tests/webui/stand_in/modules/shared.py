@@ -18,6 +18,7 @@ cmd_opts = SimpleNamespace(
 opts = Options(
     extra_networks_card_description_is_html=False,
     samples_format="png",
+    sd_noise_schedule="Default",
     save_optimizer_state=False,
     save_training_settings_to_txt=True,
     training_enable_tensorboard=False,

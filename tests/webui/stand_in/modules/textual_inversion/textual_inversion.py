@@ -2,6 +2,7 @@ import os
 from collections import namedtuple
 
 import torch
+from safetensors.torch import load_file
 
 from modules import shared
 
@@ -39,9 +40,15 @@ class EmbeddingDatabase:
         self.expected_shape = self.get_expected_shape()
         for file in sorted(os.listdir(shared.cmd_opts.embeddings_dir)):
             path = os.path.join(shared.cmd_opts.embeddings_dir, file)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            vectors = content["string_to_param"]["*"]
+            if path.endswith(".safetensors"):
+                content = vectors = load_file(path)
+                parts = content.values()
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                vectors = content["string_to_param"]["*"]
+                parts = [vectors]
             embedding = Embedding(vectors, os.path.splitext(file)[0], content.get("step"))
-            embedding.vectors, embedding.shape = vectors.shape
+            embedding.vectors, embedding.shape = len(next(iter(parts))), sum(part.shape[1] for part in parts)
             embedding.filename = path
-            self.register_embedding_by_name(embedding, shared.sd_model, embedding.name)
+            if embedding.shape == self.expected_shape:
+                self.register_embedding_by_name(embedding, shared.sd_model, embedding.name)

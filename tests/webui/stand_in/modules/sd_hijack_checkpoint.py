@@ -1,9 +1,0 @@
-stored = []
-
-
-def add():
-    stored.append(True)
-
-
-def remove():
-    stored.clear()
