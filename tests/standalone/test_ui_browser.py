@@ -5,6 +5,7 @@ CHROMIUM names the browser if it is not found by itself; SCREENSHOTS a folder fo
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import os
@@ -33,6 +34,7 @@ from lib_custom_diffusion.standalone.models import load_model  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+RACCOON = ROOT / "lib_custom_diffusion" / "standalone" / "toy" / "concepts" / "raccoon"
 SECONDS = 120  # of patience with a busy machine
 
 
@@ -61,7 +63,7 @@ def address(deltas: Path) -> Iterator[str]:
     assert told.startswith("Custom Diffusion is at http://127.0.0.1:"), told
     yield told.split()[4]
     app.terminate()
-    app.wait(30)
+    app.wait(SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,7 @@ class Page:
         page.set_default_timeout(1000 * SECONDS)
         own = urlsplit(address).netloc
         page.on("request", lambda asked: self._note(asked.url, own))
+        page.on("websocket", lambda opened: self._note(opened.url, own))
         page.goto(address)
         page.wait_for_selector("#cd_gen_prompt textarea")
 
@@ -106,6 +109,29 @@ class Page:
 
     def press(self, part: str) -> None:
         self.page.locator(f"#{part}").click()
+
+    def click_in_sight(self, part: Any) -> None:
+        """Fails for what is not on the screen as it stands."""
+        part.wait_for()
+        box, screen = part.bounding_box(), self.page.viewport_size
+        inside = all(0 <= box[at] <= screen[size] - box[size] for at, size in (("x", "width"), ("y", "height")))
+        assert inside, f"{part} is out of sight: {box}"
+        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def drop(self, part: str, pictures: list[Path]) -> None:
+        """Let pictures fall from elsewhere onto the part."""
+        content = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in pictures]
+        dragged = self.page.evaluate_handle(
+            """all => {
+                const dragged = new DataTransfer();
+                for (const [name, content] of all) {
+                    const bytes = Uint8Array.from(atob(content), each => each.charCodeAt(0));
+                    dragged.items.add(new File([bytes], name, {type: 'image/png'}));
+                }
+                return dragged;
+            }""", content,
+        )  # fmt: skip
+        self.page.locator(f"#{part} input[type=file]").first.dispatch_event("drop", {"dataTransfer": dragged})
 
     def wait_for(self, part: str, text: str) -> str:
         """What the part says once it has the text."""
@@ -241,6 +267,44 @@ def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_pa
     page.press("cd_send")
     page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').offsetParent !== null")
     assert "<delta:tile:1>" in page.page.input_value("#cd_gen_prompt textarea")
+
+
+def test_dragged_pictures_become_pictures_of_the_word_in_five_clicks_and_nothing_leaves_the_machine(
+    browser: Any, address: str, deltas: Path
+) -> None:
+    """With few steps; on a screen of 1280 × 800, without scrolling."""
+    page = Page(browser.new_page(viewport={"width": 1280, "height": 800}), address)
+    for part, value in {"cd_gen_steps": 2, "cd_gen_count": 1, "cd_gen_seed": 7}.items():
+        page.fill(part, value)
+    page.tab("Train")
+    page.page.locator("#cd_more .label-wrap").first.click()
+    for part, value in {"cd_steps": 2, "cd_batch_size": 1, "cd_resolution": 64}.items():
+        page.fill(part, value)
+    page.page.locator("#cd_more .label-wrap").first.click()
+    page.tab("Generate")
+    page.page.evaluate("scrollTo(0, 0)")
+    own = page.page.locator
+    page.click_in_sight(own("#tabs > .tab-nav > button", has_text="Train").first)
+    page.drop("cd_upload", sorted(RACCOON.glob("*.png")))
+    page.page.wait_for_function("document.querySelectorAll('#cd_strip img').length === 6")
+    page.click_in_sight(own("#cd_class_1 textarea"))
+    page.page.keyboard.type("bear")
+    page.look("app-dragged")
+    page.click_in_sight(own("#cd_start"))
+    page.wait_for("cd_outcome", "Finished after 2 steps")
+    page.click_in_sight(own("#cd_send"))
+    page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').offsetParent !== null")
+    page.click_in_sight(own("#cd_generate"))
+    page.wait_for("cd_gen_outcome", "Seed 7")
+    [drawn] = page.pictures("cd_gallery")
+    assert drawn.size == (128, 128)
+    assert page.page.input_value("#cd_gen_prompt textarea") == "photo of a <new1> bear <delta:new1:1>"
+    [kept] = (deltas.parent / "training" / "pictures").iterdir()
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        path.name: path.read_bytes() for path in RACCOON.glob("*.png")
+    }
+    assert page.elsewhere == []
+    page.page.close()
 
 
 def test_a_page_opened_meanwhile_shows_the_training_and_interrupts_it(page: Page, deltas: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_delta_is_converted_to_a_lora_and_back_from_an_upload(webui: WebUI, de
     choose_deltas(page, "cd_convert_names", "cup.delta.safetensors")
     page.press("cd_convert")
     page.wait_for("cd_utils_outcome", "cup.safetensors")
-    lora = deltas / "cup.safetensors"
+    lora = webui.data / "models" / "Lora" / "cup.safetensors"
     assert any(name.endswith(".alpha") for name in load_file(lora))
     page.page.reload()
     page.page.wait_for_selector("#txt2img_prompt textarea")

@@ -1,0 +1,138 @@
+"""From an empty install to a picture of the raccoon, by mouse and keyboard alone, on a screen of 1280 × 800.
+
+SCREENSHOTS=docs takes the pictures of docs/webui.md that are of this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conftest import TOY, Page, WebUI
+
+MOST_CLICKS = 8
+SCREEN = {"width": 1280, "height": 800}
+RACCOON = TOY / "concepts" / "raccoon"
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """A WebUI without a checkpoint, an embedding or a delta."""
+    running = WebUI(tmp_path_factory.mktemp("empty"), empty=True)
+    running.start()
+    yield running
+    running.stop()
+
+
+class Newcomer(Page):
+    """Clicks what is in sight, and types where the page waits for it."""
+
+    clicks = 0
+
+    def click(self, part: Any) -> None:
+        """One click; fails for what is not on the screen as it stands."""
+        box = self.in_sight(part)
+        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.clicks += 1
+
+    def in_sight(self, part: Any) -> dict[str, float]:
+        """Where it is; fails unless all of it is on the screen as it stands."""
+        part.wait_for()
+        box = part.bounding_box()
+        inside = all(0 <= box[at] <= SCREEN[size] - box[size] for at, size in (("x", "width"), ("y", "height")))
+        assert inside, f"{part} is out of sight: {box}"
+        return box
+
+    def click_tab(self, name: str, within: str) -> None:
+        self.click(self.page.locator(f"{within} > .tab-nav > button", has_text=name).first)
+
+    def type(self, text: str) -> None:
+        """In the place of what is there."""
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(text)
+
+    def paste_text(self, text: str) -> None:
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(text)
+
+    def wait_for_focus(self, part: str) -> None:
+        self.page.wait_for_function(f"() => document.activeElement.closest('#{part}')")
+
+    def wait_for_thumbnails(self, count: int) -> None:
+        self.page.wait_for_function(f"() => document.querySelectorAll('#cd_strip img').length === {count}")
+
+    def fields(self) -> dict[str, str]:
+        """What is in the form and in the choice of the checkpoint."""
+        parts = {"checkpoint": "#setting_sd_model_checkpoint", "word": "#cd_embedding_1", "preset": "#cd_preset"}
+        values = {name: self.page.locator(f"{part} input").first.input_value() for name, part in parts.items()}
+        return values | {name: self.value(f"cd_{name}_1") for name in ("class", "pictures")}
+
+
+@pytest.fixture
+def newcomer(empty: WebUI, browser: Any) -> Iterator[Newcomer]:
+    opened = Newcomer(browser.new_page(viewport=SCREEN))
+    opened.page.set_default_timeout(120_000)
+    opened.page.goto(empty.url)
+    opened.page.locator("#txt2img_prompt textarea").wait_for()
+    opened.page.wait_for_timeout(3000)  # the host's own parts are filled in
+    yield opened
+    opened.page.close()
+
+
+def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcomer: Newcomer) -> None:
+    page = newcomer
+    page.click_tab("Train", "#tabs")
+    page.click_tab("Custom Diffusion", "#train_tabs")
+    page.click(page.page.locator("#cd_train_toy"))
+    page.wait_for_focus("cd_new_name")
+    page.wait_for_thumbnails(6)
+    filled = page.fields()
+    assert filled["checkpoint"].startswith("custom-diffusion-toy")
+    assert (filled["preset"], filled["class"], filled["pictures"]) == ("toy model: thing", "bear", str(RACCOON))
+    page.type("mycoon")
+    page.click(page.page.locator("#cd_new_create"))
+    page.wait_for("cd_new_told", "Created mycoon", 120)
+    page.click(page.page.locator("#cd_class_1 textarea"))  # as for pictures of one's own
+    page.type("bear")
+    page.page.keyboard.press("Tab")
+    page.wait_for_focus("cd_pictures_1")
+    page.paste_text("/")
+    page.wait_for_thumbnails(0)
+    page.paste_text(str(RACCOON))
+    page.wait_for_thumbnails(6)
+    page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'mycoon'")
+    page.look("webui-train")
+    page.click(page.page.locator("#cd_start"))
+    page.wait_for("ti_progress", "120 of 200")
+    page.look("webui-training")
+    told = page.wait_for("cd_outcome", "Finished after 200 steps")
+    assert str(empty.delta("mycoon")) in told and "6 pictures were used" in told
+    page.page.locator("#cd_outcome img").wait_for()
+    page.look("webui-finished")
+    page.click(page.page.locator("#cd_send"))
+    page.page.wait_for_function("() => document.querySelector('#txt2img_width input').value === '128'")
+    page.click(page.page.locator("#txt2img_generate"))
+    drawn = page.drawn(empty.data)
+    assert page.clicks <= MOST_CLICKS
+    assert drawn.size == (128, 128) and 'Delta hashes: "mycoon: ' in drawn.info["parameters"]
+    assert drawn.info["parameters"].startswith("photo of a mycoon bear <delta:mycoon:1>")
+    page.in_sight(page.page.locator("#txt2img_gallery img").first)
+    page.look("webui-txt2img")
+
+
+def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
+    page = newcomer
+    page.tab("Deltas", "#txt2img_extra_tabs")
+    card = page.page.locator("#txt2img_deltas_cards .card[data-name=mycoon]")
+    card.locator("img.preview").wait_for()
+    page.look("webui-cards")
+    card.click()
+    assert page.value("txt2img_prompt").strip() == "<delta:mycoon:1> mycoon bear"
+    page.tab("Custom Diffusion Utils")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.choose("cd_inspect_name", "mycoon")
+    page.press("cd_inspect")
+    page.wait_for("cd_inspect_report", "Layers", 60)
+    page.look("webui-utils")
