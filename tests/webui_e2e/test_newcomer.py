@@ -105,7 +105,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'mycoon'")
     page.look("webui-train")
     page.click(page.page.locator("#cd_start"))
-    page.wait_for("ti_progress", "120 of 200")
+    page.page.locator("#ti_progress .cd-loss .smooth").wait_for(timeout=900_000)
     page.look("webui-training")
     told = page.wait_for("cd_outcome", "Finished after 200 steps")
     assert str(empty.delta("mycoon")) in told and "6 pictures were used" in told
