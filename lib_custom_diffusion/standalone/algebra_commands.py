@@ -54,7 +54,7 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
     add("file", type=given_path, help="a delta file, or any that convert reads")
     add("--output", type=given_path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
     add_limits(command, required=True)
-    add("--model", help="weigh errors by this model's text features: a folder, a checkpoint, or toy")
+    _add_model(command, "weigh errors by this model's text features: a folder, a checkpoint, or toy")
     add("--captions", type=given_path, help="text file, one caption a line, to weigh by; the model's own if not given")
     add("--float16", action="store_true", help="all numbers in float16, for the first extension of this kind")
 
@@ -63,7 +63,7 @@ def _compress(options: argparse.Namespace) -> int:
     limit = limit_of(options)
     assert limit is not None
     output = options.output or options.file.with_name(f"{delta_name(options.file)}-small{SUFFIX}")
-    load_model = _loader_of(options.model)
+    load_model = _loader_of(options)
     done = compress_file(options.file, output, limit, load_model, options.captions, quantized=not options.float16)
     _tell_dropped(done.dropped)
     print(_compressed_report(done))
@@ -91,12 +91,12 @@ def add_blend(commands: argparse._SubParsersAction) -> None:
     add("--weights", help='one for each, such as "0.7,0.3"; 1 each if not given')
     add("--output", type=given_path, required=True, help="the new delta file")
     add_limits(command, required=False)
-    add("--model", help="weigh errors of compression by this model's text features")
+    _add_model(command, "weigh errors of compression by this model's text features")
 
 
 def _blend(options: argparse.Namespace) -> int:
     weights = parse_weights(options.weights or "", len(options.files))
-    done = blend_files(options.files, weights, options.output, limit_of(options), _loader_of(options.model))
+    done = blend_files(options.files, weights, options.output, limit_of(options), _loader_of(options))
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     if done.error is not None:
@@ -112,7 +112,7 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
     )
     add = command.add_argument
     add("files", type=given_path, nargs="+", help=f"{_FILES}; one concept each")
-    add("--model", "--pretrained_model_name_or_path", default="toy", help="the model that reads the prompts")
+    _add_model(command, "the model that reads the prompts", default="toy")
     add("--target_prompts", action="append", default=[], metavar="PROMPTS",
         help='what a concept is asked for by, one flag a file, prompts parted by |; "photo of a <new1> cat|<new1> cat"'
         " from its words if not given")  # fmt: skip
@@ -130,7 +130,7 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    load_model = _loader_of(options.model)
+    load_model = _loader_of(options)
     assert load_model is not None
     prompts = [parse_prompts(text) for text in options.target_prompts]
     done = merge_files(
@@ -175,7 +175,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     add("files", type=given_path, nargs="+", help="a file with weights, and files with its words if they are apart")
     add("--to", choices=sorted(KINDS), default="delta", help="the format to write")
     add("--output", type=given_path, required=True, help="the file, or the folder for several")
-    add("--model", help="the model it belongs to, for formats with full weights")
+    _add_model(command, "the model it belongs to, for formats with full weights")
     precision = command.add_mutually_exclusive_group().add_argument
     precision(
         "--rank", type=int,
@@ -186,7 +186,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    done = convert_files(options.files, options.to, _loader_of(options.model), options.rank, exact=options.exact)
+    done = convert_files(options.files, options.to, _loader_of(options), options.rank, exact=options.exact)
     paths = _paths(options.output, options.to, done.files)
     _tell_dropped(done.dropped)
     for path, content in paths.items():
@@ -223,14 +223,21 @@ def _command(commands: argparse._SubParsersAction, name: str, description: str, 
     return command
 
 
-def _loader_of(model: str | None) -> LoadModel | None:
-    """What loads the model of that name; None if none is named."""
-    if model is None:
+def _add_model(command: argparse.ArgumentParser, use: str, default: str | None = None) -> None:
+    command.add_argument("--model", "--pretrained_model_name_or_path", default=default, help=use)
+    command.add_argument("--vae", type=given_path, metavar="FILE", help="a VAE for a --model that has none")
+
+
+def _loader_of(options: argparse.Namespace) -> LoadModel | None:
+    """What loads the model that is named; None if none is. Raises UserError for a VAE of no model."""
+    if options.model is None:
+        if options.vae is not None:
+            raise UserError(f"--vae {options.vae} is of no model; give --model too, or leave it out")
         return None
 
     from . import models  # diffusers and transformers take seconds to import
 
-    return lambda: models.load_model(model)
+    return lambda: models.load_model(options.model, vae=options.vae)
 
 
 def _tell_dropped(dropped: Mapping[Path, Sequence[str]]) -> None:

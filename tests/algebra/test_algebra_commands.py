@@ -23,7 +23,7 @@ from lib_custom_diffusion.storage import size
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lib_custom_diffusion.standalone.models.load_model", lambda name: TinyBackend())
+    monkeypatch.setattr("lib_custom_diffusion.standalone.models.load_model", lambda name, vae: TinyBackend())
 
 
 def run(*arguments: str) -> int:
@@ -175,3 +175,33 @@ def test_sizes(text: str, count: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="size"):
         size(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress", "a.delta.safetensors", "--rank", "2"),
+        ("blend", "a.delta.safetensors", "--rank", "2"),
+        ("merge", "a.delta.safetensors", "b.delta.safetensors"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_model_without_a_vae_can_be_given_one(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "lib_custom_diffusion.standalone.models.load_model",
+        lambda name, vae: asked.append((name, vae)) or TinyBackend(),
+    )
+    save("a.delta.safetensors", 1)
+    save("b.delta.safetensors", 1)
+    run(*arguments, "--output", "c.delta.safetensors", "--vae", "fixed.safetensors", "--model", "pruned.safetensors")
+    assert set(asked) == {("pruned.safetensors", Path("fixed.safetensors"))}
+
+
+@pytest.mark.parametrize(
+    "command", [("compress", "--rank", "2"), ("blend", "--rank", "2"), ("convert", "--to", "lora")]
+)
+def test_a_vae_of_no_model_is_refused(command: tuple[str, ...]) -> None:
+    save("a.delta.safetensors", 1)
+    with pytest.raises(UserError, match=r"--vae fixed\.safetensors is of no model; give --model too"):
+        run(*command, "a.delta.safetensors", "--output", "c.safetensors", "--vae", "fixed.safetensors")
