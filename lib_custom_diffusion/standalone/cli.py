@@ -206,6 +206,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     add("--gradient_checkpointing", action="store_true", help="less memory for more time")
     add(
+        "--torch_compile",
+        action="store_true",
+        help="on a GPU: compile the UNet in the first step, which then takes long, for faster steps after it",
+    )
+    add(
         "--mixed_precision",
         choices=(*PRECISIONS, "auto"),
         default=_D.mixed_precision,

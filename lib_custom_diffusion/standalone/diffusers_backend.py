@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
@@ -50,6 +50,7 @@ class DiffusersBackend:
         # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
         self._ids = lru_cache(maxsize=1000)(self._tokenized)
         self.unet: nn.Module = pipeline.unet
+        self._unet_in_training: Callable[..., Any] = pipeline.unet
         self._weight: Tensor = pipeline.unet.conv_in.weight  # tells device and dtype; the UNet's own answer takes 2 ms
         self.architecture = architecture(pipeline.unet)
         self.prediction_type: str = scheduler.config.prediction_type
@@ -128,7 +129,15 @@ class DiffusersBackend:
             # In float32: a size is more than half precision counts exactly.
             pooled, numbers = conditioning.vector[:, :-_SIZE_NUMBERS], conditioning.vector[:, -_SIZE_NUMBERS:]
             added = {"text_embeds": pooled.to(dtype), "time_ids": numbers.float()}
-        return self.unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        unet = self._unet_in_training if torch.is_grad_enabled() else self.unet
+        return unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
+
+    def compile(self, on: bool) -> None:
+        """Let passes with gradients run as code that torch.compile makes of the UNet in the first of them, or not.
+
+        Drawing, and what is measured before the first step, go on without.
+        """
+        self._unet_in_training = torch.compile(self.unet) if on else self.unet
 
     def gradient_checkpointing(self, on: bool) -> None:
         if on:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def train(options: argparse.Namespace) -> int:
     device = _join_processes()
     plan = plan_of(options)
     plan.check_settings(FLAGS)
+    if options.torch_compile:
+        _check_compiles(device)
     services = chosen_services(plan.report_to)
     repository = _repository(options) if options.push_to_hub and parallel.rank() == 0 else None
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
@@ -58,6 +61,7 @@ def train(options: argparse.Namespace) -> int:
         options.revision, options.variant, options.tokenizer_name,
     )  # fmt: skip
     plan = replace(plan, mixed_precision=chosen or cpu_precision(backend, plan.train_batch_size))
+    backend.compile(options.torch_compile)
     if options.mixed_precision == AUTO:
         print(f"mixed_precision: {plan.mixed_precision}")
     followed = plan.report_to not in ("none", "tensorboard")
@@ -75,6 +79,14 @@ def train(options: argparse.Namespace) -> int:
         if not report.interrupted:
             _hand_on(report, backend, plan, options, repository)
     return 130 if report.interrupted else 0
+
+
+def _check_compiles(device: torch.device) -> None:
+    """Raise UserError where torch.compile makes no code for a training's steps, or none that pays."""
+    if device.type != "cuda":
+        raise UserError(f"--torch_compile is for NVIDIA and AMD GPUs, not for {device.type}; leave it out")
+    if find_spec("triton") is None:
+        raise UserError("--torch_compile needs Triton, which is not installed; pip install triton, or leave it out")
 
 
 def _repository(options: argparse.Namespace) -> Repository:

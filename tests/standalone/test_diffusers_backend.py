@@ -146,3 +146,27 @@ def test_the_autoencoder_aside_frees_the_accelerators_memory_and_comes_back(monk
     backend.autoencoder_aside(True)
     backend.autoencoder_aside(False)
     assert moved == ["cpu", torch.device("meta")]
+
+
+def test_only_passes_with_gradients_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = DiffusersBackend(stable_diffusion_2(), "tiny")
+    passes = []
+
+    def compiled(unet: torch.nn.Module) -> object:
+        return lambda *inputs, **named: passes.append(torch.is_grad_enabled()) or unet(*inputs, **named)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+
+    def predict() -> torch.Tensor:
+        conditioning = backend.encode_captions(["a cat"], {})
+        return backend.predict(torch.zeros(1, 4, 8, 8), torch.tensor([5]), conditioning)
+
+    expected = predict()
+    backend.compile(True)
+    assert torch.equal(predict(), expected) and passes == [True]
+    with torch.no_grad():
+        predict()
+        backend.generate(["a cat"], [1], Sampling(steps=1), {})
+    backend.compile(False)
+    predict()
+    assert passes == [True]

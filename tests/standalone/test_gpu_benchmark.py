@@ -21,6 +21,7 @@ def test_a_dry_run_counts_the_arithmetic_and_times_the_steps(
     monkeypatch.setattr("sys.argv", ["gpu.py", "--dry_run", "--output", str(tmp_path / "figures.json")])
     module.main()
     one, eight, recomputed = json.loads((tmp_path / "figures.json").read_text())["cases"]
+    assert one["seconds_to_first_step"] > 0
     assert min(one["steps_per_second"], eight["steps_per_second"]) > 0
     assert (
         6 < eight["tflop_per_step"] / one["tflop_per_step"] < 8.5

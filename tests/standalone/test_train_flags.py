@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from hub_stand_in import HubStandIn
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.standalone import cli, models, trackers
+from lib_custom_diffusion.standalone import cli, models, trackers, train
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.train import plan_of
 from tiny_pipeline import stable_diffusion_2
@@ -161,6 +161,21 @@ def test_tf32_is_allowed_where_it_is_asked_for(flags: list[str]) -> None:
     for given, allowed in ((["--allow_tf32"], True), ([], False)):
         assert cli.main(["train", *flags, "--overwrite", *given]) == 0
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [("cpu", "is for NVIDIA and AMD GPUs, not for cpu"), ("mps", "not for mps"), ("cuda", "needs Triton")],
+)
+def test_torch_compile_is_refused_at_once_where_it_cannot_work(
+    flags: list[str], device: str, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "best_device", lambda: torch.device(device))
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr(train, "load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    assert cli.main(["train", *flags, "--torch_compile"]) == 2
+    said = told(capsys)
+    assert "--torch_compile" in said and reason in said and "leave it out" in said
 
 
 def test_files_for_diffusers_are_loaded_by_it_and_draw_the_same(flags: list[str], tmp_path: Path) -> None:
