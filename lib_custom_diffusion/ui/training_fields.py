@@ -105,7 +105,7 @@ def essential_fields(face: Face) -> Essentials:
         uploads.upload(
             fn=lambda files: keep([file.name for file in files]), inputs=[uploads],
             outputs=[concept["instance_data_dir"]], show_progress=False,
-        )  # fmt: skip
+        ).then(fn=lambda: None, inputs=[], outputs=[uploads], queue=False, show_progress=False)  # fmt: skip
     strip = gr.HTML(elem_id="cd_strip")
     with face.row():
         preset = gr.Dropdown(
