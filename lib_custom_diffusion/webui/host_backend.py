@@ -110,15 +110,9 @@ class HostBackend:
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        condition: dict[str, Any]
+        condition: dict[str, Any] = {"c_crossattn": [conditioning.crossattn]}
         if conditioning.vector is not None:
             condition = {"crossattn": conditioning.crossattn, "vector": conditioning.vector}
-        else:
-            condition = {"c_crossattn": [conditioning.crossattn]}
-        if self.model.model.conditioning_key in ("hybrid", "concat"):
-            height, width = (LATENT_CELL * side for side in noisy_latents.shape[-2:])
-            masked = processing.txt2img_image_conditioning(self.model, noisy_latents, width, height)
-            condition["c_concat"] = [masked]
         return self.model.apply_model(noisy_latents, timesteps, condition)
 
     def gradient_checkpointing(self, on: bool) -> None:
@@ -192,6 +186,12 @@ def refuse_kind(model: Any) -> None:
     """Raise UserError for a kind of model that cannot be trained."""
     if getattr(model, "is_sd3", False):
         raise UserError("Stable Diffusion 3 cannot be trained; choose a checkpoint of Stable Diffusion 1, 2 or XL")
+    channels = getattr(model.model.diffusion_model, "in_channels", 4)
+    if channels != 4:  # those of inpainting, depth and InstructPix2Pix
+        raise UserError(
+            f"this checkpoint's UNet takes {channels} channels, not 4, as those for inpainting do, and cannot be"
+            " trained; train on the checkpoint that it was made of, and draw with the delta here"
+        )
     if not model.is_sdxl:
         return
     if not host_text.reads_only_known_sizes(model):

@@ -197,6 +197,15 @@ def test_kinds_that_cannot_be_trained_are_refused_for_words_and_trainings(xl, ch
             refused()
 
 
+@pytest.mark.parametrize("made", [TinyHostModel, TinySDXL])
+def test_a_model_for_inpainting_is_refused_by_its_channels(choose, made):
+    model = choose(made())
+    model.model.diffusion_model.in_channels = 9
+    for refused in (HostBackend, lambda: create_embedding("mycat", "red", 1, False)):
+        with pytest.raises(UserError, match="takes 9 channels, not 4, as those for inpainting do"):
+            refused()
+
+
 def test_the_refiner_has_one_text_encoder_and_is_refused(xl):
     del xl.cond_stage_model.embedders[0]
     with pytest.raises(UserError, match="SDXL's refiner cannot be trained"):
