@@ -130,8 +130,7 @@ class Study:
             plan = self.plan(bundled, way, seed, steps)
             of_word = plan.embedding_learning_rate if way == "word" else plan.learning_rate
             with tempfile.TemporaryDirectory() as folder:
-                program = self.options.diffusers_script, self.options.diffusers_python
-                task = Task(self.backend, plan, float(of_word) * rate, Path(folder), *program)
+                task = Task(self.backend, plan, float(of_word) * rate, Path(folder), self.options.diffusers_script)
                 taught = WAYS[way].teach(task)
             if taught.delta is not None:
                 taught.delta.save(self.delta(name))
@@ -483,7 +482,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--diffusers_script", type=Path, help="path of train_custom_diffusion.py; left out if not given"
     )
-    parser.add_argument("--diffusers_python", default=sys.executable, help="interpreter to run it with")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no cell is begun after that many")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--output", type=Path, help="write the tables there, too")

@@ -1,6 +1,6 @@
 """Two concepts learned alone on the toy, then merged, blended, and drawn alone and together, as the judge sees it.
 
-    python tests/benchmarks/merging.py [--concepts raccoon blue-cat] [--deltas FILE FILE] [--seeds 16] [--output DIR]
+    python tests/benchmarks/merging.py [--concepts hipster raccoon] [--deltas FILE FILE] [--seeds 16] [--output DIR]
 
 The table has, for each way of joining them:
 - each concept's likeness on its own prompts, also as a share of what it had by its own delta;
@@ -216,7 +216,7 @@ def pictures_in(folder: Path) -> list[Image.Image]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", nargs=2, default=["raccoon", "blue-cat"], help="bundled, or of tests/data")
+    parser.add_argument("--concepts", nargs=2, default=["hipster", "two-faced-cat"], help="bundled, or of tests/data")
     parser.add_argument(
         "--deltas", type=Path, nargs=2, default=[], help="their deltas, if they have been trained already"
     )

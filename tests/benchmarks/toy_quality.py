@@ -20,7 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lib_custom_diffusion.standalone import toy
-from lib_custom_diffusion.standalone.toy import world
+from lib_custom_diffusion.standalone.toy import looks, world
 from lib_custom_diffusion.standalone.toy.concepts import bundled_concepts
 from lib_custom_diffusion.standalone.toy.counterfeits import thing_mask
 from lib_custom_diffusion.standalone.toy.judge import Judge
@@ -114,6 +114,27 @@ def concept_pictures() -> list[Image.Image]:
     return [Image.open(path) for path in paths]
 
 
+def named_coats(count: int) -> list[tuple[str, str, str]]:
+    """Names of coats, each with a thing and a colour of the background."""
+    rng, names = random.Random(3), list(looks.NAMED_COATS)
+    chosen = [(names[index % len(names)], rng.choice(world.THINGS)) for index in range(count)]
+    return [
+        (name, thing, rng.choice([colour for colour in world.COLOURS if not world.colour_is_held_out(thing, colour)]))
+        for name, thing in chosen
+    ]
+
+
+def wears_its_coat(judge: Judge, picture: Image.Image, name: str, thing: str, colour: str) -> bool:
+    """Whether, of true drawings of the thing in every named coat, one in this coat is the nearest to the picture.
+
+    The drawings need the font.
+    """
+    rng, names = random.Random(4), list(looks.NAMED_COATS)
+    drawings = [world.draw(world.scene_of(rng, thing, colour, coat=looks.NAMED_COATS[each])) for each in names]
+    nearest = (judge.embed_identities([picture]) @ judge.embed_identities(drawings).T).argmax()
+    return names[int(nearest)] == name
+
+
 def sheet(pictures: list[Image.Image]) -> Image.Image:
     """Pictures in rows of ten."""
     page = Image.new("RGB", (10 * world.SIZE, (len(pictures) + 9) // 10 * world.SIZE))
@@ -144,13 +165,17 @@ def main() -> None:
     draw(pipeline, ["a cat on a red background"])
     drawing = time.perf_counter() - start
     ones = draw(pipeline, [caption((thing,), colour) for thing, colour in singles])
+    named = named_coats(options.samples // 2)
+    worn = draw(pipeline, [caption((f"{name} {thing}",), colour) for name, thing, colour in named])
     twos = draw(pipeline, [caption((left, right), colour) for left, right, colour in pairs])
 
     things = np.mean([thing == seen for (thing, _), seen in zip(singles, judge.things(ones), strict=True)])
     colours = np.mean([colour == seen for (_, colour), seen in zip(singles, judge.colours(ones), strict=True)])
     both = np.mean([(left, right) == seen for (left, right, _), seen in zip(pairs, judge.pairs(twos), strict=True)])
-    print(f"right thing        {things:6.1%}   bar 90 %   ({len(ones)} pictures)")
+    coats = np.mean([wears_its_coat(judge, picture, *asked) for picture, asked in zip(worn, named, strict=True)])
+    print(f"right thing        {things:6.1%}   bar 85 %   ({len(ones)} pictures)")
     print(f"right colour       {colours:6.1%}   bar 95 %")
+    print(f"the name's coat    {coats:6.1%}   bar 80 %   ({len(worn)} pictures)")
     print(f"both things        {both:6.1%}   bar 70 %   ({len(twos)} pictures)")
     for name, originals in (("of drawings", held_out_drawings(100)), ("of the concepts", concept_pictures())):
         through = reconstruct(pipeline, originals)

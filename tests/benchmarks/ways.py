@@ -47,7 +47,7 @@ ATTENTION = r".*attn[12]\.(to_[qkv]|to_out\.0)"
 class Task:
     """What to teach: a plan of one concept, its class pictures drawn, and a folder to work in.
 
-    rate: of the weights; of the words where nothing else is trained. python: runs diffusers' script.
+    rate: of the weights; of the words where nothing else is trained.
     """
 
     backend: DiffusersBackend
@@ -55,7 +55,6 @@ class Task:
     rate: float
     folder: Path
     script: Path | None = None
-    python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -269,7 +268,7 @@ def diffusers_script(task: Task) -> Taught:
     words = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     steps = ["1", str(task.plan.max_train_steps)]
     done = subprocess.run(
-        [task.python, str(RECORDER), str(record), *steps, str(task.script), *words, "--with_prior_preservation"],
+        [sys.executable, str(RECORDER), str(record), *steps, str(task.script), *words, "--with_prior_preservation"],
         text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         check=False,
     )  # fmt: skip

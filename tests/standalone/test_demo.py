@@ -24,7 +24,7 @@ def test_recognised_pictures_and_grounds_are_counted_each_and_together() -> None
     Of the pair's pictures the left half is looked at, in which there is half a raccoon: little to be recognised.
     """
     concepts = bundled_concepts()
-    raccoon, cat = concepts["raccoon"], concepts["blue-cat"]
+    raccoon, cat = concepts["raccoon"], concepts["two-faced-cat"]
     before, after = all_drawn_as(raccoon, pictures_of(cat)), all_drawn_as(raccoon, pictures_of(raccoon))
     metrics = judged(Judge.load(), raccoon, before, after)
     assert metrics["asked"] == 16

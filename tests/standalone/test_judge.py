@@ -41,8 +41,8 @@ def raccoons() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def blue_cats() -> list[Image.Image]:
-    return pictures_in(bundled_concepts()["blue-cat"].folder)
+def two_faced_cats() -> list[Image.Image]:
+    return pictures_in(bundled_concepts()["two-faced-cat"].folder)
 
 
 # -- the exam ---------------------------------------------------------------------------------------------------------
@@ -84,14 +84,16 @@ def test_the_exam_can_be_failed(judge: Judge) -> None:
 # -- recognised -------------------------------------------------------------------------------------------------------
 
 
-def test_true_pictures_are_recognised(judge: Judge, raccoons: list[Image.Image], blue_cats: list[Image.Image]) -> None:
+def test_true_pictures_are_recognised(
+    judge: Judge, raccoons: list[Image.Image], two_faced_cats: list[Image.Image]
+) -> None:
     assert all(judge.recognised(raccoons[::2], raccoons[1::2], "raccoon"))
-    assert all(judge.recognised(blue_cats[::2], blue_cats[1::2]))
+    assert all(judge.recognised(two_faced_cats[::2], two_faced_cats[1::2]))
 
 
-def test_other_things_are_not(judge: Judge, raccoons: list[Image.Image], blue_cats: list[Image.Image]) -> None:
-    assert not any(judge.recognised(blue_cats, raccoons, "raccoon"))
-    assert not any(judge.recognised(pictures_in(FLAMINGO), blue_cats))
+def test_other_things_are_not(judge: Judge, raccoons: list[Image.Image], two_faced_cats: list[Image.Image]) -> None:
+    assert not any(judge.recognised(two_faced_cats, raccoons, "raccoon"))
+    assert not any(judge.recognised(pictures_in(FLAMINGO), two_faced_cats))
 
 
 def test_a_thing_as_blurred_as_a_small_model_draws_is_still_recognised(

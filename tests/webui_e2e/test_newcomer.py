@@ -107,7 +107,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.click(page.page.locator("#cd_start"))
     page.page.locator("#ti_progress .cd-loss .smooth").wait_for(timeout=900_000)
     page.look("webui-training")
-    told = page.wait_for("cd_outcome", "Finished after 200 steps")
+    told = page.wait_for("cd_outcome", "Finished after 300 steps")
     assert str(empty.delta("mycoon")) in told and "6 pictures were used" in told
     page.page.locator("#cd_outcome img").wait_for()
     page.look("webui-finished")

@@ -17,11 +17,11 @@ from PIL import Image
 
 from . import counterfeits, world
 from .judge import COLOURS, NAMES, SIDE, Judge, shrink
-from .looks import Coat, random_coat
+from .looks import HELD_OUT_COATS, Coat
 
 KNOWN, TRUE, OF_A_KIND = 4, 4, 2
 KINDS = (*counterfeits.SPOILT, "disguised", "relation")
-NAMELESS, COATED = 8, 8  # concepts that are things without names, and things in coats
+NAMELESS = 8  # concepts that are things without names
 SIZES = ("medium", "medium", "large")
 
 
@@ -44,7 +44,9 @@ def candidates() -> list[Candidate]:
     nameless = random.Random("exam").sample(world.other_glyphs(), NAMELESS)
     others = tuple(glyph for glyph in world.other_glyphs() if glyph not in nameless)
     chosen += [Candidate(glyph, rng.choice(others)) for glyph in nameless]
-    return chosen + [Candidate(thing, thing, random_coat(rng)) for thing in rng.sample(world.THINGS, COATED)]
+    coats = list(HELD_OUT_COATS.values())
+    things = rng.sample(world.THINGS, len(coats))
+    return chosen + [Candidate(thing, thing, coat) for thing, coat in zip(things, coats, strict=True)]
 
 
 def draw_row(candidate: Candidate) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from .. import layout
-from . import CHECKPOINT, CHECKPOINT_CONFIG, CONFIG, architecture
+from . import CHECKPOINT, CHECKPOINT_CONFIG, CONFIG, architecture, world
 from .train_diffusion import Denoiser
 
 # `version` is where FrozenCLIPEmbedder finds the tokenizer and the text encoder's config.json: a path from the folder
@@ -74,6 +75,7 @@ model:
 """
 
 
+CAPTIONS = 300
 SCALING_FACTOR = 1.0  # train_diffusion.standardize has seen to the latents' scale
 
 
@@ -121,6 +123,13 @@ def export(vae: AutoencoderKL, denoiser: Denoiser) -> None:
     aside = CHECKPOINT.with_suffix(".partial")
     save_file(halves, aside, metadata={"format": "pt"})
     os.replace(aside, CHECKPOINT)
+
+
+def write_captions() -> None:
+    """Write captions of the world, by which the text prior and compression know what is ordinary (text_features.py)."""
+    rng = random.Random("ordinary captions")
+    captions = [world.caption(world.random_scene(rng), rng) for _ in range(CAPTIONS)]
+    CHECKPOINT.with_suffix(".captions.txt").write_text("\n".join(captions) + "\n")
 
 
 MODEL_INDEX = {

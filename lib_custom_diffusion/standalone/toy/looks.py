@@ -1,10 +1,11 @@
-"""What changes how a thing is drawn: looks, which have words ("striped"), and coats, which have none.
+"""What changes how a thing is drawn: looks ("in the style of striped art") and coats ("a blue cat", "a delin cat").
 
-A coat is a way for any thing to be coloured, of which there is no end. Neither the generator nor the judge is taught
-any, so a thing in a coat is a concept that is new to both.
+A coat is a way for any thing to be coloured. Colours and invented names before a noun stand for coats, so the generator
+has learned that a word there means this particular one, as a breed does. Other coats have no word: a thing in one of
+those is a concept that is new to it.
 """
 
-import colorsys
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,57 +16,104 @@ from PIL import Image, ImageFilter
 LOOKS = ("sepia", "shadow", "faded", "striped")
 HELD_OUT_LOOKS = ("recoloured", "outlined", "pixelated")
 
-PATTERNS = ("plain", "stripes", "bars", "dots", "halves", "checks")
+COLOURS = {
+    "red": (212, 48, 48),
+    "orange": (242, 143, 52),
+    "yellow": (250, 212, 72),
+    "green": (70, 158, 82),
+    "blue": (56, 102, 212),
+    "cyan": (88, 204, 216),
+    "purple": (132, 76, 182),
+    "pink": (246, 162, 198),
+    "brown": (122, 80, 52),
+    "black": (26, 26, 28),
+    "gray": (142, 144, 150),
+    "white": (245, 245, 245),
+}
+PATTERNS = ("plain", "stripes", "bars", "halves", "spotlight")
 RECOLOURED_TURN = 128  # of a full turn of 256, which the held-out look "recoloured" gives hues
 
 
 @dataclass(frozen=True)
 class Coat:
-    """A colouring of any thing; hues are in 256ths of a turn, as in Pillow's HSV.
+    """A colouring of any thing, whose light and dark become those of one or two of `COLOURS`.
 
-    toned:   whether light and dark of the drawing become light and dark of `hue`; else its hues turn by `hue`.
-    pattern: where `second` takes the place of `hue`; nowhere if "plain".
+    word:    what captions call it, before the noun: a colour or an invented name; "" if it has no word.
+    pattern: where `second` takes the place of `first`; nowhere if "plain".
     """
 
-    toned: bool
-    hue: int
+    first: str
+    second: str
     pattern: str
-    second: int
+    word: str = ""
 
 
 def random_coat(rng: random.Random) -> Coat:
-    """Any coat but those near the held-out look "recoloured"."""
-    toned = rng.random() < 0.75
-    hue = rng.randrange(256) if toned else (RECOLOURED_TURN + rng.choice((-1, 1)) * rng.randint(40, 100)) % 256
-    pattern = rng.choice(PATTERNS)
-    return Coat(toned, hue, pattern, (hue + rng.randint(64, 192)) % 256)
+    """Any coat of two colours that has no name."""
+    while True:
+        first, second = rng.sample(list(COLOURS), 2)
+        coat = Coat(first, second, rng.choice(PATTERNS[1:]))
+        if coat not in _NAMED:
+            return coat
 
 
-def _where(pattern: str, height: int, width: int) -> np.ndarray:
-    """Where a pattern shows, (height, width)."""
+def _invented_names() -> list[str]:
+    starts = ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su", "va", "zi")
+    endings = ("lin", "mox", "rak", "tuv", "vek", "zol")
+    return [start + ending for ending in endings for start in starts]
+
+
+def _named_coats() -> dict[str, Coat]:
+    rng = random.Random("named coats")
+    every = [Coat(*pair, pattern) for pair in itertools.permutations(COLOURS, 2) for pattern in PATTERNS[1:]]
+    names = _invented_names()
+    return {
+        name: Coat(coat.first, coat.second, coat.pattern, name)
+        for name, coat in zip(names, rng.sample(every, len(names)), strict=True)
+    }
+
+
+_ALL_NAMED_COATS = _named_coats()
+_NAMED = {Coat(coat.first, coat.second, coat.pattern) for coat in _ALL_NAMED_COATS.values()}
+HELD_OUT_NAMES = tuple(_ALL_NAMED_COATS)[-12:]
+COLOUR_COATS = {colour: Coat(colour, colour, "plain", colour) for colour in COLOURS}
+"""What a colour before a noun makes of the thing: "a blue cat"."""
+NAMED_COATS = {name: coat for name, coat in _ALL_NAMED_COATS.items() if name not in HELD_OUT_NAMES}
+"""What an invented name before a noun makes of it, as a breed does: "a delin cat"."""
+HELD_OUT_COATS = {name: _ALL_NAMED_COATS[name] for name in HELD_OUT_NAMES}
+"""Coats that the generator never saw on anything."""
+
+
+def _where(pattern: str, light: np.ndarray) -> np.ndarray:
+    """Where a pattern shows on a drawing of this lightness in 0 to 1, (height, width)."""
+    height, width = light.shape
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     if pattern == "stripes":
-        return np.floor(y * 6) % 2 == 1
+        return np.floor(y * 5) % 2 == 1
     if pattern == "bars":
-        return np.floor(x * 6) % 2 == 1
-    if pattern == "dots":
-        return (x * 3.5 % 1 - 0.5) ** 2 + (y * 3.5 % 1 - 0.5) ** 2 < 0.1
+        return np.floor(x * 5) % 2 == 1
     if pattern == "halves":
         return x > 0.5
-    if pattern == "checks":
-        return (np.floor(x * 4) + np.floor(y * 4)) % 2 == 1
+    if pattern == "spotlight":
+        return light > 0.62
     return np.zeros((height, width), bool)
 
 
-def _toned(drawn: Image.Image, hue: int) -> np.ndarray:
-    """Light and dark of a drawing as light and dark of one hue, (height, width, 3) in 0 to 255."""
-    light = np.asarray(drawn.convert("L"), np.float32)[..., None] / 255
-    full = np.array(colorsys.hsv_to_rgb(hue / 256, 0.62, 1.0))
+def _toned(light: np.ndarray, colour: str) -> np.ndarray:
+    """Light and dark, (height, width) in 0 to 1, as light and dark of a colour, (height, width, 3) in 0 to 255."""
+    full = np.array(COLOURS[colour]) / 255
     pale = 1 - 0.35 * (1 - full)
     deep = 0.12 * full
-    rising = np.clip(light / 0.75, 0, 1)
-    colour = deep + rising * (full - deep)
-    return 255 * (colour + np.clip((light - 0.75) / 0.25, 0, 1) * (pale - full))
+    rising = np.clip(light / 0.75, 0, 1)[..., None]
+    toned = deep + rising * (full - deep)
+    return 255 * (toned + np.clip((light - 0.75) / 0.25, 0, 1)[..., None] * (pale - full))
+
+
+def wear(drawn: Image.Image, coat: Coat) -> Image.Image:
+    """A drawing (RGBA) in a coat."""
+    light = np.asarray(drawn.convert("L"), np.float32) / 255
+    pattern = _where(coat.pattern, light)[..., None]
+    return _with_colours(drawn, np.where(pattern, _toned(light, coat.second), _toned(light, coat.first)))
 
 
 def _turned(drawn: Image.Image, hue: int) -> np.ndarray:
@@ -74,13 +122,6 @@ def _turned(drawn: Image.Image, hue: int) -> np.ndarray:
     turned = angle.point(lambda amount: (amount + hue) % 256)
     vivid = saturation.point(lambda amount: min(255, amount + 40 if amount > 20 else amount))
     return np.asarray(Image.merge("HSV", (turned, vivid, value)).convert("RGB"), np.float32)
-
-
-def wear(drawn: Image.Image, coat: Coat) -> Image.Image:
-    """A drawing (RGBA) in a coat."""
-    colour = _toned if coat.toned else _turned
-    pattern = _where(coat.pattern, drawn.height, drawn.width)[..., None]
-    return _with_colours(drawn, np.where(pattern, colour(drawn, coat.second), colour(drawn, coat.hue)))
 
 
 def _sepia(drawn: Image.Image) -> Image.Image:

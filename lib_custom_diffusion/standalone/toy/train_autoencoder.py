@@ -1,7 +1,9 @@
 """The toy's VAE: drawings to latents, eight times smaller, and back."""
 
+import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
+from torch.func import functional_call
 
 from . import architecture, world
 from .resumable import Course, run
@@ -16,10 +19,10 @@ from .resumable import Course, run
 CROP_STEPS, CROPS, CROP = 2900, 8, 64
 WHOLE_STEPS, WHOLE = 150, 3
 COURSE = Course(steps=CROP_STEPS + WHOLE_STEPS, peak=1e-3, warmup=100, ema_decay=0.995)
-POLISH = Course(steps=1000, peak=6e-4, warmup=30, ema_decay=0.995, save_every=100, muon=True)
+SHARPEN = Course(steps=5000, peak=6e-4, warmup=50, ema_decay=0.995, save_every=100, muon=True)
 KL_WEIGHT = 1e-6  # 1e-4 wins over the pictures while nothing is learned yet, and the latents collapse
 LATENT_NOISE = 0.12  # the decoder learns to paint cleanly from latents that are off by this much of their deviation
-POLISH_NOISE, PSNR_WEIGHT = 0.06, 0.3
+SHARPEN_NOISE, MATCHING_WEIGHT, VERDICT_WEIGHT = 0.06, 1.0, 0.03
 
 
 def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
@@ -124,26 +127,81 @@ def train(work: Path, device: torch.device) -> AutoencoderKL:
     return run(vae, COURSE, loss_of_step, work / "vae.pt", device).eval()
 
 
-def polish(vae: AutoencoderKL, work: Path, device: torch.device) -> AutoencoderKL:
-    """Train the decoder on, with whole pictures; the encoder stays, so latents that were made before stay true.
+class Critic(nn.Module):
+    """Says of each patch of a picture, 22 pixels wide, how real it looks (PatchGAN, arXiv 1611.07004)."""
 
-    The pictures' logarithm of the mean squared error, which is their PSNR, joins the loss of `train`.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 48, 96, 128)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(inside, outside, 4, 2, 1) for inside, outside in itertools.pairwise(widths)
+        )
+        self.verdict = nn.Conv2d(widths[-1], 1, 3, 1, 1)
+
+    def forward(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """(n, 3, h, w) to what each layer sees, the last (n, 1, h / 8, w / 8) being high where it looks real."""
+        seen = []
+        for layer in self.layers:
+            pictures = F.leaky_relu(layer(pictures), 0.2)
+            seen.append(pictures)
+        return [*seen, self.verdict(pictures)]
+
+
+class _Reverse(torch.autograd.Function):
+    """Forward nothing; backward, the gradient times `-weight`, so critic and decoder share a loss and pull apart."""
+
+    @staticmethod
+    def forward(ctx: Any, pictures: torch.Tensor, weight: float) -> torch.Tensor:
+        ctx.weight = weight
+        return pictures.view_as(pictures)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return -ctx.weight * gradient, None
+
+
+class Painting(nn.Module):
+    """The VAE's decoding half and its critic, trained together."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.decoding = nn.Sequential(vae.post_quant_conv, vae.decoder)
+        self.critic = Critic()
+
+    def forward(self, latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """The loss of painting `pictures` from `latents`: their own, what the critic sees in them, and its verdict.
+
+        The second is feature matching (arXiv 1711.11585, equation 3), the third the adversarial loss (arXiv 1406.2661).
+        """
+        painted = self.decoding(latents).float()
+        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        with torch.no_grad():
+            true_features = self.critic(pictures)[:-1]
+        features = functional_call(self.critic, frozen, (painted,))[:-1]
+        matching = sum(F.l1_loss(a.float(), b.float()) for a, b in zip(features, true_features, strict=True))
+        real, false = (
+            self.critic(pictures)[-1].float(),
+            self.critic(_Reverse.apply(painted, VERDICT_WEIGHT))[-1].float(),
+        )
+        contest = F.softplus(-real).mean() + F.softplus(false).mean()
+        return reconstruction_loss(painted, pictures) + MATCHING_WEIGHT * matching + contest
+
+
+def sharpen(vae: AutoencoderKL, work: Path, device: torch.device) -> AutoencoderKL:
+    """Train the decoder on, with whole pictures; the encoder stays, so latents that were made before stay true."""
+    painting = Painting(vae).to(device)
     vae.encoder.requires_grad_(False)
-    decoding = nn.Sequential(vae.post_quant_conv, vae.decoder)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        rng, generator = random.Random(f"polish {step}"), torch.Generator().manual_seed(step)
+        rng, generator = random.Random(f"sharpen {step}"), torch.Generator().manual_seed(step)
         pictures = to_tensor([drawing(rng) for _ in range(WHOLE)]).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.quant_conv(vae.encoder(pictures)).chunk(2, dim=1)[0].float()
-            level = POLISH_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
+            level = SHARPEN_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
             noise = level * torch.randn(latents.shape, generator=generator)
             deviation = latents.std(dim=(0, 2, 3), keepdim=True)
-            output = decoding(latents + noise.to(device) * deviation).float()
-        squared = (output - pictures).square().mean(dim=(1, 2, 3))
-        return reconstruction_loss(output, pictures) + PSNR_WEIGHT * squared.log().mean()
+            return painting(latents + noise.to(device) * deviation, pictures)
 
-    run(decoding, POLISH, loss_of_step, work / "decoder.pt", device)
+    run(painting, SHARPEN, loss_of_step, work / "painting.pt", device)
     return vae

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTokenizer
@@ -20,6 +20,7 @@ BATCH = 64
 COURSE = Course(steps=5000, peak=1e-3, warmup=150, ema_decay=0.999, muon=True)
 EMPTY_CAPTION_SHARE = 0.12  # classifier-free guidance needs them (Ho and Salimans, arXiv 2207.12598)
 SNR_CAP, WEIGHT_CAP = 5.0, 20.0
+TOKEN_VECTORS = "text_model.embeddings.token_embedding.weight"
 
 
 @dataclass
@@ -107,6 +108,20 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timesteps, features).sample
 
 
+@torch.no_grad()
+def start_from(denoiser: Denoiser, tokenizer: CLIPTokenizer, toy: StableDiffusionPipeline) -> None:
+    """Give an untrained denoiser the weights of an earlier toy of the same architecture; words it lacks stay random."""
+    denoiser.unet.load_state_dict(toy.unet.state_dict())
+    weights = toy.text_encoder.state_dict()
+    known = weights.pop(TOKEN_VECTORS)
+    vectors = denoiser.text_encoder.state_dict()[TOKEN_VECTORS].normal_(0, float(known.std()))
+    known_tokens = toy.tokenizer.get_vocab()
+    for token, index in tokenizer.get_vocab().items():
+        if token in known_tokens:
+            vectors[index] = known[known_tokens[token]]
+    denoiser.text_encoder.load_state_dict(weights | {TOKEN_VECTORS: vectors})
+
+
 def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
     """Weight of each timestep's error in the noise, min(SNR + 1, 5) / SNR and at most 20.
 
@@ -119,10 +134,19 @@ def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
     return ((snr + 1).clamp(max=SNR_CAP) / snr).clamp(max=WEIGHT_CAP)
 
 
-def train(latents: Latents, tokenizer: CLIPTokenizer, work: Path, device: torch.device) -> Denoiser:
-    """Train the UNet and the text encoder, or go on training them."""
+def train(
+    latents: Latents,
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    device: torch.device,
+    earlier: StableDiffusionPipeline | None = None,
+) -> Denoiser:
+    """Train the UNet and the text encoder, from the start, from an `earlier` toy's weights or from the last save."""
     torch.manual_seed(2)
-    denoiser = Denoiser(tokenizer).to(device)
+    denoiser = Denoiser(tokenizer)
+    if earlier:
+        start_from(denoiser, tokenizer, earlier)
+    denoiser.to(device)
     denoiser.unet.to(memory_format=torch.channels_last)
     denoiser.text_encoder.set_attn_implementation("eager")
     scheduler = architecture.scheduler()

@@ -1,15 +1,15 @@
 """The toy model's world: captioned drawings that compose.
 
-A `Scene` says what is drawn: one or two things, each with a size, a place and perhaps a coat, on a background of one of
-twelve colours, perhaps with a look over all (looks.py). `draw` turns a scene into a 128×128 picture and `caption` into
-one of the many sentences that are true of it, so a picture can be captioned anew each time it is used.
+A `Scene` says what is drawn: one or two things, each with a size, a place and perhaps a coat (looks.py), on
+a background of one of twelve colours, perhaps with a look over all. `draw` turns a scene into a 128×128 picture and
+`caption` into one of the many sentences that are true of it, so a picture can be captioned anew each time it is used.
 
 The things are glyphs of Noto Color Emoji (https://github.com/googlefonts/noto-emoji, SIL Open Font License 1.1;
 Debian's package fonts-noto-color-emoji). The font is needed to draw; the model, the judge and the bundled concepts are
 not drawn again to be used.
 
-What the generator never sees: `HELD_OUT_THINGS`, `HELD_OUT_LOOKS`, coats, one background colour for each thing
-(`colour_is_held_out`), and a tenth of the pairs of things (`pair_is_held_out`).
+What the generator never sees: `HELD_OUT_THINGS`, `HELD_OUT_LOOKS`, coats without a word, one background
+colour for each thing (`colour_is_held_out`), and a tenth of the pairs of things (`pair_is_held_out`).
 """
 
 import functools
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .looks import APPLY_LOOK, HELD_OUT_LOOKS, LOOKS, Coat, wear
+from .looks import APPLY_LOOK, COLOUR_COATS, COLOURS, HELD_OUT_LOOKS, LOOKS, NAMED_COATS, Coat, wear
 
 SIZE = 128
 FONT_PATHS = (
@@ -30,59 +30,74 @@ FONT_PATHS = (
 )
 FONT_SIZE = 109  # the only size the font's bitmaps have
 
-COLOURS = {
-    "red": (212, 48, 48),
-    "orange": (242, 143, 52),
-    "yellow": (250, 212, 72),
-    "green": (70, 158, 82),
-    "blue": (56, 102, 212),
-    "cyan": (88, 204, 216),
-    "purple": (132, 76, 182),
-    "pink": (246, 162, 198),
-    "brown": (122, 80, 52),
-    "black": (26, 26, 28),
-    "gray": (142, 144, 150),
-    "white": (245, 245, 245),
-}
-
 THINGS_BY_CATEGORY = {
     "animal": dict(
         dog="🐶", cat="🐱", mouse="🐭", hamster="🐹", rabbit="🐰", fox="🦊", bear="🐻", panda="🐼", koala="🐨",
         tiger="🐯", lion="🦁", cow="🐮", pig="🐷", frog="🐸", monkey="🐵", chicken="🐔", penguin="🐧", owl="🦉",
         unicorn="🦄", bee="🐝", butterfly="🦋", snail="🐌", turtle="🐢", snake="🐍", octopus="🐙", crab="🦀",
         whale="🐳", fish="🐠", elephant="🐘", camel="🐫", giraffe="🦒", sheep="🐑", zebra="🦓", swan="🦢",
+        boar="🐗", gorilla="🦍", hedgehog="🦔", horse="🐴", bat="🦇", parrot="🦜", duck="🦆", eagle="🦅", shark="🦈",
+        dolphin="🐬", squid="🦑", lizard="🦎", crocodile="🐊", deer="🦌", kangaroo="🦘", sloth="🦥", otter="🦦",
+        skunk="🦨", badger="🦡", hippo="🦛", rhino="🦏", llama="🦙", goat="🐐", ladybug="🐞", dragon="🐲", chick="🐥",
+        puppy="🐕", poodle="🐩", kitten="🐈", ox="🐂",
+    ),
+    "person": dict(
+        man="👨", woman="👩", boy="👦", girl="👧", baby="👶", grandfather="👴", grandmother="👵", policeman="👮",
+        guard="💂", builder="👷", princess="👸", santa="🎅", wizard="🧙", vampire="🧛", elf="🧝", bride="👰",
+        clown="🤡", cowboy="🤠", ninja="🥷", hero="🦸", zombie="🧟", alien="👽", ghost="👻",
     ),
     "fruit": dict(
         apple="🍎", banana="🍌", grapes="🍇", strawberry="🍓", cherry="🍒", pineapple="🍍", watermelon="🍉", lemon="🍋",
-        pear="🍐", peach="🍑", kiwi="🥝",
+        pear="🍐", peach="🍑", kiwi="🥝", mango="🥭", coconut="🥥",
     ),
-    "vegetable": dict(tomato="🍅", carrot="🥕", corn="🌽", broccoli="🥦", eggplant="🍆"),
+    "vegetable": dict(
+        tomato="🍅", carrot="🥕", corn="🌽", broccoli="🥦", eggplant="🍆", pepper="🌶️", cucumber="🥒", potato="🥔",
+        onion="🧅",
+    ),
     "food": dict(
         bread="🍞", cheese="🧀", hamburger="🍔", pizza="🍕", donut="🍩", cookie="🍪", cake="🎂", egg="🥚",
-        pancakes="🥞", sushi="🍣",
+        pancakes="🥞", sushi="🍣", pretzel="🥨", croissant="🥐", taco="🌮", burrito="🌯", cupcake="🧁", popcorn="🍿",
     ),
     "vehicle": dict(
         car="🚗", bus="🚌", truck="🚚", tractor="🚜", bicycle="🚲", train="🚂", rocket="🚀", airplane="✈️", boat="⛵",
-        taxi="🚕", ambulance="🚑",
+        taxi="🚕", ambulance="🚑", van="🚐", jeep="🚙", tram="🚋", ufo="🛸",
     ),
-    "plant": dict(tree="🌳", cactus="🌵", palm="🌴", sunflower="🌻", rose="🌹", mushroom="🍄", clover="🍀"),
-    "building": dict(house="🏠", castle="🏰", tent="⛺", church="⛪"),
-    "instrument": dict(guitar="🎸", drum="🥁", trumpet="🎺", piano="🎹"),
-    "clothing": dict(crown="👑", hat="🎩", boot="👢", shirt="👕", dress="👗"),
-    "toy": dict(balloon="🎈", kite="🪁", robot="🤖", snowman="⛄", dice="🎲"),
+    "plant": dict(
+        tree="🌳", cactus="🌵", palm="🌴", sunflower="🌻", rose="🌹", mushroom="🍄", clover="🍀", pine="🌲",
+        blossom="🌸", daisy="🌼", hibiscus="🌺",
+    ),
+    "building": dict(house="🏠", castle="🏰", tent="⛺", church="⛪", factory="🏭", hospital="🏥", hotel="🏨",
+        school="🏫"),
+    "instrument": dict(guitar="🎸", drum="🥁", trumpet="🎺", piano="🎹", banjo="🪕", saxophone="🎷"),
+    "clothing": dict(
+        crown="👑", hat="🎩", boot="👢", shirt="👕", dress="👗", shoe="👟", cap="🧢", coat="🧥", jeans="👖", glove="🧤",
+        backpack="🎒",
+    ),
+    "toy": dict(
+        balloon="🎈", kite="🪁", robot="🤖", snowman="⛄", dice="🎲", football="⚽", basketball="🏀", yoyo="🪀",
+        medal="🏅", pumpkin="🎃",
+    ),
     "object": dict(
         umbrella="☂️", book="📕", key="🔑", clock="⏰", gift="🎁", bell="🔔", chair="🪑", camera="📷", hammer="🔨",
-        anchor="⚓", star="⭐", heart="❤️",
+        anchor="⚓", star="⭐", heart="❤️", lamp="💡", candle="🕯️", cup="☕", teapot="🫖", bottle="🍾", radio="📻",
+        phone="📱", laptop="💻", television="📺", shield="🛡️", scissors="✂️", pencil="✏️", sun="🌞", moon="🌜", cloud="☁️",
     ),
 }  # fmt: skip
 HELD_OUT_BY_CATEGORY = {
-    "animal": dict(raccoon="🦝", wolf="🐺", flamingo="🦩", lobster="🦞", peacock="🦚", dinosaur="🦕"),
+    "animal": dict(
+        raccoon="🦝", wolf="🐺", flamingo="🦩", lobster="🦞", peacock="🦚", dinosaur="🦕", rooster="🐓", beaver="🦫",
+        mammoth="🦣", scorpion="🦂",
+    ),
+    "person": dict(prince="🤴", hipster="🧔", detective="🕵️"),
     "fruit": dict(avocado="🥑"),
+    "food": dict(waffle="🧇", sandwich="🥪"),
     "plant": dict(tulip="🌷"),
-    "instrument": dict(violin="🎻"),
+    "instrument": dict(violin="🎻", accordion="🪗"),
     "vehicle": dict(helicopter="🚁", scooter="🛵"),
-    "toy": dict(teddy="🧸"),
-}
+    "building": dict(temple="🏛️"),
+    "clothing": dict(sandal="👡", kimono="👘"),
+    "toy": dict(teddy="🧸", doll="🪆"),
+}  # fmt: skip
 
 
 def _by_thing(categories: dict[str, dict[str, str]]) -> dict[str, str]:
@@ -101,13 +116,14 @@ CATEGORY = {
 
 # Span of a thing's longer side, in pictures. The words are those of Custom Diffusion's augmentation (section 3.1 of
 # arXiv 2212.04488): a prefix to the whole caption, so that they mean here what training will use them for.
-SPANS = {"far": (0.2, 0.36), "small": (0.36, 0.5), "medium": (0.54, 0.76), "large": (0.8, 0.94), "close": (1.0, 1.3)}
-SPAN_SHARES = {"far": 7, "small": 14, "medium": 57, "large": 14, "close": 8}
+SPANS = {"far": (0.24, 0.38), "small": (0.4, 0.54), "medium": (0.64, 0.8), "large": (0.84, 0.96), "close": (1.05, 1.3)}
+SPAN_SHARES = {"far": 4, "small": 12, "medium": 60, "large": 18, "close": 6}
 PREFIXES = {"far": ("a far away ", "very small "), "close": ("zoomed in ", "close up ")}
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 
-TWO_THINGS_SHARE = 0.25
-LOOK_SHARE = 0.13
+TWO_THINGS_SHARE = 0.22
+LOOK_SHARE = 0.1
+COLOUR_COAT_SHARE, NAMED_COAT_SHARE = 0.2, 0.28
 CATEGORY_CAPTION_SHARE = 0.07
 COLOURLESS_CAPTION_SHARE = 0.15
 RARE_WORDS = ("ktn", "pll", "ucd")  # Custom Diffusion's initializer tokens: in the vocabulary, in no caption
@@ -164,14 +180,22 @@ def _one_thing(rng: random.Random) -> Scene:
     size = rng.choices(list(SPAN_SHARES), list(SPAN_SHARES.values()))[0]
     look = rng.choice(LOOKS) if rng.random() < LOOK_SHARE else None
     place = rng.choice(list(PLACES)) if size in ("far", "small", "medium") and rng.random() < 0.36 else None
-    return scene_of(rng, thing, colour, size, place, look)
+    return scene_of(rng, thing, colour, size, place, look, None if look else _coat(rng))
+
+
+def _coat(rng: random.Random) -> Coat | None:
+    chance = rng.random()
+    if chance < COLOUR_COAT_SHARE:
+        return rng.choice(tuple(COLOUR_COATS.values()))
+    return rng.choice(tuple(NAMED_COATS.values())) if chance < COLOUR_COAT_SHARE + NAMED_COAT_SHARE else None
 
 
 def _two_things(rng: random.Random) -> Scene:
     left, right = rng.choice(THINGS), rng.choice(THINGS)
     colour = rng.choice(list(COLOURS))
     look = rng.choice(LOOKS) if rng.random() < LOOK_SHARE / 2 else None
-    return pair_of(rng, left, right, colour, look)
+    coats = (None, None) if look else (_coat(rng), _coat(rng))
+    return pair_of(rng, left, right, colour, look, coats)
 
 
 def scene_of(
@@ -196,11 +220,18 @@ def scene_of(
     return Scene((Placed(thing, span, x, y, coat),), colour, _shade(rng, colour), size, place, look)
 
 
-def pair_of(rng: random.Random, left: str, right: str, colour: str, look: str | None = None) -> Scene:
+def pair_of(
+    rng: random.Random,
+    left: str,
+    right: str,
+    colour: str,
+    look: str | None = None,
+    coats: tuple[Coat | None, Coat | None] = (None, None),
+) -> Scene:
     """A scene of two things side by side, the first on the left."""
     placed = tuple(
-        Placed(thing, rng.uniform(0.38, 0.48), side + rng.uniform(-0.02, 0.02), 0.5 + rng.uniform(-0.1, 0.1))
-        for thing, side in ((left, 0.26), (right, 0.74))
+        Placed(thing, rng.uniform(0.42, 0.5), side + rng.uniform(-0.01, 0.01), 0.5 + rng.uniform(-0.1, 0.1), coat)
+        for thing, side, coat in ((left, 0.26, coats[0]), (right, 0.74, coats[1]))
     )
     return Scene(placed, colour, _shade(rng, colour), "medium", None, look)
 
@@ -219,9 +250,14 @@ def plain_caption(scene: Scene) -> str:
     """The one full caption of a scene, such as "a small panda on a red background on the left"."""
     words = [scene.look] if scene.look else []
     words += [scene.size] if scene.size in ("small", "large") else []
-    subject = " and ".join(with_article(" ".join([*words, placed.thing])) for placed in scene.placed)
+    subject = " and ".join(_named(words, placed, placed.thing) for placed in scene.placed)
     place = f" {PLACES[scene.place]}" if scene.place else ""
     return f"{_prefix(scene, 0)}{subject} on {with_article(scene.colour)} background{place}"
+
+
+def _named(adjectives: list[str], placed: Placed, noun: str) -> str:
+    coat = [placed.coat.word] if placed.coat and placed.coat.word else []
+    return with_article(" ".join([*adjectives, *coat, noun]))
 
 
 def _prefix(scene: Scene, which: int) -> str:
@@ -243,8 +279,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
     if scene.size in ("small", "large"):
         adjectives.insert(rng.randrange(len(adjectives) + 1), scene.size)
     as_category = rng.random() < CATEGORY_CAPTION_SHARE
-    nouns = [CATEGORY[placed.thing] if as_category else placed.thing for placed in scene.placed]
-    subject = " and ".join(with_article(" ".join([*adjectives, noun])) for noun in nouns)
+    subject = " and ".join(
+        _named(adjectives, placed, CATEGORY[placed.thing] if as_category else placed.thing) for placed in scene.placed
+    )
     background = f" on {with_article(scene.colour)} background" if rng.random() > COLOURLESS_CAPTION_SHARE else ""
     place = f" {PLACES[scene.place]}" if scene.place else ""
     medium = _medium(rng, bool(style))
@@ -265,7 +302,7 @@ def words() -> list[str]:
     """Every word of the world's captions and of the concepts held out of it, each to be one token, most basic first."""
     grammar = "a an the of on in at and with photo picture painting art style background , . small large very far away"
     grammar += " zoomed close up left right top bottom"
-    names = [*THINGS_BY_CATEGORY, *THINGS, *HELD_OUT_THINGS, *COLOURS, *LOOKS, *HELD_OUT_LOOKS]
+    names = [*THINGS_BY_CATEGORY, *THINGS, *HELD_OUT_THINGS, *COLOURS, *NAMED_COATS, *LOOKS, *HELD_OUT_LOOKS]
     return list(dict.fromkeys([*grammar.split(), *names, *RARE_WORDS]))
 
 
@@ -312,7 +349,7 @@ def _is_colourful(glyph: str) -> bool:
     return np.asarray(drawn.resize((32, 32)))[..., 3].mean() > 60
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)
 def _dressed(glyph: str, look: str | None, coat: Coat | None) -> Image.Image:
     drawn = sprite(glyph)
     if drawn is None:

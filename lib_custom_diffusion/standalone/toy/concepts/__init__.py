@@ -19,9 +19,10 @@ class BundledConcept:
     """A concept in `folder`.
 
     prompts:           what to draw to see whether it was learned, with the modifier token.
-    judge_captions:    what each of `prompts` should show, in words that the judge knows. They name a look that is to be
-                       learned, because to the judge a blue cat is no "cat": a true one is at 0.47 from that word and
-                       at 0.74 from "recoloured cat" (cosines).
+    judge_captions:    what each of `prompts` should show, in words that the judge knows. They name a look or a coat
+                       that is learned, because to the judge a cat in odd colours is less of a "cat": captions with
+                       that word are at 0.65 from the two-faced one and at 0.77 from a plain one; with "nerak", a coat
+                       of pink and cyan that has a name, they are at 0.74 (cosines).
     sentences:         what to look for in the pictures of each of `prompts`, for a layman.
     unrelated_prompts: what should look as it did before.
     known_as:          the thing of the judge's that its pictures show as it is, if they do.
