@@ -15,6 +15,7 @@ import gradio as gr
 
 from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
+from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from .picture_strip import picture_strip
 from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, label_of_concept
@@ -269,6 +270,12 @@ def _rates(face: Face) -> Fields:
         fields["embedding_learning_rate"] = gr.Textbox(
             label=LABELS["embedding_learning_rate"], value=_first(face)["embedding_learning_rate"],
             elem_id="cd_embedding_learning_rate", info="For the new word, in the same notation",
+        )  # fmt: skip
+    with face.row():
+        fields["optimizer"] = gr.Dropdown(
+            label=LABELS["optimizer"], choices=list(OPTIMIZERS), value=OPTIMIZERS[0], elem_id="cd_optimizer",
+            info="adamw8bit needs bitsandbytes; prodigy needs prodigyopt, and 1 as both rates; lion needs lion-pytorch,"
+            " and a third to a tenth of the rates; sgd needs higher ones",
         )  # fmt: skip
     with face.row():
         fields["seed"] = gr.Number(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +54,7 @@ def entered(pictures: Path, **more: Any) -> dict[str, Any]:
 
 
 def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: Path) -> None:
-    shown = page.press("cd_start", **entered(pictures))
+    shown = page.press("cd_start", **entered(pictures, cd_optimizer="sgd"))
     _, progress, _, outcome, prompt, button = shown[-1]
     target = page.deltas / "new1.delta.safetensors"
     assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
@@ -65,6 +66,7 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
         "checkpoint-3", "config.json", "images", "loss.csv", "new1.delta.safetensors", "new1.pt"
     }  # fmt: skip
     assert [path.name for path in (log / "images").iterdir()] == ["new1-2.png"]
+    assert json.loads((log / "config.json").read_text())["optimizer"] == "sgd"
 
 
 def test_pictures_that_are_dragged_in_are_kept_in_a_folder_of_their_own(page: Page, pictures: Path) -> None:
@@ -170,6 +172,6 @@ def test_the_prompt_to_try_can_be_sent_on(page: Page) -> None:
 
 def test_the_toy_model_starts_with_its_own_recipe(tmp_path: Path) -> None:
     values = {name: part.value for name, part in Page(Path("toy"), tmp_path).parts.items()}
-    assert (values["cd_learning_rate"], values["cd_embedding_learning_rate"]) == ("1e-3", "2e-3")
+    assert (values["cd_learning_rate"], values["cd_embedding_learning_rate"]) == ("7e-4", "2e-3")
     other = {name: part.value for name, part in Page(Path("other"), tmp_path).parts.items()}
     assert (other["cd_learning_rate"], other["cd_steps"]) == ("8e-5", 250)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +79,40 @@ def test_a_service_that_cannot_be_started_is_told_in_one_sentence(services: dict
     services["wandb"].start = refused
     with pytest.raises(UserError, match="wandb cannot be started: no API key; use --report_to none"):
         Trackers(["wandb"], {})
+
+
+class Wandb(ModuleType):
+    """Stands for the library, and writes down how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple[Any, ...]] = []
+        self.config = SimpleNamespace(update=lambda values, **options: self.calls.append(("config", values)))
+
+    def init(self, project: str) -> SimpleNamespace:
+        self.calls.append(("init", project))
+        return SimpleNamespace(
+            log=lambda values, step: self.calls.append(("log", values, step)),
+            finish=lambda: self.calls.append(("finish",)),
+        )
+
+    def Image(self, picture: Image.Image) -> Image.Image:
+        return picture
+
+
+def test_wandb_is_called_as_its_manual_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Accelerate's own tracker, where the library is not installed, too."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["wandb"])
+    following = Trackers(chosen_services("all"), {"seed": 1})
+    following.add(1, {"loss": 0.5})
+    following.add_pictures(1, PICTURES)
+    following.close()
+    assert wandb.calls == [
+        ("init", "custom-diffusion"), ("config", {"seed": 1}), ("log", {"loss": 0.5}, 1),
+        ("log", {"validation": PICTURES}, 1), ("finish",),
+    ]  # fmt: skip
 
 
 def test_wandb_itself_takes_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

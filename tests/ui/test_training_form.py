@@ -9,9 +9,10 @@ import pytest
 
 from lib_custom_diffusion.algebra.compression import Limit
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.training import optimizers
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import RECIPES
-from lib_custom_diffusion.ui.training_form import entered_plan
+from lib_custom_diffusion.ui.training_form import PAGE, entered_plan
 
 CONCEPT = {"modifier_token": "<new1>", "instance_data_dir": "/own", "class_prompt": "cat", "class_data_dir": "/class"}
 
@@ -74,6 +75,15 @@ def test_recipes_are_the_published_ones() -> None:
     }
     assert found == published
     assert all(each["learning_rate"] == each["embedding_learning_rate"] for each in RECIPES.values())
+
+
+def test_an_optimizer_is_chosen_and_one_that_is_not_there_is_refused_in_the_words_of_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert plan().optimizer == "adamw"
+    monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
+    with pytest.raises(UserError, match=r"^Optimizer lion needs lion-pytorch; pip install lion-pytorch"):
+        plan(optimizer="lion").check_settings(PAGE)
 
 
 def test_the_limit_of_the_file() -> None:
