@@ -61,7 +61,8 @@ def train(options: argparse.Namespace) -> int:
         options.revision, options.variant, options.tokenizer_name,
     )  # fmt: skip
     plan = replace(plan, mixed_precision=chosen or cpu_precision(backend, plan.train_batch_size))
-    backend.compile(options.torch_compile)
+    if options.torch_compile:
+        backend.compile(True)
     if options.mixed_precision == AUTO:
         print(f"mixed_precision: {plan.mixed_precision}")
     followed = plan.report_to not in ("none", "tensorboard")

@@ -239,7 +239,7 @@ def test_flags_count_for_more_than_the_file_and_the_file_for_more_than_the_recip
         'instance_data_dir = "x"\ninstance_prompt = "a <a>"\nseed = 7\nhflip = true\n[a]\nlearning_rate = 1e-4'
     )
     plan = plan_of(parsed("--config", str(file), "--seed=8", "--hflip=False"))
-    assert (plan.seed, plan.hflip, plan.learning_rate, plan.max_train_steps) == (8, False, "0.0001", 200)
+    assert (plan.seed, plan.hflip, plan.learning_rate, plan.max_train_steps) == (8, False, "0.0001", 300)
 
 
 def test_a_setting_that_there_is_not_is_refused_with_what_may_be_meant(

@@ -201,7 +201,7 @@ def test_without_overwrite_a_training_is_not_replaced_and_the_ways_out_are_named
     plan: TrainingPlan, tmp_path: Path
 ) -> None:
     run(plan, tmp_path / "out")
-    with pytest.raises(UserError, match=r"set resume_from_checkpoint to go on .* set overwrite to replace it"):
+    with pytest.raises(UserError, match=r"set resume_from_checkpoint to continue .* set overwrite to replace it"):
         run(plan, tmp_path / "out")
 
 

@@ -59,7 +59,7 @@ def test_its_end_is_waited_for_and_told():
 
 def test_of_one_that_broke_off_this_is_told():
     *same, outcome = reopened_page.end_of(TASK)
-    assert same == [gr.update(visible=False)] * 3 + [""] and "broke off" in outcome and "error" in outcome
+    assert same == [gr.update(visible=False)] * 3 + [""] and "stopped with an error" in outcome
 
 
 @pytest.mark.parametrize("api", [True, False])
