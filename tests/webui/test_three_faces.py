@@ -26,7 +26,8 @@ from lib_custom_diffusion.standalone import train as command  # noqa: E402 - it 
 from lib_custom_diffusion.standalone.app import train_tab  # noqa: E402
 from lib_custom_diffusion.standalone.app.jobs import Jobs  # noqa: E402
 from lib_custom_diffusion.standalone.cli import main  # noqa: E402
-from lib_custom_diffusion.webui import api, training_job  # noqa: E402
+from lib_custom_diffusion.webui import api  # noqa: E402
+from lib_custom_diffusion.webui.training_job import library  # noqa: E402
 from page import parts  # noqa: E402
 
 SAME = {
@@ -50,7 +51,7 @@ class OneModel:
 def request_of(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Settings by diffusers' names, with what a test wants otherwise; the three programs are ready for them."""
     monkeypatch.setattr(command, "load_model", lambda *_: HostBackend(["mycat"]))
-    monkeypatch.setattr(training_job.library, "folder", tmp_path / "api")
+    monkeypatch.setattr(library, "folder", tmp_path / "api")
     monkeypatch.setattr(paths, "data_path", str(tmp_path))
     create_embedding("mycat", "ktn", 1, overwrite=False)
     folder = tmp_path / "pictures"

@@ -19,10 +19,9 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.tokens import initial_vectors
 from lib_custom_diffusion.training.plan import TrainingPlan
-from lib_custom_diffusion.webui import training_job
 from lib_custom_diffusion.webui.host_backend import HostBackend
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_job import train
+from lib_custom_diffusion.webui.training_job import library, train
 from tiny import WIDTH
 
 
@@ -47,7 +46,7 @@ def xl(choose) -> TinySDXL:
 @pytest.fixture
 def plan(xl: TinySDXL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPlan:
     """A training of the word mycat on pictures of two shapes."""
-    monkeypatch.setattr(training_job.library, "folder", tmp_path / "deltas")
+    monkeypatch.setattr(library, "folder", tmp_path / "deltas")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for index, size in enumerate([(16, 16), (48, 16)]):
