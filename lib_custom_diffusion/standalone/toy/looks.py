@@ -8,7 +8,7 @@ those is a concept that is new to it.
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -67,14 +67,11 @@ def _named_coats() -> dict[str, Coat]:
     rng = random.Random("named coats")
     every = [Coat(*pair, pattern) for pair in itertools.permutations(COLOURS, 2) for pattern in PATTERNS[1:]]
     names = _invented_names()
-    return {
-        name: Coat(coat.first, coat.second, coat.pattern, name)
-        for name, coat in zip(names, rng.sample(every, len(names)), strict=True)
-    }
+    return {name: replace(coat, word=name) for name, coat in zip(names, rng.sample(every, len(names)), strict=True)}
 
 
 _ALL_NAMED_COATS = _named_coats()
-_NAMED = {Coat(coat.first, coat.second, coat.pattern) for coat in _ALL_NAMED_COATS.values()}
+_NAMED = {replace(coat, word="") for coat in _ALL_NAMED_COATS.values()}
 HELD_OUT_NAMES = tuple(_ALL_NAMED_COATS)[-12:]
 COLOUR_COATS = {colour: Coat(colour, colour, "plain", colour) for colour in COLOURS}
 """What a colour before a noun makes of the thing: "a blue cat"."""
