@@ -161,7 +161,7 @@ def test_a_page_opened_meanwhile_shows_the_training_interrupts_it_and_is_told_th
 
 def test_a_training_of_the_api_is_shown_on_the_page_too(webui: WebUI, page: Page, pictures: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(webui.train, "by api", pictures, steps=5000)
+        training = pool.submit(webui.train, "by api", pictures, max_train_steps=5000)
         wait_for(lambda: steps_done(webui) >= 1 and job(webui) == "train-custom-diffusion", "the first step")
         page.page.reload()
         page.wait_until_loaded()
