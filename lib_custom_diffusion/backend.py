@@ -130,9 +130,10 @@ class Backend(Protocol):
         ...
 
     def entry_vector(self, entry: str) -> Tensor | None:
-        """Embedding vector (1, width) of the vocabulary entry that is spelled exactly so, float32; None without one.
+        """Embedding vector (1, width) of the vocabulary entry that is spelled so, float32; None without one.
 
-        CLIP's vocabulary has entries that end a word ("cat</w>") and others that text alone seldom gives ("ktn").
+        CLIP's vocabulary has entries that end a word ("cat</w>") and others that text alone seldom gives ("ktn"). It
+        knows lower case alone, and reads upper case as that.
         """
         ...
 

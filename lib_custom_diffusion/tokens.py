@@ -23,6 +23,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 200  # bytes; file systems take 255, with what is put before and after
 
 
+_END_OF_WORD = "</w>"  # closes the entries of CLIP's vocabulary that end a word
 _TOKEN = re.compile(r"<[^<>\s:]+>")
 
 
@@ -47,12 +48,10 @@ def initial_vectors(
 ) -> dict[str, Tensor]:
     """The vectors (vectors_per_token, width) that each new token starts from, float32 on the CPU.
 
-    An initializer is looked up as an entry of the vocabulary first, as the paper's code and diffusers' do: "ktn" is
-    entry 42170 of CLIP's, though as text it is read as "k" and "tn". So "cat" is the entry that begins longer words,
-    and "cat</w>" the whole word. What is no entry gives the vectors of its text. A token with as many vectors as its
-    initializer has takes one each; otherwise each of its vectors is the average of the initializer's.
+    A token with as many vectors as its initializer has (see `initializer_vectors`) takes one each; otherwise each of
+    its vectors is the average of the initializer's.
 
-    Raises UserError for a token the model knows already, too few initializers, or an empty one.
+    Raises UserError for a token the model knows already, too few initializers, or one that stands for nothing.
     """
     if len(initializers) < len(tokens):
         raise UserError(
@@ -62,14 +61,39 @@ def initial_vectors(
     for token, initializer in zip(tokens, initializers):
         if backend.has_token(token):
             raise UserError(f"{token} is a word that {backend.name} knows already; choose a new one, such as <new1>")
-        entry = backend.entry_vector(initializer.strip())
-        found = (backend.token_vectors(initializer) if entry is None else entry).float().cpu()
+        found = initializer_vectors(backend, initializer).float().cpu()
         if len(found) == 0:
             raise UserError(f"the initializer token {initializer!r} for {token} is empty; give a word such as cat")
         if len(found) != vectors_per_token:
             found = found.mean(dim=0, keepdim=True).repeat(vectors_per_token, 1)
         vectors[token] = found.clone()
     return vectors
+
+
+def initializer_vectors(backend: Backend, text: str) -> Tensor:
+    """The vectors (n, width) that an initializer stands for; n = 0 for an empty one.
+
+    It is looked up as an entry of the vocabulary first, as the paper's code and diffusers' do: "ktn" is entry 42170 of
+    CLIP's, though as text it is read as "k" and "tn". So "cat" is the entry that begins longer words, and "cat</w>" the
+    whole word. What is no entry gives the vectors of its text, in which a word that would be cut to pieces is looked up
+    likewise ("ktn pll").
+
+    Raises UserError for what is written as an entry, with </w>, and is none.
+    """
+    text = text.strip()
+    entry = backend.entry_vector(text)
+    if entry is not None:
+        return entry
+    if text.endswith(_END_OF_WORD):
+        raise UserError(f"the vocabulary of {backend.name} has no entry {text}; leave out {_END_OF_WORD}")
+    words = [_of_word(backend, word) for word in text.split()]
+    return torch.cat(words) if len(words) > 1 else backend.token_vectors(text)
+
+
+def _of_word(backend: Backend, word: str) -> Tensor:
+    found = backend.token_vectors(word)
+    entry = backend.entry_vector(word) if len(found) > 1 else None
+    return found if entry is None else entry
 
 
 def split_at_tokens(text: str, tokens: Iterable[str]) -> list[str]:

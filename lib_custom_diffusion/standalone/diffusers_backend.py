@@ -84,7 +84,8 @@ class DiffusersBackend:
         return self._vectors(self._ids(text))
 
     def entry_vector(self, entry: str) -> Tensor | None:
-        number = self.pipeline.tokenizer.get_vocab().get(entry)
+        vocabulary = self.pipeline.tokenizer.get_vocab()
+        number = vocabulary.get(entry, vocabulary.get(entry.lower()))
         return None if number is None else self._vectors([number])
 
     def _vectors(self, ids: Sequence[int]) -> Tensor:

@@ -89,8 +89,10 @@ class HostBackend:
 
     def entry_vector(self, entry: str) -> Tensor | None:
         """None for an embedding's name as well: the host reads that as the embedding, whatever its vocabulary has."""
-        known = entry in host_text.database().word_embeddings
-        return None if known else host_text.entry_vector(self.model, entry)
+        if entry in host_text.database().word_embeddings:
+            return None
+        spelled = host_text.entry_vector(self.model, entry)
+        return host_text.entry_vector(self.model, entry.lower()) if spelled is None else spelled
 
     def encode_captions(
         self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from modules import devices, sd_hijack, shared
-from torch import Tensor
 
 from ..errors import UserError
-from ..tokens import file_name
-from .host_backend import refuse_kind
-from .host_text import entry_vector, home_of, text_encoders, write_word
+from ..tokens import file_name, initializer_vectors
+from .host_backend import HostBackend, refuse_kind
+from .host_text import home_of, text_encoders, write_word
 
 MAX_VECTORS = 75
 
@@ -21,10 +18,11 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     """Write NAME.pt, or SDXL's NAME.safetensors, have the host read it, and return NAME as file names may have it.
 
     As the host's own, except that any torch can read what any torch wrote, and that a text such as "ktn", which is an
-    entry of the vocabulary, gives that entry, see `tokens.initial_vectors`. Otherwise vector i starts
+    entry of the vocabulary, gives that entry, see `tokens.initializer_vectors`. Otherwise vector i starts
     from the text's word i, the words spread evenly where there are more or fewer; without a text all are zero.
 
-    Raises UserError for a name that is taken or empty, or a number of vectors that does not fit in a prompt.
+    Raises UserError for a name that is taken or empty, a number of vectors that does not fit in a prompt, or a text
+    that is written as an entry and is none.
     """
     if not 1 <= vectors <= MAX_VECTORS:
         raise UserError(f"an embedding has 1 to {MAX_VECTORS} vectors, not {vectors}")
@@ -41,7 +39,7 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     width = sd_hijack.model_hijack.embedding_db.get_expected_shape()
     value = torch.zeros(vectors, width)
     if initialization_text.strip():
-        words = _words(model, initialization_text, vectors)
+        words = initializer_vectors(HostBackend(), initialization_text)[:vectors].float().cpu()
         for index in range(vectors):
             value[index] = words[index * len(words) // vectors]
     write_word(model, stem, value, 0)
@@ -52,10 +50,3 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
 def is_ordinary(name: str) -> bool:
     """Whether the model's vocabulary has the word itself, as it has "cat"."""
     return len(shared.sd_model.cond_stage_model.tokenize([name])[0]) == 1
-
-
-def _words(model: Any, text: str, vectors: int) -> Tensor:
-    """Vectors (n, width) of the text's words, at most so many, or of the one entry that it is."""
-    entry = entry_vector(model, text.strip())
-    found = model.cond_stage_model.encode_embedding_init_text(text, vectors) if entry is None else entry
-    return found.float().cpu()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone import clip
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.text_features import count_tokens
@@ -57,6 +58,30 @@ def test_what_is_no_entry_starts_from_the_words_of_its_text(
     assert torch.equal(initial_vectors(backend, ["<new1>"], ["cat</w>"], 1)["<new1>"], table[2368][None])
     both = initial_vectors(backend, ["<new1>"], ["black cat"], 2)["<new1>"]
     assert torch.equal(both, table[tokenizer("black cat", add_special_tokens=False).input_ids])
+
+
+@pytest.mark.parametrize(
+    ("initializer", "entries"),
+    [
+        ("KTN", ["ktn"]), (" Ktn ", ["ktn"]), ("CAT</w>", ["cat</w>"]), ("Cat", ["cat"]),
+        ("ktn pll", ["ktn", "pll</w>"]), ("photo of ucd", ["photo</w>", "of</w>", "ucd</w>"]),
+        ("black  Cat", ["black</w>", "cat</w>"]), ("zwx", ["z", "wx</w>"]), ("cat, KTN", ["cat</w>", ",</w>", "ktn"]),
+    ],
+)  # fmt: skip
+def test_an_initializer_is_the_entries_that_it_names_in_any_case(
+    backend: DiffusersBackend, tokenizer: CLIPTokenizer, initializer: str, entries: list[str]
+) -> None:
+    table, numbers = backend.pipeline.text_encoder.get_input_embeddings().weight, tokenizer.get_vocab()
+    expected = table[[numbers[entry] for entry in entries]]
+    found = initial_vectors(backend, ["<new1>"], [initializer], len(entries))["<new1>"]
+    assert torch.equal(found, expected)
+    average = initial_vectors(backend, ["<new1>"], [initializer], len(entries) + 1)["<new1>"]
+    torch.testing.assert_close(average, expected.mean(dim=0).expand(len(entries) + 1, -1))
+
+
+def test_what_is_written_as_an_entry_and_is_none_is_refused(backend: DiffusersBackend) -> None:
+    with pytest.raises(UserError, match=r"the vocabulary of clip has no entry ktn</w>; leave out </w>"):
+        initial_vectors(backend, ["<new1>"], ["ktn</w>"], 1)
 
 
 def test_new_words_are_new_and_words_are_known(backend: DiffusersBackend) -> None:

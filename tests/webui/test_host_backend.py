@@ -69,7 +69,7 @@ def test_a_word_to_be_learned_starts_from_its_embedding_and_is_not_known_to_the_
 def test_an_embedding_that_is_called_as_an_entry_of_the_vocabulary_starts_from_its_own_vectors(host):
     made = Embedding(torch.ones(2, WIDTH), "rare+entry")
     made.vectors, made.shape = made.vec.shape
-    assert HostBackend().entry_vector("rare+entry") is not None
+    assert HostBackend().entry_vector("rare+entry") is not None and HostBackend().entry_vector("Rare+entry") is not None
     sd_hijack.model_hijack.embedding_db.register_embedding_by_name(made, host, "rare+entry")
     backend = HostBackend(["rare+entry"])
     assert torch.equal(initial_vectors(backend, ["rare+entry"], ["rare+entry"], 2)["rare+entry"], made.vec)

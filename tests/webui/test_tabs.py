@@ -91,6 +91,11 @@ def test_a_word_starts_from_the_vocabulary_entry_of_that_name_or_from_the_texts_
     create_embedding("text", "red cat", 2, overwrite=False)
     embeddings = sd_hijack.model_hijack.embedding_db.word_embeddings
     assert torch.equal(embeddings["entry"].vec, _vector(3).expand(2, -1))
+    create_embedding("upper", "RARE+entry", 1, overwrite=False)
+    create_embedding("both", "red Rare+Entry cat", 3, overwrite=False)
+    red, cat = host.cond_stage_model.encode_embedding_init_text("red cat", 2)
+    assert torch.equal(embeddings["upper"].vec, _vector(3)[None])
+    assert torch.equal(embeddings["both"].vec, torch.stack([red, _vector(3), cat]))
     assert torch.equal(embeddings["text"].vec, host.cond_stage_model.encode_embedding_init_text("red cat", 2))
     assert torch.equal(HostBackend().entry_vector("rare+entry"), _vector(3)[None])
     assert HostBackend().entry_vector("red") is None
