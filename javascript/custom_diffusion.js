@@ -30,9 +30,9 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     });
 }
 
-function watchCustomDiffusionTraining(id) {
+function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
     const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => gradioApp().getElementById(id));
-    watchCustomDiffusionJob(id, 'cd_outcome', output, gallery, text);
+    watchCustomDiffusionJob(id, outcomeId, output, gallery, text);
 }
 
 function withCustomDiffusionTask(id, args) {
@@ -48,7 +48,7 @@ function startCustomDiffusionTraining() {
 
 function startCustomDiffusionEstimate() {
     const id = randomId();
-    watchCustomDiffusionTraining(id);
+    watchCustomDiffusionTraining(id, 'cd_estimate');
     return withCustomDiffusionTask(id, arguments);
 }
 
@@ -104,7 +104,7 @@ function chooseCustomDiffusionToy(title) {
 
 // Where a person goes on typing; nowhere if the field is folded away, or was filled in.
 function focusCustomDiffusionField(id) {
-    const field = gradioApp().querySelector('#' + id + ' textarea');
+    const field = gradioApp().querySelector(`#${id} input, #${id} textarea`);
     if (field && field.offsetParent && !field.value) field.focus({preventScroll: true});
     return [];
 }

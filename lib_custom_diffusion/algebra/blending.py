@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..delta import Delta, Entry, Factors, Provenance
 from ..errors import UserError
-from ..tokens import renamed_in, split_tokens
+from ..tokens import renamed_in
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def rename_word(delta: Delta, old: str, new: str) -> Delta:
     """
     if old not in delta.embeddings:
         raise UserError(f"there is no word {old!r} in it; it has {', '.join(delta.embeddings) or 'none'}")
-    if split_tokens(new) != [new]:
+    if not new or "+" in new or any(character.isspace() for character in new):
         raise UserError(f"{new!r} should be one word without spaces or +, such as <cat>")
     if new in delta.embeddings:
         raise UserError(f"it has a word {new} already")

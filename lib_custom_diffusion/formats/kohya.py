@@ -179,7 +179,7 @@ def how_to_use(delta: Delta, kind: str) -> list[str]:
         return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
     copied = ", ".join(files)
     return [
-        f"AUTOMATIC1111, SD.Next: the LoRA brings its words; write {' and '.join(names)}",
+        f"AUTOMATIC1111, SD.Next: the LoRA includes its words; write {' and '.join(names)}",
         f"ComfyUI: copy {copied} into models/embeddings and write {' and '.join(f'embedding:{s}' for s in stems)}",
         f"reForge, Forge: copy {copied} into embeddings and write {' and '.join(stems)}",
     ]

@@ -102,6 +102,7 @@ def _blend(host: Host) -> list[Action]:
     weights = gr.Textbox(
         label="Weights",
         info="One per delta, in that order, such as 0.8, 0.5; leave empty for 1 each",
+        max_lines=1,
         elem_id="cd_blend_weights",
     )
     size = gr.Number(label="Maximum size of the blend in MB", value=0, info="0 keeps it exact", elem_id="cd_blend_size")
@@ -140,10 +141,10 @@ def _merge(host: Host) -> list[Action]:
         asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
         rows = {
-            "Constraint residual": f"{done.residual:.1e}, as stored {done.stored_residual:.1e}",
-            "Difference from each concept's own file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
-            "Target rows": f"{done.target_rows[0]} of {done.target_rows[1]} kept",
-            f"Change on {done.captions} captions": f"{done.change:.4g}; by a plain sum {done.change_of_sum:.4g}",
+            "Difference from each file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
+            f"Change on {done.captions} other captions": f"{done.change:.4g}; by a plain sum {done.change_of_sum:.4g}",
+            "Text features of the prompts": f"{done.target_rows[0]} of {done.target_rows[1]}, without duplicates",
+            "Constraint residual (0 is exact)": f"{done.residual:.1e}, as stored {done.stored_residual:.1e}",
         }
         return _delta_outcome(host, "Merged", done, rows)
 
@@ -157,9 +158,13 @@ def _rename(host: Host) -> list[Action]:
     name = delta_field(host, "Delta with the word", "cd_rename")
     with gr.Row():
         old = gr.Textbox(
-            label="Current word", value="<new1>", info="Inspect shows a delta's words", elem_id="cd_rename_old"
+            label="Current word",
+            value="<new1>",
+            info="Inspect shows a delta's words",
+            max_lines=1,
+            elem_id="cd_rename_old",
         )
-        new = gr.Textbox(label="New word", info="Such as <my-cat>", elem_id="cd_rename_new")
+        new = gr.Textbox(label="New word", info="Such as <my-cat>", max_lines=1, elem_id="cd_rename_new")
     result, overwrite = _result_fields("cd_rename", "renamed delta", "NAME-renamed")
     button = gr.Button("Rename", variant="primary", elem_id="cd_rename")
 
@@ -213,7 +218,10 @@ def _convert(host: Host) -> list[Action]:
         paths = _places(host, name, kind, list(done.files), overwrite)
         for path, content in zip(paths, done.files.values(), strict=True):
             write_atomically(path, content)
-        rows = {str(path.absolute()): megabytes(path.stat().st_size) for path in paths}
+        rows = {
+            f"File {number}" if len(paths) > 1 else "File": f"{path.absolute()} ({megabytes(path.stat().st_size)})"
+            for number, path in enumerate(paths, start=1)
+        }
         if kind == _LORA and host.loras_dir:
             rows["In a prompt"] = f"<lora:{paths[0].stem}:1>"
         if kind in LORAS:
@@ -261,7 +269,7 @@ def _result_fields(part: str, what: str, default: str = "") -> tuple[gr.Textbox,
     with gr.Row():
         name = gr.Textbox(
             label=f"Name of the {what}", info=f"Leave empty for {default}" if default else "In the folder of deltas",
-            elem_id=f"{part}_result",
+            max_lines=1, elem_id=f"{part}_result",
         )  # fmt: skip
         overwrite = gr.Checkbox(
             label=f"Overwrite an existing {what}", value=False, info="The old file is lost",

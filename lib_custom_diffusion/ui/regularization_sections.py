@@ -33,7 +33,7 @@ def _draw(host: Host) -> list[Action]:
         info="Each picture uses one of its lines, at random", elem_id="cd_reg_template",
     )  # fmt: skip
     captions = gr.Textbox(
-        label="Folder of captions", visible=False, elem_id="cd_reg_captions",
+        label="Folder of captions", visible=False, max_lines=1, elem_id="cd_reg_captions",
         info="Text files beside pictures; with a template, what [filewords] stands for",
     )  # fmt: skip
     with gr.Row():
@@ -51,6 +51,7 @@ def _draw(host: Host) -> list[Action]:
     folder = gr.Textbox(
         label="Folder for the pictures",
         info="Pictures that are already in it are kept and counted",
+        max_lines=1,
         elem_id="cd_reg_folder",
     )
     with gr.Row():
@@ -126,13 +127,14 @@ def _pick(host: Host) -> list[Action]:
         " whose captions are closest to a prompt. The pictures stay where they are: only lists are written.</p>"
     )
     source = gr.Textbox(
-        label="Folder of captioned pictures", info="With a text file beside each", elem_id="cd_pick_source"
+        label="Folder of captioned pictures", info="With a text file beside each", max_lines=1, elem_id="cd_pick_source"
     )
     prompt = gr.Textbox(label="Prompt to match", info="Such as photo of a cat", elem_id="cd_pick_prompt")
     count = gr.Number(label="Number to pick", value=200, precision=0, info="200 is usual", elem_id="cd_pick_count")
     target = gr.Textbox(
         label="Folder for the lists",
         info="To be given to a training as its Regularization directory",
+        max_lines=1,
         elem_id="cd_pick_target",
     )
     button = gr.Button("Pick pictures", variant="primary", elem_id="cd_pick")

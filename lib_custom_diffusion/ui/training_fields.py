@@ -154,7 +154,7 @@ def _word_and_kind(face: Face, number: int) -> Fields:
     fields = face.word(number)
     fields["class_prompt"] = gr.Textbox(
         label=label_of_concept("class_prompt", number), placeholder="such as cat, toy, person or art",
-        elem_id=f"cd_class_{number}",
+        max_lines=1, elem_id=f"cd_class_{number}",
     )  # fmt: skip
     return fields
 
@@ -162,7 +162,7 @@ def _word_and_kind(face: Face, number: int) -> Fields:
 def _pictures(number: int) -> gr.Textbox:
     return gr.Textbox(
         label=label_of_concept("instance_data_dir", number), placeholder="folder with 4 to 20 pictures of it",
-        elem_id=f"cd_pictures_{number}",
+        max_lines=1, elem_id=f"cd_pictures_{number}",
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
                 fields["instance_data_dir"] = _pictures(number)
             fields |= face.more(number)
             fields["class_data_dir"] = gr.Textbox(
-                label=label_of_concept("class_data_dir", number), elem_id=f"cd_regularization_{number}",
+                label=label_of_concept("class_data_dir", number), max_lines=1, elem_id=f"cd_regularization_{number}",
                 info="Folder with about 200 pictures of other things of this kind; rarely needed with the text prior",
             )  # fmt: skip
         concepts.append(fields)
@@ -219,7 +219,10 @@ def _result(face: Face) -> Fields:
     fields: Fields = {}
     with group("Result"), face.row():
         fields["name"] = gr.Textbox(
-            label=LABELS["name"], info="What prompts call it; leave empty to use the word", elem_id="cd_name"
+            label=LABELS["name"],
+            info="What prompts call it; leave empty to use the word",
+            max_lines=1,
+            elem_id="cd_name",
         )
         fields["overwrite"] = gr.Checkbox(
             label=LABELS["overwrite"], value=False, elem_id="cd_overwrite",
@@ -264,12 +267,12 @@ def _rates(face: Face) -> Fields:
     fields: Fields = {}
     with face.row():
         fields["learning_rate"] = gr.Textbox(
-            label=LABELS["learning_rate"], value=_first(face)["learning_rate"], elem_id="cd_learning_rate",
+            label=LABELS["learning_rate"], value=_first(face)["learning_rate"], max_lines=1, elem_id="cd_learning_rate",
             info="For the model. 1e-5:100, 5e-6 means 1e-5 until step 100, then 5e-6",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
             label=LABELS["embedding_learning_rate"], value=_first(face)["embedding_learning_rate"],
-            elem_id="cd_embedding_learning_rate", info="For the new word, in the same notation",
+            max_lines=1, elem_id="cd_embedding_learning_rate", info="For the new word, in the same notation",
         )  # fmt: skip
     with face.row():
         fields["optimizer"] = gr.Dropdown(

@@ -37,7 +37,7 @@ LABELS = {
     "max_size": "Maximum file size in MB, 0 to disable", "rank": "Rank to train, 0 for the default",
 }  # fmt: skip
 """What the pages call settings: as the WebUI's Train tab does where it has them."""
-PAGE = Wording(LABELS, asking="tick {}")
+PAGE = Wording(LABELS, asking="tick {} in Advanced")
 
 
 def label_of_concept(name: str, number: int) -> str:

@@ -20,7 +20,7 @@ from .timings import Amounts, Timing
 
 OUT_OF_MEMORY = (
     "The GPU's memory is too small for this. What was saved before is kept. Lower the batch size or the width and"
-    " height, or tick Gradient checkpointing."
+    " height; for a training, tick Gradient checkpointing in Advanced."
 )
 
 
@@ -75,7 +75,7 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
 def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
-    notes = [done.note, "Tick Resume from the last save to continue from here." if done.resumable else ""]
+    notes = [done.note, "Tick Resume from the last save in Advanced to continue from here." if done.resumable else ""]
     preview = picture_html(done.preview, "the last preview") if done.preview else ""
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"

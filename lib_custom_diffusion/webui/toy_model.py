@@ -50,6 +50,12 @@ def no_checkpoint() -> bool:
     return not sd_models.checkpoints_list
 
 
+def toy_chosen() -> bool:
+    """Whether the checkpoint that the host draws and trains with is the toy."""
+    chosen = shared.opts.data.get("sd_model_checkpoint") or next(iter(sd_models.checkpoints_list), "")
+    return Path(chosen).name.startswith(NAME)
+
+
 def example() -> tuple[str, str]:
     """What the toy can be taught first: the folder of pictures that it has never seen, and what they are to it."""
     concepts = json.loads((TOY / "concepts" / "concepts.json").read_text(encoding="utf-8"))

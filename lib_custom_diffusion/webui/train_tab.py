@@ -29,7 +29,7 @@ from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .host_backend import model_resolution
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, end_of, failed, succeeded
-from .toy_model import example, no_checkpoint, toy_button
+from .toy_model import example, no_checkpoint, toy_button, toy_chosen
 from .training_job import LOG_DIRECTORY, estimate, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
@@ -71,10 +71,13 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
 
     def opened() -> list[Any]:
         names = [gr.update(choices=_embedding_names()) for _ in words]
-        return [gr.update(visible=no_checkpoint()), resumable_html(), *names]
+        return [gr.update(visible=no_checkpoint()), resumable_html(), *names, *_suiting_preset(fields)]
 
     # The page is made once, when the host starts; checkpoints and words come and go while it runs.
-    Context.root_block.load(fn=opened, inputs=[], outputs=[offer, resumable, *words], queue=False, show_progress=False)
+    filled = [fields.preset, *fields.filled.values()]
+    Context.root_block.load(
+        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled], queue=False, show_progress=False
+    )
     asked: dict[str, Sequence[Any]] = {}  # what was entered, of the last task
 
     def run(task: str, from_txt2img: bool, log_directory: str, preset: str, *values: Any) -> Shown:
@@ -111,8 +114,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
     toy_preset.click(
         fn=lambda *entered: [gr.update(visible=False), *_toy_form(fields, *entered)],
-        inputs=[folder, kind], outputs=[offer, folder, kind, fields.preset, *fields.filled.values()],
-        show_progress=False,
+        inputs=[folder, kind], outputs=[offer, folder, kind, *filled], show_progress=False,
     ).then(fn=None, _js="customDiffusionAsksForWord", inputs=[], outputs=[])  # fmt: skip
     txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
     send.click(
@@ -123,8 +125,17 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
 
 def _toy_form(fields: FormFields, folder: str, kind: str) -> list[Any]:
     """The form for the toy: pictures and their kind, unless a person has entered some, and the preset."""
+    return [*((folder, kind) if folder or kind else example()), *_toy_preset(fields)]
+
+
+def _toy_preset(fields: FormFields) -> list[Any]:
     preset = next(iter(TOY_RECIPES))
-    return [*((folder, kind) if folder or kind else example()), preset, *fields.filled_by(preset)]
+    return [preset, *fields.filled_by(preset)]
+
+
+def _suiting_preset(fields: FormFields) -> list[Any]:
+    """What a page that is opened fills in: the toy's preset while the toy is chosen, else what there is."""
+    return _toy_preset(fields) if toy_chosen() else [gr.update() for _ in (fields.preset, *fields.filled)]
 
 
 def _remembered_apart(block: Any) -> None:
@@ -146,7 +157,7 @@ def _log_fields() -> dict[str, Any]:
     with group("Log"), FormRow():
         log_directory = gr.Textbox(
             label="Log directory", value=LOG_DIRECTORY, info="Each training gets a folder in it, by date and name",
-            elem_id="cd_log_directory",
+            max_lines=1, elem_id="cd_log_directory",
         )  # fmt: skip
     with FormRow():
         from_txt2img = gr.Checkbox(
@@ -243,8 +254,8 @@ def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
     """
     with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new") as box:
         with FormRow():
-            name = gr.Textbox(label="Name", placeholder="such as mycat", elem_id="cd_new_name")
-            text = gr.Textbox(label="Initialization text", value="ktn", elem_id="cd_new_text")
+            name = gr.Textbox(label="Name", placeholder="such as mycat", max_lines=1, elem_id="cd_new_name")
+            text = gr.Textbox(label="Initialization text", value="ktn", max_lines=1, elem_id="cd_new_text")
             vectors = gr.Number(label="Number of vectors per token", value=1, precision=0, elem_id="cd_new_vectors")
         with FormRow():
             overwrite = gr.Checkbox(label="Overwrite Old Embedding", value=False, elem_id="cd_new_overwrite")

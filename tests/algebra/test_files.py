@@ -208,7 +208,8 @@ def test_a_word_is_renamed_and_nothing_else(cat: Path, tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("<new2>", "<cat>", "there is no word '<new2>' in it; it has <new1>"),
-        ("<new1>", "my cat", "tokens without spaces"),
+        ("<new1>", "my cat", "should be one word"),
+        ("<new1>", "", "should be one word"),
         ("<new1>", "<a>+<b>", "should be one word"),
         ("<new1>", "<new1>", "it has a word <new1> already"),
     ],

@@ -288,7 +288,7 @@ def test_dragged_pictures_become_pictures_of_the_word_in_five_clicks_and_nothing
     page.drop("cd_upload", sorted(RACCOON.glob("*.png")))
     page.page.wait_for_function("document.querySelectorAll('#cd_strip img').length === 6")
     page.wait_for("cd_upload", "Drop File Here")  # for others; these are shown as they will be cropped
-    page.click_in_sight(own("#cd_class_1 textarea"))
+    page.click_in_sight(own("#cd_class_1 input"))
     page.page.keyboard.type("bear")
     page.look("app-dragged")
     page.click_in_sight(own("#cd_start"))

@@ -216,6 +216,30 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     assert event.fn("/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
 
 
+def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monkeypatch):
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    at = [page.blocks[part].elem_id for part in at_load["outputs"]]
+
+    def filled() -> dict[str, object]:
+        return dict(zip(at, page.fns[page.dependencies.index(at_load)].fn(), strict=True))
+
+    assert "value" not in filled()["cd_preset"]  # what the page begins with stays
+    monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy.safetensors [6eacad8eb8]")
+    assert (filled()["cd_preset"], filled()["cd_embedding_learning_rate"]) == ("toy model: thing", "2e-3")
+    monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", None)
+    monkeypatch.setattr(sd_models, "checkpoints_list", {"custom-diffusion-toy.safetensors": None})
+    assert filled()["cd_preset"] == "toy model: thing"  # the first is drawn with until one is chosen
+    monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "photos.safetensors [0123456789]")
+    assert "value" not in filled()["cd_preset"]
+
+
+def test_fields_that_hold_one_line_do_not_grow(page):
+    texts = {field.elem_id: field.component for field in fields(page) if isinstance(field.component, gr.Textbox)}
+    prompts = {"cd_prompt", "cd_preview_prompt", "cd_try_prompt"}
+    ours = {name: text for name, text in texts.items() if (name or "").startswith("cd_")}
+    assert {name for name, text in ours.items() if text.max_lines != 1} == prompts
+
+
 def test_concepts_have_a_field_for_each_part(made):
     parts = {"modifier_token", "class_prompt", "instance_data_dir", "class_data_dir"}
     assert [set(concept) for concept in shown().concepts] == [parts] * 4

@@ -117,7 +117,7 @@ def test_only_the_new_word_has_moved(host, plan, tmp_path):
 def test_a_word_that_was_trained_already_is_not_trained_over_without_being_asked(host, plan, tmp_path):
     train(replace(plan, max_train_steps=2), str(tmp_path / "log"))
     learned = (tmp_path / "embeddings" / "mycat.pt").read_bytes()
-    with pytest.raises(UserError, match=r"mycat was trained already \(2 steps\).*tick Overwrite to"):
+    with pytest.raises(UserError, match=r"mycat was trained already \(2 steps\).*tick Overwrite in Advanced to"):
         train(replace(plan, name="another"), str(tmp_path / "log"))
     assert (tmp_path / "embeddings" / "mycat.pt").read_bytes() == learned
     assert train(replace(plan, name="another", overwrite=True), str(tmp_path / "log")).step == 6

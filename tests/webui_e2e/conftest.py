@@ -252,7 +252,7 @@ class Page:
         self.fill("cd_preview_every", 20)
 
     def value(self, part: str) -> str:
-        return self.page.locator(f"#{part} textarea").first.input_value()
+        return self.page.locator(f"#{part} textarea, #{part} input").first.input_value()
 
     def wait_for(self, part: str, text: str, seconds: int = 900) -> str:
         """What the part says once it has the text."""
@@ -286,6 +286,16 @@ class Page:
             self.page.wait_for_timeout(200)
         self.page.locator("#txt2img_interrupt").wait_for(state="hidden")
         return Image.open(saved.pop())
+
+    def errors(self) -> list[str]:
+        """What stands on the page of errors: sentences, toasts, and "Error" over a part, with the part's id.
+
+        The server gives a page 5 seconds to answer; on a busy machine one may miss them ("Connection errored out").
+        """
+        return self.page.evaluate(
+            "() => [...document.querySelectorAll('.error, .toast-body')].filter((each) => each.offsetParent)"
+            ".map((each) => `${each.innerText.trim()} (${each.closest('[id]')?.id})`)"
+        )
 
     def look(self, name: str) -> None:
         folder = os.environ.get("SCREENSHOTS")

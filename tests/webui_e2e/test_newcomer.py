@@ -94,7 +94,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.type("mycat")
     page.click(page.page.locator("#cd_new_create"))
     page.wait_for("cd_new_told", "Created mycat", 120)
-    page.click(page.page.locator("#cd_class_1 textarea"))  # as for pictures of one's own
+    page.click(page.page.locator("#cd_class_1 input"))  # as for pictures of one's own
     page.type("cat")
     page.page.keyboard.press("Tab")
     page.wait_for_focus("cd_pictures_1")
@@ -120,6 +120,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     assert drawn.info["parameters"].startswith("photo of a mycat cat <delta:mycat:1>")
     page.in_sight(page.page.locator("#txt2img_gallery img").first)
     page.look("webui-txt2img")
+    assert not page.errors()
 
 
 def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
@@ -136,3 +137,4 @@ def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
     page.press("cd_inspect")
     page.wait_for("cd_inspect_report", "Layers", 60)
     page.look("webui-utils")
+    assert not page.errors()

@@ -143,7 +143,7 @@ def build_train_tab(
 def _word(number: int) -> dict[str, Any]:
     """The word of a concept, made up here."""
     label = label_of_concept("modifier_token", number)
-    return {"modifier_token": gr.Textbox(label=label, value=f"<new{number}>", elem_id=f"cd_word_{number}")}
+    return {"modifier_token": gr.Textbox(label=label, value=f"<new{number}>", max_lines=1, elem_id=f"cd_word_{number}")}
 
 
 def _initializer(number: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _initializer(number: int) -> dict[str, Any]:
         "initializer_token": gr.Textbox(
             label=label_of_concept("initializer_token", number), value=_INITIALIZERS[number - 1],
             info="What the word starts from: a rare word, or one close to your thing",
-            elem_id=f"cd_initializer_{number}",
+            max_lines=1, elem_id=f"cd_initializer_{number}",
         )
     }  # fmt: skip
 
