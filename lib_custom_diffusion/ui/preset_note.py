@@ -54,8 +54,8 @@ def _cost(recipe: Mapping[str, Any], folder: str, loaded: Loaded | None, timings
     amounts = Amounts(
         pictures * PictureSettings().drawn_variants, steps, min(_BATCH, pictures), loaded.resolution**2 / 1e6
     )
-    memory = f", {known[-1].memory}" if known[-1].memory else ""
-    return f"About {duration(sum(known[-1].seconds(amounts)))} for {steps} steps on this machine{memory}."
+    memory = f" Memory: {known[-1].memory}." if known[-1].memory else ""
+    return f"About {duration(sum(known[-1].seconds(amounts)))} for {steps} steps on this machine.{memory}"
 
 
 def _count(folder: str) -> int:

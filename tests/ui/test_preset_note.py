@@ -29,7 +29,7 @@ def test_every_preset_says_what_it_is_for() -> None:
 def test_the_cost_is_that_of_the_machine_the_model_and_the_pictures(timings: Path, tmp_path: Path) -> None:
     # 250 steps of 4 pictures of 1000 x 1000 pixels: 4000 s
     told = preset_note("thing or pet", PET, "", Loaded("sd1", 1000), timings)
-    assert "A thing or a pet" in told and "About 67 min for 250 steps on this machine, 5.5 GB." in told
+    assert "A thing or a pet" in told and "About 67 min for 250 steps on this machine. Memory: 5.5 GB." in told
     for number in range(2):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     assert "About 33 min" in preset_note("thing or pet", PET, f'"{tmp_path}"', Loaded("sd1", 1000), timings)
