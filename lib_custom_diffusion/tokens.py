@@ -33,11 +33,11 @@ def tokens_in(prompt: str) -> list[str]:
 
 
 def split_tokens(text: str) -> list[str]:
-    """The tokens of "<new1>+<new2>". Raises UserError for an empty, spaced or repeated one."""
+    """The tokens of "<new1>+<new2>". Raises UserError for an empty or repeated one, and spaces or commas in one."""
     tokens = [token.strip() for token in text.split("+")]
     for token in tokens:
-        if not token or any(character.isspace() for character in token):
-            raise UserError(f"{text!r} should be tokens without spaces, joined by +, such as <new1>+<new2>")
+        if not token or any(character.isspace() or character == "," for character in token):
+            raise UserError(f"{text!r} should be tokens without spaces or commas, joined by +, such as <new1>+<new2>")
         if tokens.count(token) > 1:
             raise UserError(f"{text!r} names {token} twice")
     return tokens

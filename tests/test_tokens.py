@@ -19,7 +19,7 @@ def test_tokens_are_joined_by_plus() -> None:
     assert split_tokens("<new1>+<new2>") == ["<new1>", "<new2>"]
 
 
-@pytest.mark.parametrize("text", ["", "<new1>+", "<new 1>", "<new1>+<new1>"])
+@pytest.mark.parametrize("text", ["", "<new1>+", "<new 1>", "<new1>+<new1>", "<new1>,<new2>"])
 def test_what_is_no_list_of_tokens_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         split_tokens(text)

@@ -236,21 +236,24 @@ def _advance(bar: tqdm) -> Callable[[int, int], None]:
 
 @contextmanager
 def until_interrupt() -> Iterator[threading.Event]:
-    """Within the block, a first Ctrl-C only sets the event, so that the step is finished and saved.
+    """Within the block, a first Ctrl-C only sets the event, so that the step is finished and saved; a second stops.
 
-    So do a request to end, as of `docker stop` and Slurm, and a terminal that is closed.
+    A request to end, as of `docker stop` and Slurm, and a terminal that is closed only set it however often they come:
+    shells and launchers pass on what their processes were told already. What is ignored, as under `nohup`, stays so.
     """
     interrupted = threading.Event()
 
-    def ask(_signal: int, _frame: object) -> None:
+    def ask(number: int, _frame: object) -> None:
         if interrupted.is_set():
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         interrupted.set()
         with suppress(OSError):  # of a terminal that is gone
             tqdm.write("stopping; press Ctrl-C again to stop at once")
 
     asking = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, ask) for number in asking}
+    before = {number: signal.signal(number, ask) for number in asking if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield interrupted
     finally:

@@ -135,6 +135,10 @@ class TrainingConfig:
                 self._schedule(getattr(self, name))
             except UserError as error:
                 raise UserError(f"{label(name)}: {error}") from error
+        if not any(rate for schedule in self.schedules() for rate, _ in schedule.pieces):
+            raise UserError(
+                f"nothing would be learned: {label('learning_rate')} and {label('embedding_learning_rate')} are 0"
+            )
         check_optimizer(self.optimizer, self.schedules(), label)
         for token in self.modifier_token:
             file_name(token)
@@ -500,16 +504,18 @@ class Trainer:
         first = self.step - len(pending)
         for step, values in enumerate(losses.tolist(), start=first):
             if not math.isfinite(values[0]):
-                raise UserError(
-                    f"the loss became {values[0]} at step {step + 1}; lower the learning rates (now"
-                    f" {self.config.learning_rate} and {self.config.embedding_learning_rate}) or use"
-                    " --mixed_precision no. What was saved before is kept"
-                )
+                raise self._diverged(f"the loss became {values[0]} at step {step + 1}")
             if log is not None:
                 log.add(step + 1, dict(zip(NUMBERS, [*values, *self._rates(step)])))
         if log is not None:
             log.flush()
         return losses[:, 0].mean().item()
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"{what}; lower the learning rates (now {self.config.learning_rate} and"
+            f" {self.config.embedding_learning_rate}) or use --mixed_precision no. What was saved before is kept"
+        )
 
     def _validation_pictures(self) -> list[Image.Image]:
         count = self.config.num_validation_images
@@ -527,6 +533,8 @@ class Trainer:
 
     def _save_checkpoint(self, log: LossLog | None) -> None:
         parameters = self._parameters()
+        if not all(torch.isfinite(parameter.half()).all() for parameter in parameters.values()):
+            raise self._diverged(f"what was learned by step {self.step} is too large for a file")
         known = state_of(self.optimizer, parameters)
         tensors = {**{name: parameter.data for name, parameter in parameters.items()}, **known.tensors}
         state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity, known.numbers, known.groups)

@@ -131,12 +131,13 @@ class LossLog:
                 self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files. Rows of a training that saved nothing are dropped: the old ones still stand."""
         if self._recorder is not None:
             self._recorder.close()
         with self._sparing_the_training():
             if self._file is not None:
                 self._file.close()
+            self._aside.unlink(missing_ok=True)
             if self._writer is not None:
                 self._writer.close()
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..errors import UserError
 
 SHAPES = ("constant", "linear", "cosine")
+_MOST = 1000.0
+"""Of a rate; what is more is a slip of the pen, and would be found out when all is lost."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Schedule:
                 rate, until = float(rate_text), float(int(until_text)) if until_text.strip() else math.inf
             except ValueError:
                 raise UserError(f"{text!r} is no learning rate; write 1e-5, or 1e-5:100, 5e-6 to change it") from None
-            if not (math.isfinite(rate) and rate >= 0):
-                raise UserError(f"a learning rate is 0 or more, not {rate_text.strip()}")
+            if not 0 <= rate <= _MOST:
+                raise UserError(f"a learning rate is 0 or more and at most {_MOST:g}, not {rate_text.strip()}")
+            if until < 1:
+                raise UserError(f"{text!r} has a rate until step {until:g}; the first step is 1")
             if pieces and pieces[-1][1] >= until:
                 raise UserError(f"the steps in {text!r} must rise, and only the last rate may do without one")
             pieces.append((rate * scale, until))

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import redirect_stdout
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib_custom_diffusion.__main__ import main as command_line
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
 from lib_custom_diffusion.algebra.factors import Factors
 from lib_custom_diffusion.delta import Delta
@@ -125,6 +127,39 @@ def test_a_request_to_end_and_a_closed_terminal_save_as_ctrl_c_does(name: str) -
         os.kill(os.getpid(), number)
         assert interrupted.is_set()
     assert signal.getsignal(number) is before
+
+
+def test_what_a_shell_passes_on_once_more_does_not_stop_the_saving() -> None:
+    with until_interrupt():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with until_interrupt() as interrupted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupted.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_libraries_are_imported_is_told_in_a_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "lib_custom_diffusion.standalone.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "lib_custom_diffusion.standalone.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert command_line() == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_pictures_in_buckets_and_a_small_file(

@@ -272,6 +272,12 @@ def test_loss_that_is_no_number_stops_the_training_and_keeps_the_last_good_save(
     assert backend.checkpointing[-1] is False
 
 
+def test_what_no_file_can_hold_stops_the_training_too_and_says_what_to_lower(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"by step 7 is too large for a file; lower the learning rates \(now 900"):
+        trainer(tmp_path, prior="none", learning_rate="900", optimizer="sgd", max_grad_norm=None).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
+
+
 def test_full_disk_at_a_save_keeps_the_save_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_disk_after_first_save(progress: Progress) -> None:
         if progress.step == 8:
@@ -452,6 +458,12 @@ def test_concept_is_told_with_the_token(tmp_path: Path) -> None:
         ({"adam_beta2": 1.0}, "adam_beta2 must be 0 or more and below 1"),
         ({"learning_rate": "fast"}, "'fast' is no learning rate"),
         ({"embedding_learning_rate": "-1e-4"}, "a learning rate is 0 or more"),
+        ({"learning_rate": "1e9"}, "a learning rate is 0 or more and at most 1000, not 1e9"),
+        ({"learning_rate": "1e-4:0"}, "'1e-4:0' has a rate until step 0; the first step is 1"),
+        (
+            {"learning_rate": "0", "embedding_learning_rate": "0:5, 0"},
+            "nothing would be learned: learning_rate and embedding_learning_rate are 0",
+        ),
         ({"modifier_token": ("***",)}, "no letter or digit to name a file by"),
         ({"modifier_token": ("<" + "x" * 300 + ">",)}, "too long to name a file by"),
     ],

@@ -27,6 +27,12 @@ def test_a_resumed_run_keeps_the_rows_before_and_drops_those_after(tmp_path: Pat
     assert logged(tmp_path / "cut", 5, range(6, 11)) == whole
 
 
+def test_rows_of_a_training_that_saved_nothing_leave_no_file_beside_the_old_one(tmp_path: Path) -> None:
+    whole = logged(tmp_path, 0, range(1, 11))
+    assert logged(tmp_path, 0, range(1, 3)) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
+
+
 @pytest.mark.parametrize("torn", ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1"])
 def test_torn_and_foreign_rows_are_dropped(tmp_path: Path, torn: str) -> None:
     lines = logged(tmp_path, 0, range(1, 3))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...attention import projections
 from ...backend import Sampling
-from ...data.concepts import find_pictures
+from ...data.pictures import find_pictures, load_pictures
 from ...delta import SUFFIX, Delta
 from ...errors import UserError
 from ..generate import sampling_of, words_of
@@ -75,7 +75,7 @@ def _checked(options: argparse.Namespace) -> _Asked:
 
 
 def _pictures(folder: Path) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in find_pictures(folder)]
+    return [picture.colors for _, _, picture in load_pictures(find_pictures(folder))]
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:

@@ -87,6 +87,25 @@ def test_the_model_and_each_delta_draw_from_the_same_seeds(tmp_path: Path, flags
     assert "<polyline" not in (out / "evaluation.html").read_text()
 
 
+def test_pictures_of_the_concept_are_read_as_those_of_a_training(
+    tmp_path: Path, pictures: Path, flags: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def likeness() -> list[float]:
+        assert main(flags) == 0
+        results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
+        return [each["image_alignment"] for each in results]
+
+    lying = Image.effect_noise((48, 64), 50).convert("RGB")
+    lying.save(pictures / "picture.png")
+    upright = likeness()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # it is to be turned clockwise
+    lying.transpose(Image.Transpose.ROTATE_90).save(pictures / "picture.png", exif=exif)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    assert likeness() == upright
+    assert "skipped" in caplog.text and "broken.png" in caplog.text
+
+
 def test_a_delta_that_says_its_number_of_steps_is_called_by_it_and_others_by_their_files(tmp_path: Path) -> None:
     for name, steps in (("a", 5), ("b", 5), ("c", 7)):
         saved(tmp_path / f"{name}.delta.safetensors", steps)
