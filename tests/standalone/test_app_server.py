@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
+from websockets.sync.client import connect
 
 from lib_custom_diffusion.standalone.app.jobs import Job, Jobs
-from lib_custom_diffusion.standalone.app.server import _end, _end_as_by_ctrl_c, application
+from lib_custom_diffusion.standalone.app.server import _end, _end_as_by_ctrl_c, _server, application
 
 CROSS = {"Sec-Fetch-Site": "cross-site"}
 VISIT = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -152,6 +155,23 @@ def test_at_its_end_what_runs_is_stopped_and_waited_for() -> None:
         time.sleep(0.01)
     _end(jobs)
     assert saved == ["all"] and job.interrupted.is_set()
+
+
+def test_a_page_that_is_open_at_the_end_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(60)
+
+    server = _server(page)
+    server.config.lifespan, server.config.timeout_graceful_shutdown = "off", 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        running.start()
+        with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}"):
+            server.should_exit = True
+            running.join(30)
+    assert not running.is_alive() and capsys.readouterr().err == ""
 
 
 def test_a_request_to_end_is_as_ctrl_c() -> None:

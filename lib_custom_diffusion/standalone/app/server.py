@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
+import logging
 import os
 import re
 import secrets
@@ -66,11 +68,9 @@ def ui(options: argparse.Namespace) -> int:
         named = f"[{address}]" if ":" in address else address
         visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
         print(f"Custom Diffusion is at {visit} (Ctrl-C ends it)", flush=True)
-        # Gradio keeps waiting for a page that was closed while a job ran.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END)
         _end_as_by_ctrl_c()
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            _server(app).run(sockets=[listener])
         finally:
             _end(jobs)
     return 0
@@ -83,6 +83,19 @@ def _end_as_by_ctrl_c() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends its server first
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+
+
+def _server(app: ASGIApp) -> uvicorn.Server:
+    """What serves it until it is ended; then it waits for no page, as gradio does for one closed while a job ran."""
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_END)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
+    return uvicorn.Server(config)
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's log is of anything but a page that was still open when the program was ended."""
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cancelled or "timeout graceful shutdown exceeded" in record.getMessage())
 
 
 def _end(jobs: Jobs) -> None:
