@@ -80,7 +80,7 @@ def outcome_html(done: Outcome) -> str:
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
-        f"<p>Copies, previews and losses are in <code>{html.escape(str(done.log_directory))}</code>.</p>{preview}"
+        f"<p>Copies, previews and losses are in <code>{html.escape(str(done.log_directory.absolute()))}</code>.</p>{preview}"
     )
 
 
@@ -126,5 +126,5 @@ def memory() -> str:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    files = "".join(f"<li><code>{html.escape(str(path))}</code></li>" for path in paths)
+    files = "".join(f"<li><code>{html.escape(str(path.absolute()))}</code></li>" for path in paths)
     return f"<ul class='cd-files'>{files}</ul>"
