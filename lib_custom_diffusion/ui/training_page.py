@@ -77,10 +77,11 @@ def outcome_html(done: Outcome) -> str:
     state = "Interrupted and saved" if done.interrupted else "Finished"
     notes = [done.note, "Tick Resume from the last save in Advanced to continue from here." if done.resumable else ""]
     preview = picture_html(done.preview, "the last preview") if done.preview else ""
+    logs = html.escape(str(done.log_directory.absolute()))
     return (
         f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
-        f"<p>Copies, previews and losses are in <code>{html.escape(str(done.log_directory.absolute()))}</code>.</p>{preview}"
+        f"<p>Copies, previews and losses are in <code>{logs}</code>.</p>{preview}"
     )
 
 

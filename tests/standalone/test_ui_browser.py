@@ -168,6 +168,18 @@ def generate(page: Page) -> list[Image.Image]:
     return page.pictures("cd_gallery")
 
 
+def test_of_fields_that_exclude_each_other_only_the_chosen_one_is_shown(page: Page) -> None:
+    page.tab("Utilities")
+    page.tab("Compress", "#cd_utils_tabs")
+    shown = (
+        "() => ['size', 'rank', 'energy'].filter("
+        "each => document.getElementById(`cd_compress_${each}`).offsetParent).join()"
+    )
+    page.page.wait_for_function(f"({shown})() === 'size'")
+    page.page.locator("#cd_compress_to label", has_text="rank").click()
+    page.page.wait_for_function(f"({shown})() === 'rank'")
+
+
 def test_a_delta_is_used_as_the_command_uses_it_and_nothing_is_fetched_from_elsewhere(
     page: Page, deltas: Path, tmp_path: Path
 ) -> None:
