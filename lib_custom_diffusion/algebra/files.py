@@ -24,7 +24,7 @@ from ..text_features import Moments, read_captions, second_moments, spoken_featu
 from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
-from .merging import change_on, context_features, merge, target_features
+from .merging import authors_skip, change_on, context_features, merge, target_features
 from .spectrum import spectrum_of
 
 LoadModel = Callable[[], Backend]
@@ -245,8 +245,8 @@ def merge_files(
     _check_words(deltas, backend)
     tell("Text features of the captions")
     words = bundle_words(deltas)
-    targets = target_features(backend, deltas, words, target_prompts)
-    regularization = spoken_features(backend, chosen, {})
+    targets = target_features(backend, deltas, words, target_prompts, authors_rows=only_targets)
+    regularization = spoken_features(backend, chosen, {}, list(map(authors_skip, chosen)) if only_targets else None)
     contexts = [] if only_targets else context_features(backend, deltas, words, listed, target_prompts)
     tell("Solving")
     merged = merge(deltas, targets, regularization, contexts)

@@ -23,7 +23,7 @@ Of each P_iᵀ P_i the principal directions are kept, so that Δ₀ has a low ra
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +38,13 @@ from ..tokens import split_at_tokens
 from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
 
 TARGET_PROMPTS = ("photo of a {}", "{}")
-"""What Adobe's code asks of each concept; {} is its modifier token and class word."""
+STYLE_PROMPTS = ("painting in the style of {}", "{}")
+"""What Adobe's code asks of each concept, and of what is "art"; {} is its modifier token and class word."""
 
 _RIDGE = 1e-6  # of G, relative to its mean eigenvalue: few captions leave directions without any feature
-_RIDGE_OF_TARGETS = 1e-9  # of A alone; with 1e-6 the delta is a fifth from that of the authors' code, which has none
+_RIDGE_OF_TARGETS = 1e-9  # of A in such directions alone, if target rows have them: the authors' code has none
+_NO_FEATURE = 1e-12  # an eigenvalue of A this small, relative to their mean, is rounding
+_NOT_ASKED = 1e-5  # and so is this part of the target rows
 _DEPENDENT = 1e-3  # a target row this near to the span of those before it is left out
 _CONFLICT = 0.05  # unless it asks for something this different
 _ALIKE = 0.5  # the same with contexts: rows nearer than this are left to these
@@ -71,23 +74,56 @@ class Merged:
 
 
 def target_features(
-    backend: Backend, deltas: Sequence[Delta], words: Words, prompts: Sequence[Sequence[str]] = ()
+    backend: Backend,
+    deltas: Sequence[Delta],
+    words: Words,
+    prompts: Sequence[Sequence[str]] = (),
+    authors_rows: bool = False,
 ) -> list[Tensor]:
     """Features (s_i, d) of each concept's target prompts, from its first modifier token to the end token.
 
-    prompts[i] are those of delta i, in which its tokens have their own names; TARGET_PROMPTS if not given.
+    prompts[i]:   those of delta i, in which its tokens have their own names; TARGET_PROMPTS or STYLE_PROMPTS if not
+                  given.
+    authors_rows: also what stands before the token, as Adobe's code has it: all but "photo of a", and what several
+                  prompts begin with as the first of them has it.
+
     Raises UserError for a delta without any modifier token for which no prompts are given.
     """
     targets = []
+    begun: list[Tensor] = []
     for index, delta in enumerate(deltas):
         own = words.in_prompts(index, prompts[index]) if index < len(prompts) else []
-        spoken = concept_words(words.of(index, delta))
-        own = own or [prompt.format(word) for word in spoken for prompt in TARGET_PROMPTS]
+        own = own or [prompt for word in concept_words(words.of(index, delta)) for prompt in _own_prompts(word)]
         if not own:
             raise UserError(f"delta {index + 1} has no modifier token to make target prompts of; give its prompts")
-        skip = [_words_before(backend, prompt, words.vectors) for prompt in own]
-        targets.append(spoken_features(backend, own, words.vectors, skip))
+        before = [_words_before(backend, prompt, words.vectors) for prompt in own]
+        targets.append(spoken_features(backend, own, words.vectors, before))
+        if authors_rows:
+            beginnings = _beginnings(backend, own, before, words.vectors)
+            new = [row for row in beginnings if not any(torch.equal(row, other) for other in begun)]
+            begun += new
+            targets[-1] = torch.cat([row[None] for row in new] + [targets[-1]])
     return targets
+
+
+def _own_prompts(word: str) -> list[str]:
+    """What a concept is asked for by, "<new1> cat"."""
+    forms = STYLE_PROMPTS if "art" in word.split() else TARGET_PROMPTS
+    return [form.format(word) for form in forms]
+
+
+def _beginnings(
+    backend: Backend, prompts: Sequence[str], before: Sequence[int], vectors: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """The features (d,) of the first words of each prompt, `before` many, but for those of "photo of a"."""
+    for prompt, count in zip(prompts, before):
+        skip = authors_skip(prompt)
+        yield from spoken_features(backend, [prompt], vectors, [skip])[: max(0, count - skip)]
+
+
+def authors_skip(text: str) -> int:
+    """How many of a text's first words Adobe's code leaves out."""
+    return 3 if "photo of a" in text[:15] else 0
 
 
 def context_features(
@@ -102,13 +138,13 @@ def context_features(
     prompts as in `target_features`; they are among the contexts, and all there are for a delta without modifier token.
     """
     surroundings = [found.group() for found in map(_SURROUNDINGS.search, captions) if found]
-    forms = [(prompt, "") for prompt in TARGET_PROMPTS]
     chosen = ["", *surroundings[:: max(1, len(surroundings) // _CONTEXTS)]]
-    forms += [(CONTEXT_PROMPTS[index % len(CONTEXT_PROMPTS)], around) for index, around in enumerate(chosen)]
+    forms = [(CONTEXT_PROMPTS[index % len(CONTEXT_PROMPTS)], around) for index, around in enumerate(chosen)]
     contexts = []
     for index, delta in enumerate(deltas):
         spoken = concept_words(words.of(index, delta))
-        own = [form.format(word) + around for word in spoken for form, around in forms]
+        own = [prompt for word in spoken for prompt in _own_prompts(word)]
+        own += [form.format(word) + around for word in spoken for form, around in forms]
         own += words.in_prompts(index, prompts[index]) if index < len(prompts) else []
         contexts.append(second_moment(backend, own, words.vectors))
     return contexts
@@ -134,7 +170,7 @@ def merge(
     left = wanted
     rows = torch.cat([target.double() for target in targets])
     gram = _gram(regularization.double(), contexts)
-    factor = torch.linalg.cholesky(gram)
+    factor = torch.linalg.cholesky(gram if contexts else _solvable(gram, rows))
     whitened, solved = _against(factor, rows)
     kept = _independent_rows(whitened, _DEPENDENT)
     _check_conflicts(whitened, kept, wanted, [len(target) for target in targets])
@@ -233,13 +269,27 @@ def _wanted(deltas: Sequence[Delta], targets: Sequence[Tensor], key: str) -> Ten
 
 
 def _gram(regularization: Tensor, seconds: Sequence[Tensor]) -> Tensor:
-    """A, ridged, or G of the features' second moments if there are contexts; (d, d)."""
+    """A, or G, ridged, of the features' second moments if there are contexts; (d, d)."""
     gram = regularization.T @ regularization
     if seconds:
         gram = gram / len(regularization) + torch.stack(list(seconds)).sum(dim=0)
-    ridge = _RIDGE if seconds else _RIDGE_OF_TARGETS
-    gram.diagonal().add_(ridge * gram.trace() / len(gram))
+        gram.diagonal().add_(_RIDGE * gram.trace() / len(gram))
     return gram
+
+
+def _solvable(gram: Tensor, rows: Tensor) -> Tensor:
+    """A (d, d) itself where it can be solved with, else another in the directions that no caption has a feature in.
+
+    What target rows (s, d) have there for rounding alone must not count; what they truly have is free to change.
+    """
+    mean = gram.trace() / len(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not failed and factor.diagonal().min() ** 2 > _NO_FEATURE * mean:
+        return gram
+    values, directions = torch.linalg.eigh(gram)
+    asked = (rows @ directions).norm(dim=0) > _NOT_ASKED * rows.norm()
+    others = torch.where(asked, _RIDGE_OF_TARGETS * mean, mean)
+    return (directions * torch.where(values > _NO_FEATURE * mean, values, others)) @ directions.T
 
 
 def _against(factor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
     _add_model(command, "the model that reads the prompts", default="toy")
     add("--target_prompts", action="append", default=[], metavar="PROMPTS",
         help='what a concept is asked for by, one flag a file, prompts parted by |; "photo of a <new1> cat|<new1> cat"'
-        " from its words if not given")  # fmt: skip
+        " from its words if not given, and \"painting in the style of <new1> art\" of art")  # fmt: skip
     add(
         "--captions",
         type=given_path,
