@@ -36,6 +36,7 @@ from .pictures import (
 
 RESIZE_MODES = ("crop", "pad", "bucket")
 _ENCODE_BATCH = 4
+_ENCODE_PIXELS = 4 * 512 * 512  # at once: the VAE's memory, gigabytes of float32, grows with them
 _ATTEMPTS = 50
 """How often a view is drawn anew in which everything is transparent."""
 
@@ -335,6 +336,12 @@ def _window(size: Size, canvas: Size, settings: PictureSettings, rng: Random) ->
     return left, top, left + width, top + height
 
 
+def views_at_once(canvas: Size) -> int:
+    """How many views of a picture, width × height, are encoded together."""
+    width, height = canvas
+    return max(1, min(_ENCODE_BATCH, _ENCODE_PIXELS // (width * height)))
+
+
 def _latents(
     picture: Picture, path: Path, placements: Sequence[Placement], backend: Backend, canvas: Size
 ) -> dict[Placement, tuple[Tensor, Tensor]]:
@@ -344,8 +351,9 @@ def _latents(
     """
     distinct = list(dict.fromkeys(placements))
     encoded: dict[Placement, tuple[Tensor, Tensor]] = {}
-    for start in range(0, len(distinct), _ENCODE_BATCH):
-        part = distinct[start : start + _ENCODE_BATCH]
+    at_once = views_at_once(canvas)
+    for start in range(0, len(distinct), at_once):
+        part = distinct[start : start + at_once]
         pixels = torch.stack([draw(picture, placement, canvas) for placement in part])
         posterior = backend.encode_pictures(pixels.to(backend.device))
         mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()

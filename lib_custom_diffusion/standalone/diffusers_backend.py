@@ -23,6 +23,7 @@ from ..tokens import split_at_tokens
 from .pieces import COMMA, Piece, in_pieces
 
 _TEXT_BATCH = 64
+_DECODED_CELLS = 4 * 64 * 64  # of latents, at once: the VAE's memory, gigabytes of float32, grows with them
 _SIZE_NUMBERS = 6
 
 
@@ -176,7 +177,8 @@ class DiffusersBackend:
                 height=height,
                 output_type="latent",
             ).images
-            pictures += self._decode(latents)
+            for part in latents.split(max(1, _DECODED_CELLS // latents[0, 0].numel())):
+                pictures += self._decode(part)
         return pictures
 
     def _negative(self, text: str, count: int, vectors: Mapping[str, Tensor]) -> Conditioning:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import READ_TEXT, Projection, recorded_attention
-from ..backend import Backend
+from ..backend import Backend, Conditioning
 from ..text_features import OWN_PROMPTS, class_noun, count_tokens, read_captions
 from .parametrisation import parametrisation
 
@@ -34,6 +34,7 @@ CLASS_SHARE = 0.25
 """How much of Σ is of captions of the class, if a concept has one."""
 _BATCH = 16
 _MEASURED_CAPTIONS = 8
+_MEASURED_CELLS = 8 * 64 * 64  # of latents, in one pass of the UNet: its memory grows with them
 _NOISE_LEVELS = (0.25, 0.5, 0.75)  # where the attention is measured, as parts of the noise schedule
 
 
@@ -174,10 +175,16 @@ def attention_shares(backend: Backend, captions: Sequence[str], latents: Sequenc
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     conditioning = backend.encode_captions(captions, {})
     asked = parametrisation(backend)
-    seen: list[Tensor] = []
-    with recorded_attention(backend.unet, seen):
-        for level in _NOISE_LEVELS:
-            timesteps = torch.full((len(captions),), round(level * (asked.timesteps - 1)), device=backend.device)
-            backend.predict(asked.add_noise(clean, noise, timesteps), timesteps, conditioning)
-    shares = torch.stack(seen).double().mean(dim=0)  # (captions, positions)
+    at_once = max(1, _MEASURED_CELLS // clean[0, 0].numel())
+    parts = []
+    for start in range(0, len(captions), at_once):
+        rows = range(start, min(start + at_once, len(captions)))
+        seen: list[Tensor] = []
+        with recorded_attention(backend.unet, seen):
+            for level in _NOISE_LEVELS:
+                timesteps = torch.full((len(rows),), round(level * (asked.timesteps - 1)), device=backend.device)
+                noisy = asked.add_noise(clean[rows.start : rows.stop], noise[rows.start : rows.stop], timesteps)
+                backend.predict(noisy, timesteps, Conditioning.cat([conditioning.row(row) for row in rows]))
+        parts.append(torch.stack(seen).double().mean(dim=0))
+    shares = torch.cat(parts)  # (captions, positions)
     return torch.einsum("kbp,bp->k", _kinds(backend, captions, shares.shape[1]), shares) / len(captions)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from lib_custom_diffusion.standalone import clip
 from lib_custom_diffusion.standalone.toy import CONFIG
 
 
@@ -18,17 +25,39 @@ def stable_diffusion_1() -> StableDiffusionPipeline:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    vae = AutoencoderKL(
+    return StableDiffusionPipeline(
+        _vae(), CLIPTextModel(text), tokenizer, unet, _scheduler(), None, None, requires_safety_checker=False
+    )
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    """All four models as large as SDXL's (2,567, 123, 695 and 84 million numbers), with CLIP's vocabulary."""
+    ends = {"bos_token_id": 49406, "eos_token_id": 49407}
+    first = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **ends
+    )
+    second = CLIPTextConfig(
+        vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+        hidden_act="gelu", projection_dim=1280, **ends,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        _vae(), CLIPTextModel(first), CLIPTextModelWithProjection(second), clip.tokenizer(), clip.tokenizer("!"),
+        sdxl_unet(), _scheduler(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=2,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
+
+
+def _scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    return StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
 
 
 def sdxl_unet() -> UNet2DConditionModel:

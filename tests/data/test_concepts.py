@@ -18,6 +18,7 @@ from lib_custom_diffusion.data.concepts import (
     PictureSettings,
     encode_concept,
     load_concepts_list,
+    views_at_once,
 )
 from lib_custom_diffusion.errors import UserError
 from tiny import TinyBackend
@@ -458,3 +459,8 @@ def test_a_picture_that_cannot_be_read_has_no_part_in_the_buckets(tmp_path: Path
     regularization = pictures(tmp_path / "reg", a=solid(BLUE), b=solid(BLUE))
     examples = encoded(own, BUCKETS, class_data_dir=regularization, class_prompt="cat")
     assert {tuple(example.mean.shape[1:]) for example in examples.instance + examples.prior} == {(10, 6)}
+
+
+@pytest.mark.parametrize(("canvas", "together"), [((128, 128), 4), ((512, 512), 4), ((768, 768), 1), ((1344, 768), 1)])
+def test_large_views_are_encoded_one_by_one(canvas: tuple[int, int], together: int) -> None:
+    assert views_at_once(canvas) == together

@@ -170,3 +170,18 @@ def test_only_passes_with_gradients_are_compiled(monkeypatch: pytest.MonkeyPatch
     backend.compile(False)
     predict()
     assert passes == [True]
+
+
+def test_large_pictures_are_decoded_one_by_one_to_the_same_pictures(
+    backend: DiffusersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw() -> list[np.ndarray]:
+        return [np.asarray(each, int) for each in backend.generate(["a cat", "a dog"], [1, 2], Sampling(steps=2), {})]
+
+    together, vae, decoded = draw(), backend.pipeline.vae, []
+    decode = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    monkeypatch.setattr("lib_custom_diffusion.standalone.diffusers_backend._DECODED_CELLS", 1)
+    alone = draw()
+    assert decoded == [1, 1]
+    assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, alone, strict=True))

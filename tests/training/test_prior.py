@@ -164,3 +164,15 @@ def test_the_class_is_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainingConfig(**settings).check()
+
+
+def test_large_latents_are_measured_in_parts_to_the_same_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TinyBackend()
+    captions, pictures = ["a red cat", "photo of a dog", "two houses"], latents()
+    whole = attention_shares(backend, captions, pictures)
+    passes: list[int] = []
+    predict = backend.predict
+    monkeypatch.setattr(backend, "predict", lambda noisy, *rest: passes.append(len(noisy)) or predict(noisy, *rest))
+    monkeypatch.setattr("lib_custom_diffusion.training.prior._MEASURED_CELLS", 2 * pictures[0][0].numel())
+    torch.testing.assert_close(attention_shares(backend, captions, pictures), whole)
+    assert passes == [2, 2, 2, 1, 1, 1]
