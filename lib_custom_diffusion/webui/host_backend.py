@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
+from ..reading.document import read_header
 from ..text_features import captions_beside
 from . import host_text
 
@@ -41,6 +42,7 @@ class HostBackend:
         if model is None:
             raise UserError("no checkpoint is loaded; choose one at the top of the page")
         refuse_kind(model)
+        _refuse_misread_prediction(model)
         self.model = model
         self.reads_sizes: bool = model.is_sdxl
         self.learning = frozenset(learning)
@@ -200,6 +202,23 @@ def refuse_kind(model: Any) -> None:
         raise UserError("SDXL's refiner cannot be trained; choose the base model, or one made of it")
     if getattr(model, "is_ssd", False):
         raise UserError("Segmind's SSD-1B, a distilled SDXL, cannot be trained; choose a whole SDXL")
+
+
+def _refuse_misread_prediction(model: Any) -> None:
+    """Raise UserError for a checkpoint that says it predicts velocity, which the host took for one that predicts noise.
+
+    WebUI 1.10 goes by the .yaml alone, and would draw and train nonsense.
+    """
+    path = Path(model.sd_checkpoint_info.filename)
+    if model.parameterization == "v" or path.suffix.lower() != ".safetensors" or not path.is_file():
+        return
+    header = read_header(path)
+    if "v_pred" in header.names or header.metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
+        how = "EpsScaling replaced by VScaling" if model.is_sdxl else "parameterization: v"
+        raise UserError(
+            f"{path.name} predicts velocity, as it says itself, but the WebUI has loaded it as a model that predicts"
+            f" noise; put a {path.stem}.yaml beside it, its kind's configuration with {how}, and load it again"
+        )
 
 
 def _noise_schedule(model: Any) -> Tensor:

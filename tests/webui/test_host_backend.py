@@ -7,6 +7,7 @@ import torch
 from host import TinyHostModel
 from modules import processing, sd_hijack, sd_models, shared
 from modules.textual_inversion.textual_inversion import Embedding
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from lib_custom_diffusion.attention import projections
@@ -169,6 +170,23 @@ def test_without_a_checkpoint_it_says_so(host, monkeypatch):
     monkeypatch.setattr(shared, "sd_model", None)
     with pytest.raises(UserError, match="no checkpoint is loaded"):
         HostBackend()
+
+
+@pytest.mark.parametrize(("keys", "metadata"), [(("v_pred", "ztsnr"), None), ((), {"modelspec.prediction_type": "v"})])
+def test_a_checkpoint_of_velocity_that_the_host_took_for_one_of_noise_is_refused(host, tmp_path, keys, metadata):
+    path = tmp_path / "noob.safetensors"
+    save_file({"weight": torch.zeros(1), **{key: torch.zeros(0) for key in keys}}, path, metadata)
+    host.sd_checkpoint_info.filename = str(path)
+    with pytest.raises(UserError, match=r"noob.safetensors predicts velocity.* noob.yaml .*parameterization: v"):
+        HostBackend()
+    host.parameterization = "v"
+    assert HostBackend().prediction_type == "v_prediction"
+
+
+def test_a_checkpoint_that_does_not_speak_of_velocity_is_taken_as_the_host_took_it(host, tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "plain.safetensors", {"modelspec.prediction_type": "epsilon"})
+    host.sd_checkpoint_info.filename = str(tmp_path / "plain.safetensors")
+    assert HostBackend().prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("asked", [True, False])
