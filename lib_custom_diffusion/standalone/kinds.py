@@ -6,6 +6,7 @@ Names are those of the programs that wrote the files: CompVis' and Stability's s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,10 @@ _OTHER_MODELS = (
     ("transformer_blocks.0.img_mod.", "Qwen-Image"),
     ("cross_attn.kv_linear.", "PixArt or Sana"),
     ("patchify_proj.", "LTX-Video"),
+    ("adaln_single.", "PixArt or Sana"),
+    ("mlp_t5.", "Hunyuan-DiT"),
+    ("attn.add_k_proj.", "Stable Diffusion 3, or another model without a UNet"),
+    ("encoder_hid_proj.", "Kolors"),
     ("blocks.0.attn.qkv_x.", "Mochi, a video model"),
     ("head.modulation", "Wan, a video model"),
     ("extra_pos_embedder.", "Cosmos, a video model"),
@@ -56,15 +61,23 @@ _NO_MODELS = (
     ("_lora.down.", "a LoRA"),
     (".hada_w1_a", "a LoRA (LoHa)"),
     (".lokr_w1", "a LoRA (LoKr)"),
+    (".oft_blocks", "an OFT, which is used like a LoRA"),
+    (".oft_R.", "an OFT, which is used like a LoRA"),
     ("motion_modules.", "an AnimateDiff motion module"),
     ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
+    ("lllite_unet_", "a ControlNet (LLLite)"),
+    ("adapter.body.", "a T2I-Adapter"),
+    ("body.0.in_conv.", "a T2I-Adapter"),
     ("ip_adapter", "an IP-Adapter"),
+    ("layer_structure", "a hypernetwork"),
+    (".0.linear1.weight", "a hypernetwork"),
 )
 
 FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
 
-_TEXT_WIDTH_OF_SDXL = 2048
+_TEXT_WIDTH_OF_SDXL, _TEXT_WIDTH_OF_REFINER = 2048, 1280
+_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 _CHANNELS = {
     9: "an inpainting model",
@@ -80,7 +93,7 @@ def refuse_other_kinds(weights: Weights) -> None:
     path, names = weights.path, weights.tensors
     lines = "\n".join(names)
     if FIRST_LAYER not in names:
-        raise UserError(f"{path} {_without_unet(weights, lines)}")
+        raise UserError(f"{path} {_without_unet(weights)}")
     for part, model in _OTHER_MODELS:
         if part in lines:
             raise UserError(f"{path} is {model}; only {USABLE} can be used")
@@ -105,6 +118,23 @@ def refuse_channels(path: str, channels: int | None, out_channels: int | None) -
         raise UserError(f"{path} is a model of another kind: its UNet gives {out_channels} channels, not 4")
 
 
+def refuse_folder(path: str, sdxl: bool, unet: Mapping[str, Any], scheduler: str) -> None:
+    """Raise UserError for a folder in diffusers' layout of a kind that cannot be used, though its pipeline's can.
+
+    unet: its configuration. scheduler: what model_index.json names.
+    """
+    refuse_channels(path, unet.get("in_channels", 4), unet.get("out_channels", 4))
+    if "EDM" in scheduler:
+        raise UserError(f"{path} is Playground 2.5, or another model of EDM's noise; only {USABLE} can be used")
+    if unet.get("time_cond_proj_dim"):
+        raise UserError(f"{path} is a latent consistency model; train on the model that it was made of")
+    if sdxl and unet.get("cross_attention_dim") == _TEXT_WIDTH_OF_REFINER:
+        raise UserError(f"{path} is SDXL's refiner; only {USABLE} can be used")
+    whole = unet.get("mid_block_type", _MIDDLE) == _MIDDLE and not unet.get("reverse_transformer_layers_per_block")
+    if sdxl and not whole:
+        raise UserError(f"{path} is a distilled SDXL (SSD-1B or Segmind Vega); only {USABLE} can be used")
+
+
 def _channels(tensors: dict[str, Tensor]) -> int | None:
     first = tensors[FIRST_LAYER]
     return first.shape[1] if first.ndim == 4 else None
@@ -124,16 +154,17 @@ def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str:
     if f"{UNET_PREFIX}label_emb.weight" in tensors:
         return "an upscaler"
     width = _text_width(tensors)
-    if width == 1280:
+    if width == _TEXT_WIDTH_OF_REFINER:
         return "SDXL's refiner"
     if width == _TEXT_WIDTH_OF_SDXL:
         return "a distilled SDXL (SSD-1B or Segmind Vega)"
     return "an unCLIP model, of pictures' variations, or another that is told more than a text"
 
 
-def _without_unet(weights: Weights, lines: str) -> str:
+def _without_unet(weights: Weights) -> str:
     """What a file is that has no UNet under its name in a checkpoint."""
     names, tensors = frozenset(weights.tensors), weights.tensors
+    lines = "\n".join(names | weights.entries)
     if "string_to_param" in weights.entries or "emb_params" in names or {"clip_l", "clip_g"} & names:
         return "is an embedding, not a model; give the model that it belongs to, and the embedding by --embedding"
     if _is_delta(weights):
@@ -156,11 +187,16 @@ def _without_unet(weights: Weights, lines: str) -> str:
         return "is only a text encoder; give the whole checkpoint"
     if "RRDB_trunk" in lines or "model.1.sub." in lines or "rdb1.conv1" in lines:
         return "is an upscaler, not a model to train"
+    if "encoder.block.0.layer.0.SelfAttention" in lines:
+        return "is only a text encoder (T5) of another kind of model"
+    if "vision_model." in lines:
+        return "is only an encoder of pictures (CLIP vision)"
     if 0 < len(tensors) <= 2 and all(tensor.ndim <= 2 for tensor in tensors.values()):
         return "is an embedding, or another small file, and no model; give the model that it belongs to"
-    if not tensors:
+    if not names and not weights.entries:
         return "holds no weights"
-    return f"is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model…), but {min(names)[:80]}"
+    found = min(names or weights.entries)[:80]
+    return f"is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model…), but {found}"
 
 
 def _is_delta(weights: Weights) -> bool:

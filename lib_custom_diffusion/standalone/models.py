@@ -13,12 +13,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
 
+from ..backend import PREDICTION_TYPES
 from ..errors import UserError
 from ..storage import given_path
 from ..text_features import captions_beside
 from . import toy
 from .diffusers_backend import DiffusersBackend
-from .kinds import USABLE, refuse_channels
+from .kinds import USABLE, refuse_folder
 from .single_file import load_checkpoint, load_vae
 from .weights import refuse_torn
 
@@ -33,6 +34,11 @@ _PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     ),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
+_SAME_PARTS = {
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+}
+"""Pipelines of the same models, and which of ours they are loaded as."""
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _PARTS_OF_SDXL = (*_PARTS, "text_encoder_2", "tokenizer_2")
 """What a pipeline cannot do without."""
@@ -99,6 +105,9 @@ def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline
         raise UserError(f"{folder} cannot be loaded as a Stable Diffusion model: {reason}") from error
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    predicts = pipeline.scheduler.config.get("prediction_type")
+    if predicts not in PREDICTION_TYPES:
+        raise UserError(f"{folder} predicts {predicts}; only {' and '.join(PREDICTION_TYPES)} can be trained")
     return pipeline
 
 
@@ -127,28 +136,37 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
 def _has_only_variant(folder: Path) -> bool:
     """Whether a part of a pipeline is there in half precision only, as diffusers names such files."""
     files = [file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
-    return bool(files) and all(".fp16." in file for file in files)
+    return bool(files) and all(re.search(r"\.fp16[.-]", file) for file in files)
 
 
 def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any]]:
     """The class of a folder's pipeline, and the options to load it with. Raises UserError for one of another kind."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UserError(f"{folder} is no diffusers model: it has no model_index.json")
+        raise UserError(f"{folder} is no diffusers model: it has no model_index.json{_instead_of(folder)}")
     content = _json(index)
     kind = str(content.get("_class_name", ""))
+    kind = _SAME_PARTS.get(kind, kind)
     if kind not in _PIPELINES:
         raise UserError(f"{folder} is a {kind or 'model of unknown kind'}; only {USABLE} can be used")
+    unet = _json(folder / "unet" / "config.json")
+    refuse_folder(str(folder), kind == "StableDiffusionXLPipeline", unet, str(content.get("scheduler")))
     for part in _PARTS if kind == "StableDiffusionPipeline" else _PARTS_OF_SDXL:
         if not isinstance(content.get(part), list) or None in content[part]:
             raise UserError(f"{folder} isn't whole: its model_index.json names no {part}")
-    unet = _json(folder / "unet" / "config.json")
-    refuse_channels(str(folder), unet.get("in_channels", 4), unet.get("out_channels", 4))
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         for suffix in ("*.safetensors", "*.bin"):
             for file in (folder / part).glob(suffix):
                 refuse_torn(file)
     return _PIPELINES[kind]
+
+
+def _instead_of(folder: Path) -> str:
+    """What to give instead of a folder without a model_index.json, if that can be seen."""
+    if (folder.parent / "model_index.json").is_file():
+        return f"; it is a part of {folder.parent}, so give that"
+    inside = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in CHECKPOINT_SUFFIXES)
+    return f"; give a file in it, such as {inside[0]}" if inside else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 class Weights:
     """The tensors of a file by name, those of a nested `state_dict` if it has one; and what else it says.
 
-    entries:  names of the outermost level.
+    entries:  names of the outermost level; of all levels where none of its tensors has a name there.
     metadata: of a safetensors file.
     """
 
@@ -147,7 +147,16 @@ def _archive(path: Path, start: bytes) -> Weights:
         raise UserError(f"{path} holds a {type(content).__name__}, not named weights")
     nested = content.get("state_dict", content)
     tensors = dict(_tensors(nested if isinstance(nested, dict) else content))
-    return Weights(path, tensors, frozenset(map(str, content)))
+    return Weights(path, tensors, frozenset(map(str, content) if tensors else _names(content)))
+
+
+def _names(content: Any, prefix: str = "", depth: int = 4) -> Iterator[str]:
+    """The names in dicts and lists within each other, with dots between them, that `kinds` tells a file by."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for name, value in inside:
+        yield f"{prefix}{name}"
+        if depth:
+            yield from _names(value, f"{prefix}{name}.", depth - 1)
 
 
 def _tensors(content: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.standalone.kinds import refuse_other_kinds
-from lib_custom_diffusion.standalone.weights import Weights
+from lib_custom_diffusion.standalone.kinds import refuse_folder, refuse_other_kinds
+from lib_custom_diffusion.standalone.weights import Weights, read_weights
 
 U = "model.diffusion_model."
 
@@ -35,6 +35,11 @@ OTHERS = {
     "Wan, a video model": {f"{U}head.modulation": (1, 2, 3), f"{U}blocks.0.self_attn.q.weight": (1, 1)},
     "LTX-Video": {f"{U}patchify_proj.weight": (1, 1)},
     "Stable Video Diffusion": unet(8) | {f"{U}input_blocks.1.0.time_stack.in_layers.0.weight": (1,)},
+    "PixArt or Sana": {"adaln_single.linear.weight": (1, 1), "transformer_blocks.0.attn1.to_q.weight": (1, 1)},
+    "Hunyuan-DiT": {"mlp_t5.0.weight": (1, 1), "blocks.0.attn1.Wqkv.weight": (1, 1)},
+    "Stable Diffusion 3, or": {"transformer_blocks.0.attn.add_k_proj.weight": (1, 1), "pos_embed.proj.bias": (1,)},
+    "Kolors": with_vector(2048) | {"encoder_hid_proj.weight": (2048, 4096)},
+    "Kolors; only": {"encoder_hid_proj.bias": (2048,), "down_blocks.0.resnets.0.conv1.bias": (1,), "mid_block.x": (1,)},
     "Qwen-Image": {"transformer_blocks.0.img_mod.1.weight": (1, 1)},
     "Stable Cascade": {"clip_txt_mapper.weight": (1, 1)},
     "AuraFlow": {"double_layers.0.attn.w2q.weight": (1, 1)},
@@ -52,6 +57,7 @@ OTHERS = {
     "a LoRA, not a model": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 4)},
     "a LoRA": {"unet.down_blocks.0.attentions.0.attn1.to_k.lora_A.weight": (4, 4)},
     "LoHa": {"layer.hada_w1_a": (4, 4)},
+    "an OFT": {"oft_unet_down_blocks_0_attentions_0_proj_in.oft_blocks": (4, 4, 4)},
     "an embedding, not a model": {"emb_params": (2, 768)},
     "an embedding": {"clip_l": (2, 768), "clip_g": (2, 1280)},
     "an embedding, or another small file": {"<cat-toy>": (768,)},
@@ -62,6 +68,11 @@ OTHERS = {
     "only a UNet, without": {"input_blocks.0.0.weight": (320, 4, 3, 3), "output_blocks.0.0.out_layers.0.bias": (1,)},
     "only averaged": {"model_ema.diffusion_modelinput_blocks00weight": (320, 4, 3, 3)},
     "a ControlNet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
+    "a ControlNet .LLLite": {"lllite_unet_input_blocks_4_1_attn1_to_q.conditioning1.0.weight": (4, 4)},
+    "a T2I-Adapter": {"adapter.body.0.resnets.0.block1.weight": (4, 4, 3, 3)},
+    "a T2I-Adapter,": {"body.0.in_conv.weight": (4, 4, 1, 1), "conv_in.weight": (4, 4, 3, 3), "body.0.x": (1,)},
+    "only a text encoder .T5": {"encoder.block.0.layer.0.SelfAttention.q.weight": (1, 1, 1)},
+    "only an encoder of pictures": {"vision_model.embeddings.class_embedding": (4, 1, 1)},
     "an AnimateDiff motion module": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (1,)},
     "an IP-Adapter": {"ip_adapter.1.to_k_ip.weight": (1, 1)},
     "an upscaler, not a model to train": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.bias": (1,)},
@@ -85,6 +96,43 @@ def test_every_other_kind_is_refused_by_its_name_in_one_sentence(said: str) -> N
 def test_a_webui_embedding_is_told_by_its_entries() -> None:
     with pytest.raises(UserError, match="is an embedding, not a model"):
         refuse_other_kinds(Weights(Path("a.pt"), {}, frozenset({"string_to_token", "string_to_param", "name"})))
+
+
+IP_ADAPTER = {"image_proj": {"proj.weight": torch.zeros(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(2)}}
+HYPERNETWORK = {768: [{"linear.0.weight": torch.zeros(2)}], "layer_structure": [1, 2, 1], "activation_func": "relu"}
+ESRGAN = {"params_ema": {"conv_first.weight": torch.zeros(2), "body.0.rdb1.conv1.weight": torch.zeros(2)}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(IP_ADAPTER, "is an IP-Adapter"), (HYPERNETWORK, "is a hypernetwork"), (ESRGAN, "is an upscaler"),
+     ({"model": {"layers": [{"a": torch.zeros(2)}]}}, "is no Stable Diffusion checkpoint: .*, but model"),
+     ({}, "holds no weights")],
+)  # fmt: skip
+def test_a_file_of_dicts_in_dicts_is_told_by_the_names_in_them(content: dict, said: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=f"a.pth {said}"):
+        refuse_other_kinds(read_weights(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("unet", "scheduler", "said"),
+    [({}, "EDMDPMSolverMultistepScheduler", "Playground 2.5"),
+     ({"time_cond_proj_dim": 256}, "LCMScheduler", "a latent consistency model"),
+     ({"cross_attention_dim": 1280}, "EulerDiscreteScheduler", "SDXL's refiner"),
+     ({"mid_block_type": None}, "EulerDiscreteScheduler", "a distilled SDXL"),
+     ({"reverse_transformer_layers_per_block": [10, 2, 1]}, "EulerDiscreteScheduler", "a distilled SDXL"),
+     ({"in_channels": 9}, "EulerDiscreteScheduler", "an inpainting model")],
+)  # fmt: skip
+def test_folders_of_another_kind_in_sdxls_pipeline_are_refused(unet: dict, scheduler: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^folder is {said}"):
+        refuse_folder("folder", True, unet, scheduler)
+
+
+def test_folders_of_sdxl_and_its_turbo_pass_and_small_ones_of_stable_diffusion_1() -> None:
+    whole = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 2048, "time_cond_proj_dim": None}
+    refuse_folder("folder", True, whole | {"mid_block_type": "UNetMidBlock2DCrossAttn"}, "EulerAncestralDiscrete")
+    refuse_folder("folder", False, {"cross_attention_dim": 768, "mid_block_type": None}, "PNDMScheduler")
 
 
 @pytest.mark.parametrize("shapes", [unet(width=768), unet(width=1024), with_vector(2048)])

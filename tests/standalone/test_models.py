@@ -33,8 +33,11 @@ def test_a_folder_in_half_precision_only(tmp_path: Path) -> None:
     pipeline = stable_diffusion_2().to(torch.float16)
     pipeline.save_pretrained(tmp_path / "model", variant="fp16")
     assert not list((tmp_path / "model").rglob("diffusion_pytorch_model.safetensors"))
-    ours, theirs = load_model(str(tmp_path / "model")).unet.state_dict(), pipeline.unet.state_dict()
-    assert all(torch.equal(ours[key], theirs[key].float()) for key in theirs)
+    pipeline.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="200KB")
+    assert list((tmp_path / "shards" / "unet").glob("*-of-*.safetensors"))
+    for name in ("model", "shards"):
+        ours, theirs = load_model(str(tmp_path / name)).unet.state_dict(), pipeline.unet.state_dict()
+        assert all(torch.equal(ours[key], theirs[key].float()) for key in theirs)
 
 
 def test_a_folder_with_a_vae_and_a_prediction_of_its_own(model: Path, tmp_path: Path) -> None:
@@ -59,6 +62,25 @@ def test_a_damaged_index_is_told(folder: Path, content: str) -> None:
 def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: str) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1, 2 and XL can be used" in refusal(folder)
+
+
+def test_a_folder_that_image_to_image_was_saved_from_is_the_same_model(folder: Path) -> None:
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
+    assert load_model(str(folder)).prediction_type == "v_prediction"
+
+
+def test_a_folder_that_predicts_something_else_is_refused(folder: Path) -> None:
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    assert "predicts sample; only epsilon and v_prediction can be trained" in refusal(folder)
+
+
+def test_what_to_give_instead_of_a_folder_that_is_no_model_is_told(folder: Path, tmp_path: Path) -> None:
+    assert f"it is a part of {folder}, so give that" in refusal(folder / "unet")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "NAME.SAFETENSORS").touch()
+    assert refusal(tmp_path / "checkpoints").endswith("; give a file in it, such as NAME.SAFETENSORS")
 
 
 def test_a_folder_of_other_channels_is_refused_whatever_it_is_called(folder: Path) -> None:
