@@ -23,7 +23,7 @@ def _inspect(host: Host) -> list[Action]:
         except UserError as error:
             return error_html(error)
 
-    button.click(fn=show, inputs=[names], outputs=[report])
+    button.click(fn=show, inputs=[names], outputs=[report], queue=False)
     return []  # reading a file needs no turn among the jobs
 
 

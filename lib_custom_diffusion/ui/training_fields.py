@@ -130,7 +130,7 @@ def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Field
     fields = FormFields(count, concepts, settings, essentials.preset, face.presets)
     folder = concepts[0]["instance_data_dir"]
     essentials.preset.input(
-        fn=fields.filled_by, inputs=[fields.preset], outputs=[*fields.filled.values()], show_progress=False
+        fn=fields.filled_by, inputs=[fields.preset], outputs=[*fields.filled.values()], queue=False, show_progress=False
     )
     essentials.preset.change(
         fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
@@ -193,6 +193,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
         fn=lambda wanted: [gr.update(visible=number < wanted) for number in range(MAX_CONCEPTS)],
         inputs=[count],
         outputs=boxes,
+        queue=False,
         show_progress=False,
     )
     return count, concepts

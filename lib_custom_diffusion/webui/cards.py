@@ -110,7 +110,8 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
             return self.create_html(tabname)
 
         refresh = gr.Button(visible=False, elem_id=f"{tabname}_cd_refresh_cards")
-        refresh.click(fn=made_anew, inputs=[], outputs=[cards]).then(
+        # Not in gradio's queue: a page that is busy for 5 seconds would be told "Connection errored out".
+        refresh.click(fn=made_anew, inputs=[], outputs=[cards], queue=False).then(
             fn=None, _js=f"() => {{ applyExtraNetworkFilter('{tabname}_deltas'); setupAllResizeHandles(); }}"
         )
 

@@ -72,7 +72,7 @@ def toy_button(part: str) -> None:
     button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
     told = gr.HTML(elem_id=f"{part}_told")
     title = gr.Textbox(visible=False, elem_id=f"{part}_title")
-    button.click(fn=wrap_queued_call(_install), inputs=[], outputs=[title, told]).then(
+    button.click(fn=wrap_queued_call(_install), inputs=[], outputs=[title, told], queue=False).then(
         fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
     )
 

@@ -109,16 +109,20 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         outputs=[told],
         show_progress=False,
     )
-    stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[])
+    stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
     # Pressed by the page when the toy was installed.
     folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
     toy_preset.click(
         fn=lambda *entered: [gr.update(visible=False), *_toy_form(fields, *entered)],
-        inputs=[folder, kind], outputs=[offer, folder, kind, *filled], show_progress=False,
+        inputs=[folder, kind], outputs=[offer, folder, kind, *filled], queue=False, show_progress=False,
     ).then(fn=None, _js="customDiffusionAsksForWord", inputs=[], outputs=[])  # fmt: skip
     txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
     send.click(
-        fn=_to_txt2img, inputs=[prompt], outputs=[txt2img_fields[name] for name in _SENT], show_progress=False
+        fn=_to_txt2img,
+        inputs=[prompt],
+        outputs=[txt2img_fields[name] for name in _SENT],
+        queue=False,
+        show_progress=False,
     ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
     card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
 
@@ -278,7 +282,7 @@ def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
     def bind(count: gr.Slider, choices: list[gr.Dropdown]) -> None:
         inputs = [name, text, vectors, overwrite, count, *choices]
         for event in (create.click, name.submit):
-            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices]).then(
+            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices], queue=False).then(
                 fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
             )
 

@@ -233,6 +233,13 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
     assert "value" not in filled()["cd_preset"]
 
 
+def test_only_jobs_wait_in_gradios_queue(page):
+    """It gives a page 5 seconds to answer; one that is too busy would be told "Connection errored out"."""
+    queued = [each for each in page.dependencies if each["backend_fn"] and each["queue"] is not False]
+    pressed = {page.blocks[part].elem_id for each in queued for part in each["targets"]}
+    assert pressed == {"cd_start", "cd_ask", "cd_reopened"}
+
+
 def test_fields_that_hold_one_line_do_not_grow(page):
     texts = {field.elem_id: field.component for field in fields(page) if isinstance(field.component, gr.Textbox)}
     prompts = {"cd_prompt", "cd_preview_prompt", "cd_try_prompt"}
