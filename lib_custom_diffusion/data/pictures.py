@@ -161,8 +161,11 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
         raise UnusablePicture("there is no such file") from error
     except UnidentifiedImageError as error:
         raise UnusablePicture("this is no picture that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise UnusablePicture("it has too many pixels, as broken pictures have; save it smaller") from error
     except Exception as error:  # from damaged files Pillow raises nearly everything
-        raise UnusablePicture(f"it cannot be read: {str(error) or type(error).__name__}") from error
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnusablePicture(f"it cannot be read: {told}") from error
     if not alpha_is_weight:
         return Picture(Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors).convert("RGB"))
     weight = colors.getchannel("A")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..algebra.compression import Limit
-from ..data.captions import captions_of_pictures, class_captions, is_listing
+from ..data.captions import captions_of_pictures, class_captions, has_listing, is_listing
 from ..data.concepts import Concept, PictureSettings, find_pictures, read_concept
 from ..data.pictures import check_usable
 from ..data.regularization import check_same_prompt
@@ -215,6 +215,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
             )
         for number, concept in enumerate(self.named_concepts(), start=1):
             self._check_concept(number, concept, wording)
+        self._check_class_folders(wording)
 
     def _check_names(self, wording: Wording) -> None:
         if self.name and file_name(self.name) != self.name:
@@ -260,6 +261,24 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         else:
             check_same_prompt(folder, concept.class_prompt)
             check_writable(folder)
+
+    def _check_class_folders(self, wording: Wording) -> None:
+        """Refuse to draw class pictures among those to be learned, and those of two classes into one folder."""
+        concepts = self.named_concepts()
+        own = {concept.instance_data_dir.resolve() for concept in concepts}
+        drawn: dict[Path, str] = {}
+        for number, concept in enumerate(concepts, start=1):
+            folder = concept.class_data_dir
+            if folder is None:
+                continue
+            where = f"{wording.of_concept('class_data_dir', number)} is {folder}"
+            if folder.resolve() in own:
+                raise UserError(f"{where}, where pictures to be learned are; give another folder")
+            if self.real_prior or not self.num_class_images or has_listing(folder):
+                continue
+            other = drawn.setdefault(folder.resolve(), concept.class_prompt)
+            if other != concept.class_prompt:
+                raise UserError(f"{where}, where those of {other!r} are drawn; give another folder")
 
 
 def _part(settings: type[_T], plan: TrainingPlan) -> _T:

@@ -57,6 +57,15 @@ def test_folder_that_is_missing_or_a_file_or_without_pictures_is_named(tmp_path:
         pictures.find_pictures(tmp_path)
 
 
+def test_what_keeps_a_picture_from_being_read_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves(RED, BLUE).save(tmp_path / "huge.png")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for name, said in (("huge", "too many pixels, .* save it smaller"), ("folder", r"it cannot be read: [^\[]+$")):
+        with pytest.raises(UnusablePicture, match=said):
+            load_picture(tmp_path / f"{name}.png")
+
+
 def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise: what is stored on the left is the top

@@ -163,6 +163,24 @@ def test_a_second_concept_is_checked_before_pictures_are_drawn_for_the_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_class_pictures_are_not_drawn_among_those_to_be_learned_nor_two_classes_into_one_folder(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyBackend, "generate", lambda *_: pytest.fail("pictures were drawn"))
+    [cat], others = plan.concepts, folder_of(tmp_path / "others", "a.png")
+    dog = Concept("photo of a <new2> dog", others, "dog", class_data_dir=tmp_path / "classes")
+    for first, said in (
+        (tmp_path / "others" / ".." / "others", "class_data_dir of concept 1 is .*, where pictures to be learned are"),
+        (tmp_path / "classes", "class_data_dir of concept 2 is .*classes, where those of 'cat' are drawn"),
+    ):
+        asked = replace(
+            plan, concepts=(replace(cat, class_data_dir=first), dog), with_prior_preservation=True, num_class_images=3
+        )
+        with pytest.raises(UserError, match=said):
+            run(asked, tmp_path / "out")
+    assert [path.name for path in others.iterdir()] == ["a.png"] and not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_encoding(plan: TrainingPlan, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"no folder")
     backend = TinyBackend()
