@@ -46,8 +46,12 @@ def test_a_word_is_created_and_trained(webui: WebUI, page: Page, pictures: Path,
     assert len(list((log / "images").iterdir())) == 2
     assert webui.picture(PROMPT)[0] == untouched
     page.page.locator("#txt2img_deltas_cards .card[data-name=wedge]").wait_for(state="attached")  # by itself
+    page.press("cd_card")
+    page.page.locator("#txt2img_deltas_cards .card[data-name=wedge]").wait_for()
+    page.open_training()
     page.press("cd_send")
     page.page.wait_for_function("() => document.querySelector('#txt2img_width input').value === '128'")
+    page.page.locator("#txt2img_width").wait_for()  # not behind the cards that were open
     assert page.value("txt2img_prompt") == "photo of a mywedge house <delta:wedge:1>"
 
 
