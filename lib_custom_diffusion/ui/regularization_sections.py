@@ -94,6 +94,8 @@ def _draw(host: Host) -> list[Action]:
             show(done, total, f"{done} of {total} pictures")
 
         if source == SOURCES[0]:
+            if not (prompt or "").strip():
+                raise UserError("Prompt is empty; say what to draw, such as photo of a cat")
             drawn = generate(host.backend(sampler), prompt, target, int(count or 0), sampling, first, tell)
         else:
             if source == SOURCES[1]:
@@ -141,11 +143,13 @@ def _pick(host: Host) -> list[Action]:
 
     def run(show: Show, source: str, prompt: str, count: float, target: str) -> Outcome:
         pictures, folder = folder_of(source, "the folder of captioned pictures"), folder_of(target, "a folder")
+        if not (prompt or "").strip():
+            raise UserError("Prompt to match is empty; give one, such as photo of a cat")
 
         def tell(done: int, total: int) -> None:
             show(done, total, f"{done} of {total} captions compared")
 
-        picked = pick(host.backend(""), pictures, prompt or "", int(count or 0), tell)
+        picked = pick(host.backend(""), pictures, prompt, int(count or 0), tell)
         write_listing(picked, folder)
         report = (
             f"<p>{_pictures(len(picked))} listed in <code>{html.escape(str(folder))}</code>, from"

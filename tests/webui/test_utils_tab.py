@@ -138,7 +138,9 @@ def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
         ("cd_merge", {"cd_merge_names": ["cat"], "cd_merge_result": "x", "cd_merge_prompts": "a\nb"}, "2 times for 1"),
         ("cd_convert", {}, "choose a file"),
         ("cd_reg_draw", {"cd_reg_prompt": "cat"}, "give a folder"),
+        ("cd_reg_draw", {"cd_reg_folder": "drawn", "cd_reg_prompt": " "}, "Prompt is empty; say what to draw"),
         ("cd_pick", {"cd_pick_prompt": "cat"}, "give the folder of captioned pictures"),
+        ("cd_pick", {"cd_pick_source": ".", "cd_pick_target": "picked"}, "Prompt to match is empty; give one"),
     ],
 )
 def test_a_mistake_is_shown_as_a_sentence(made, button, entered, sentence):
