@@ -34,6 +34,16 @@ def test_the_chosen_model_takes_the_place_of_the_other(model: Path, folder: Path
     assert models.get().name == model.stem
 
 
+def test_a_model_to_try_things_with_is_known_by_what_it_is_and_not_by_its_name(model: Path) -> None:
+    assert Models("toy").small  # before it is loaded
+    models = Models(str(model))
+    assert not models.small
+    models.get()
+    assert models.small  # its text encoder is narrower than any of CLIP's
+    models.loaded.architecture = "sd1"
+    assert not models.small
+
+
 @pytest.mark.parametrize("name", ["damaged.safetensors", "../models/small/one", "/etc/passwd", "cat.delta.safetensors"])
 def test_what_cannot_be_chosen_keeps_the_model_that_there_was(model: Path, folder: Path, name: str) -> None:
     models = Models(str(model), folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...attention import family
 from ...delta import SUFFIX
 from ...errors import UserError
 from ..diffusers_backend import DiffusersBackend
@@ -33,6 +34,11 @@ class Models:
         if self.loaded is None:
             self.loaded = self._load(self.name)
         return self.loaded
+
+    @property
+    def small(self) -> bool:
+        """Whether it is the toy, by whatever name, or another model to try things with: its presets are others."""
+        return self.name == "toy" if self.loaded is None else family(self.loaded.architecture) == "toy model"
 
     def names(self) -> list[str]:
         """What can be chosen: the model that the app was started with, the toy, and what is in the models' folder."""

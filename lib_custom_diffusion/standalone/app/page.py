@@ -74,7 +74,7 @@ def _let_choose(models: Models, jobs: Jobs, model: gr.Dropdown, told: gr.HTML, f
         except UserError as error:
             yield [models.name, error_html(error), *same]
             return
-        preset = next(iter(TOY_RECIPES if name == "toy" else RECIPES))
+        preset = next(iter(TOY_RECIPES if models.small else RECIPES))
         yield [gr.update(), "", preset, *fields.filled_by(preset)]
 
     model.input(fn=choose, inputs=[model], outputs=[model, told, *filled], show_progress=False)
