@@ -5,7 +5,7 @@ SCREENSHOTS=docs takes the pictures of docs/webui.md that are of this way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -30,6 +30,28 @@ class Newcomer(Page):
     """Clicks what is in sight, and types where the page waits for it."""
 
     clicks = 0
+    places: Mapping[str, str] = {}
+    """What the pictures for the docs have in the place of this machine's paths."""
+
+    def look(self, name: str) -> None:
+        self._write(self.places.items())
+        super().look(name)
+        self._write((there, here) for here, there in self.places.items())
+
+    def _write(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Have the page show one text for another, without telling it."""
+        self.page.evaluate(
+            """pairs => {
+                const written = text => pairs.reduce((text, [old, other]) => text.replaceAll(old, other), text);
+                const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+                for (let node; (node = texts.nextNode()); ) {
+                    if (written(node.data) !== node.data) node.data = written(node.data);
+                }
+                for (const field of document.querySelectorAll('input, textarea')) {
+                    if (written(field.value) !== field.value) field.value = written(field.value);
+                }
+            }""", list(pairs),
+        )  # fmt: skip
 
     def click(self, part: Any) -> None:
         """One click; fails for what is not on the screen as it stands."""
@@ -74,6 +96,7 @@ class Newcomer(Page):
 def newcomer(empty: WebUI, browser: Any) -> Iterator[Newcomer]:
     opened = Newcomer(browser.new_page(viewport=SCREEN))
     opened.page.set_default_timeout(120_000)
+    opened.places = {str(PICTURES): "/home/me/pictures/my-cat", str(empty.data): "/home/me/stable-diffusion-webui"}
     opened.page.goto(empty.url)
     opened.page.locator("#txt2img_prompt textarea").wait_for()
     opened.page.wait_for_timeout(3000)  # the host's own parts are filled in
