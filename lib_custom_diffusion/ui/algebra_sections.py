@@ -213,7 +213,10 @@ def _convert(host: Host) -> list[Action]:
         sources += [Path(upload.name) for upload in uploads or ()]
         if not sources:
             raise UserError("choose a file, or upload one")
-        done = convert_files(sources, kind, host.loaded(fits), int(rank) or None, _stages(show))
+        try:
+            done = convert_files(sources, kind, host.loaded(fits), int(rank) or None, _stages(show))
+        except UserError as error:
+            raise UserError(_by_their_names(str(error), uploads or ())) from error
         name = result or sources[0].name.removesuffix(SUFFIX).removesuffix(sources[0].suffix)
         paths = _places(host, name, kind, list(done.files), overwrite)
         for path, content in zip(paths, done.files.values(), strict=True):
@@ -230,6 +233,13 @@ def _convert(host: Host) -> list[Action]:
         return Outcome(_report("Converted", rows, done.dropped, done.notes), delta=delta, files=paths)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
+
+
+def _by_their_names(message: str, uploads: Sequence[Any]) -> str:
+    """A message with uploaded files named as a person knows them, not by where gradio has put them."""
+    for upload in uploads:
+        message = message.replace(upload.name, Path(upload.name).name)
+    return message
 
 
 def _folder(host: Host, kind: str) -> Path:

@@ -121,6 +121,14 @@ def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     assert set(back.entries) == set(cat.entries) and "<new1>" in back.embeddings
 
 
+def test_an_upload_that_is_refused_is_named_as_a_person_knows_it(made, tmp_path):
+    uploaded = tmp_path / "gradio" / "0a1b2c" / "page.safetensors"
+    uploaded.parent.mkdir(parents=True)
+    uploaded.write_text("<html></html>")
+    told = report(made["cd_convert"].press(cd_convert_uploads=[SimpleNamespace(name=str(uploaded))]))
+    assert told.startswith("<div class='error'>page.safetensors: it is a web page")
+
+
 def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
     entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_kind": "embedding-diffusers"}
     made["cd_convert"].press(**entered, cd_convert_result="words")
