@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .errors import UserError, check_range
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 """What a UNet may predict, in diffusers' words: the noise, or velocity."""
 
 
 LATENT_CELL = 8
 """Pixels along a side of one cell of the latents."""
+MOST_PIXELS = 16_384
+"""Along a side of a picture."""
+MOST_SEED = 2**53
+"""Beyond it JSON is not exact."""
+MOST_STEPS = 1000
+"""Of sampling: models are trained with so many levels of noise."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,22 @@ class Sampling:
     negative_prompt: str = ""
     size: tuple[int, int] | None = None
     batch_size: int = 4
+
+    def check(self, seed: int = 0, label: Callable[[str], str] = str) -> None:
+        """Raise UserError for what no picture can be drawn with.
+
+        seed: of the first picture. label: what the user knows a field, or the seed, as.
+        """
+        check_range(self, "steps", 1, MOST_STEPS, label)
+        check_range(self, "guidance_scale", 0, 1000, label)
+        check_range(self, "batch_size", 1, 1000, label)
+        for side in self.size or ():
+            if side % LATENT_CELL or not LATENT_CELL <= side <= MOST_PIXELS:
+                raise UserError(
+                    f"{label('size')} must be a multiple of {LATENT_CELL} pixels, up to {MOST_PIXELS:,}, not {side}"
+                )
+        if not 0 <= seed <= MOST_SEED:
+            raise UserError(f"{label('seed')} must be 0 to {MOST_SEED:,}, not {seed}")
 
 
 class Backend(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import LATENT_CELL, Backend, Sizes
+from ..backend import LATENT_CELL, MOST_PIXELS, Backend, Sizes
 from ..errors import UserError, check_range
 from ..storage import given_path
 from .augmentation import View, random_view
@@ -103,7 +103,7 @@ class PictureSettings:
             raise UserError(
                 f"{label('caption_source')} is one of {', '.join(CAPTION_SOURCES)}, not {self.caption_source!r}"
             )
-        check_range(self, "resolution", LATENT_CELL, 16384, label)
+        check_range(self, "resolution", LATENT_CELL, MOST_PIXELS, label)
         check_range(self, "variants", 1, 1000, label)
         check_range(self, "num_class_images", 0, 1_000_000, label)
 

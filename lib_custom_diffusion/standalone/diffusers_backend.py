@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import architecture
-from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
-from ..errors import UserError
+from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
 from ..text_features import BUNDLED_CAPTIONS, lengthened
 from ..tokens import split_at_tokens
 from .pieces import COMMA, Piece, in_pieces
@@ -159,8 +158,7 @@ class DiffusersBackend:
         Of prompt and negative prompt the one with fewer pieces gets empty ones, as where the WebUI pads them.
         """
         width, height = sampling.size or (self.resolution, self.resolution)
-        if width % LATENT_CELL or height % LATENT_CELL:
-            raise UserError(f"picture sizes are multiples of 8 pixels, not {width}x{height}")
+        sampling.check()
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), sampling.batch_size):
             batch = prompts[start : start + sampling.batch_size]

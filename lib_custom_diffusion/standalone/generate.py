@@ -16,18 +16,24 @@ from tqdm import tqdm
 from ..backend import Sampling
 from ..delta import Delta
 from ..deltas_folder import find_delta
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..formats import read_words
 from ..injection import Injection
-from ..storage import write_atomically
+from ..storage import check_writable, write_atomically
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
 from .prompts import split_deltas
 
+_FLAGS = {"steps": "num_inference_steps", "batch_size": "sample_batch_size", "size": "resolution"}
+"""What the fields of `Sampling` are called on the command line, where that is something else."""
+
 
 def generate(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
+    sampling = sampling_of(options)
+    check_range(options, "num_images", 1, 1_000_000, "--{}".format)
+    check_writable(options.output)
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
     for path in options.embedding:
         words = read_words(path)
@@ -38,7 +44,7 @@ def generate(options: argparse.Namespace) -> int:
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
     with tqdm(total=options.num_images, unit="picture") as bar:
         for drawn in draw(
-            backend, options.prompt, deltas, sampling_of(options), options.seed, options.num_images, options.embedding
+            backend, options.prompt, deltas, sampling, options.seed, options.num_images, options.embedding
         ):
             write_atomically(options.output / f"{drawn.seed:05d}.png", drawn.png)
             tqdm.write(str(options.output / f"{drawn.seed:05d}.png"))
@@ -88,13 +94,12 @@ def draw(
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
     """How the flags of `generate` and `regularize` say that pictures are drawn. Raises UserError for bad numbers."""
-    for name in ("num_inference_steps", "sample_batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(options, name)}")
-    size = (options.resolution, options.resolution) if options.resolution else None
-    return Sampling(
+    size = None if options.resolution is None else (options.resolution, options.resolution)
+    sampling = Sampling(
         options.num_inference_steps, options.guidance_scale, options.negative_prompt, size, options.sample_batch_size
     )
+    sampling.check(options.seed, lambda name: f"--{_FLAGS.get(name, name)}")
+    return sampling
 
 
 def words_of(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Sequence[Path] = ()) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..data import regularization
+from ..errors import check_range
+from ..storage import check_writable
 from ..tokens import file_name
 from .generate import sampling_of
 from .models import load_model
@@ -16,6 +18,8 @@ def regularize(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
     sampling = sampling_of(options)
+    check_range(options, "num_class_images", 1, 1_000_000, "--{}".format)
+    check_writable(folder)
     backend = load_model(options.model, vae=options.vae, prediction_type=options.prediction_type)
     if options.pick_from is None:
         draw_regularization(backend, options.class_prompt, folder, options.num_class_images, sampling, options.seed)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
-from ..backend import Backend, Conditioning, Sampling, Sizes
+from ..backend import MOST_SEED, Backend, Conditioning, Sampling, Sizes
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
 from ..errors import UserError, check_range
@@ -57,9 +57,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gradient_accumulation_steps": (1, 10_000), "checkpointing_steps": (1, 10_000_000),
     "checkpoints_total_limit": (1, 1_000_000), "validation_steps": (1, 10_000_000), "num_validation_images": (1, 100),
     "lr_warmup_steps": (0, 10_000_000), "prior_loss_weight": (0, 1000), "adam_weight_decay": (0, 1000),
-    "seed": (0, 2**53), "rank": (0, 1280), "noise_offset": (0, 1),
+    "seed": (0, MOST_SEED), "rank": (0, 1280), "noise_offset": (0, 1),
 }  # fmt: skip
-"""The least and the most that a setting may be. A text has room for 75 vectors; beyond 2⁵³ JSON is not exact."""
+"""The least and the most that a setting may be. A text has room for 75 vectors."""
 
 
 @dataclass(frozen=True)

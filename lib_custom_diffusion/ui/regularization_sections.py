@@ -89,6 +89,7 @@ def _draw(host: Host) -> list[Action]:
         size = (int(side), int(side)) if side else None
         sampling = Sampling(int(steps), float(scale), "", size, int(batch or 0))
         first = int(seed or 0)
+        sampling.check(first, _LABELS.__getitem__)
 
         def tell(done: int, total: int) -> None:
             show(done, total, f"{done} of {total} pictures")
@@ -114,6 +115,13 @@ def _draw(host: Host) -> list[Action]:
         source, prompt, template, captions, count, times, folder, sampler, steps, scale, side, batch, seed
     ]  # fmt: skip
     return [Action(draw, run, fields)]
+
+
+_LABELS = {
+    "steps": "Sampling steps", "guidance_scale": "CFG Scale", "size": "Width and height", "batch_size": "Batch size",
+    "seed": "Seed",
+}  # fmt: skip
+"""What the page calls what `Sampling.check` looks at."""
 
 
 def _fields_of(source: str) -> list[dict]:

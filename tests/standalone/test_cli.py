@@ -118,6 +118,37 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--num_images", "0", "--num_images must be 1 or more, not 0"),
+        ("--num_inference_steps", "100000", "--num_inference_steps must be 1,000 or less"),
+        ("--guidance_scale", "nan", "--guidance_scale must be 0 or more, not nan"),
+        ("--guidance_scale", "inf", "--guidance_scale must be 1,000 or less, not inf"),
+        ("--resolution", "0", "--resolution must be a multiple of 8 pixels, up to 16,384, not 0"),
+        ("--resolution", "-8", "--resolution must be a multiple of 8 pixels, up to 16,384, not -8"),
+        ("--resolution", "65", "--resolution must be a multiple of 8 pixels, up to 16,384, not 65"),
+        ("--resolution", "1000000", "--resolution must be a multiple of 8 pixels, up to 16,384, not 1000000"),
+        ("--seed", "-1", "--seed must be 0 to 9,007,199,254,740,992, not -1"),
+        ("--seed", "9" * 30, "--seed must be 0 to 9,007,199,254,740,992"),
+        ("--sample_batch_size", "0", "--sample_batch_size must be 1 or more, not 0"),
+        ("--output", "{}/file", "cannot write to"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_model_is_loaded(
+    flag: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    asked = ["generate", "--model", "nowhere", "--prompt", "cat", "--output", str(tmp_path / "out")]
+    assert main([*asked, f"{flag}={value.format(tmp_path)}"]) == 2
+    assert said in error(capsys)
+    if flag not in ("--num_images", "--output"):
+        asked = ["regularize", "--model", "nowhere", "--class_prompt", "cat", "--class_data_dir", str(tmp_path / "out")]
+        assert main([*asked, f"{flag}={value}"]) == 2
+        assert said in error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_request_to_end_and_a_closed_terminal_save_as_ctrl_c_does(name: str) -> None:
     number = getattr(signal, name)

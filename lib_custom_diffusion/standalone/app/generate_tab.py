@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...backend import LATENT_CELL, Sampling
+from ...backend import LATENT_CELL, MOST_SEED, Sampling
 from ...deltas_folder import named_deltas
 from ...errors import UserError
 from ...ui.inspection import summarize
@@ -92,7 +92,8 @@ def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists,
         try:
             sampling = _sampling(negative, steps, scale, width, height)
             asked = _number(count, "number of pictures", 1, MAX_PICTURES)
-            first = int(seed) if seed is not None and seed >= 0 else random.randrange(2**32)
+            random_seed = seed is None or seed < 0
+            first = random.randrange(2**32) if random_seed else _number(seed, "seed", 0, MOST_SEED)
             job = jobs.start(lambda job: _draw(models, deltas_dir, job, prompt or "", sampling, first, asked))
             for progress in job.watch():
                 yield same, progress, same

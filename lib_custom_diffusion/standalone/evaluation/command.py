@@ -14,7 +14,8 @@ from ...attention import projections
 from ...backend import Sampling
 from ...data.pictures import find_pictures, load_pictures
 from ...delta import SUFFIX, Delta
-from ...errors import UserError
+from ...errors import UserError, check_range
+from ...storage import check_writable
 from ..generate import sampling_of, words_of
 from ..models import best_device, load_model
 from . import report
@@ -56,10 +57,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def _checked(options: argparse.Namespace) -> _Asked:
     """All that the flags name, read and found good before the model is loaded."""
-    for name in ("num_images", "num_class_images"):
-        least = 2 if name == "num_class_images" else 1
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be {least} or more, not {getattr(options, name)}")
+    check_range(options, "num_images", 1, 1_000_000, "--{}".format)
+    check_range(options, "num_class_images", 2, 1_000_000, "--{}".format)
+    check_writable(options.output)
     if options.class_data_dir and not options.class_prompt:
         raise UserError("--class_data_dir needs a --class_prompt: what to draw to compare with those pictures")
     of_class = _pictures(options.class_data_dir) if options.class_data_dir else []
