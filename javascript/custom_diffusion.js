@@ -92,7 +92,7 @@ function endOfCustomDiffusionTraining() {
 function customDiffusionToTxt2img() {
     switch_to_txt2img();
     // Its first part has the settings and the picture; another may have been opened, such as the cards.
-    gradioApp().querySelector('#txt2img_extra_tabs > .tab-nav > button').click();
+    gradioApp().querySelector('#txt2img_extra_tabs > .tab-nav > button')?.click();
     return [];
 }
 
