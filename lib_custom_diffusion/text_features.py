@@ -32,7 +32,7 @@ OWN_PROMPTS = (
 def read_captions(path: Path = BUNDLED_CAPTIONS) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError if it cannot be read or has none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the captions in {path} cannot be read as a text file ({error})") from error
     captions = [line for line in lines if line]

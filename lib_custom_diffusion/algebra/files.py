@@ -6,6 +6,7 @@ report says what that cost. A model is loaded only when it is needed, after the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ LoadModel = Callable[[], Backend]
 Tell = Callable[[str], None]
 """Is told what is being done, in a few words, before it is done."""
 
+_OF_DRAWING = re.compile(r"<\w+:[^<>]*>|\bBREAK\b|[(\[][^()\[\]]*:\s*[-.\d]+\s*[)\]]")
 MERGE_CAPTIONS = 200  # as many as Adobe's code takes
 LORAS = ("lora", "lora-diffusers")
 _OF_DIFFUSERS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights")
@@ -57,8 +59,16 @@ def parse_weights(text: str, count: int) -> list[float]:
 
 
 def parse_prompts(text: str) -> list[str]:
-    """The prompts in "photo of a <new1> cat|<new1> cat"."""
-    return [prompt.strip() for prompt in text.split("|") if prompt.strip()]
+    """The prompts in "photo of a <new1> cat|<new1> cat". Raises UserError for what weighs or parts words in drawing."""
+    prompts = [prompt.strip() for prompt in text.split("|") if prompt.strip()]
+    for prompt in prompts:
+        found = _OF_DRAWING.search(prompt)
+        if found:
+            raise UserError(
+                f"the target prompt {prompt!r} has {found[0]}, which is for drawing; write its words alone, such as"
+                " photo of a <new1> cat"
+            )
+    return prompts
 
 
 def renamed_lines(renamed: Sequence[Renamed]) -> list[str]:

@@ -162,6 +162,16 @@ def test_prompts_are_parted_by_a_bar() -> None:
     assert parse_prompts("photo of a <new1> cat | <new1>|") == ["photo of a <new1> cat", "<new1>"]
 
 
+@pytest.mark.parametrize(
+    "text", ["a (<new1> cat:1.3)", "a [<new1>: .5] cat", "<new1> cat BREAK on a hill", "<new1>|a <new1> <delta:cat:1>"]
+)
+def test_a_target_prompt_with_what_is_for_drawing_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is for drawing"):
+        parse_prompts(text)
+    plain = "a <new1> cat (sitting), 1:2 | breakfast of <new1>"
+    assert parse_prompts(plain) == ["a <new1> cat (sitting), 1:2", "breakfast of <new1>"]
+
+
 def test_a_merge_with_prompts_of_two_files_that_share_a_word_does_what_each_file_does(tmp_path: Path) -> None:
     sources = [save(tmp_path / f"{seed}.delta.safetensors", seed, vectors=2) for seed in (1, 2)]
     prompts = [["photo of a <new1> cat"], ["photo of a <new1> dog"]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -301,6 +302,11 @@ def test_concepts_are_called_by_token_and_class_however_the_class_was_put() -> N
         "<f>": "painting",
     }
     assert concept_words(tokens) == ["<a> cat", "<b> cat", "<c>", "<d> animal", "<e> teddy bear", "<f> painting"]
+
+
+def test_captions_that_windows_saved_begin_without_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\r\na dog\r\n")
+    assert read_captions(tmp_path / "a.txt") == ["a cat", "a dog"]
 
 
 def test_bundled_captions_are_many_and_different() -> None:

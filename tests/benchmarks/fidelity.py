@@ -1,7 +1,7 @@
 """How well concepts are learned, beside other ways to learn them, as the judge of the toy model sees it.
 
     python tests/benchmarks/fidelity.py --work FOLDER [--concepts raccoon sticker] [--seeds 42 43 44] [--minutes 60]
-        [--diffusers_script PATH/train_custom_diffusion.py] [--equal seconds] [--output TABLES.md]
+        [--diffusers_script PATH/train_custom_diffusion.py] [--equal seconds] [--output TABLES.md] [--quick]
 
 Each cell of the tables, a training with its pictures, is kept in FOLDER when it is done, so the same command goes on
 where it was stopped; the tables are of what is there. Use another folder when the code has changed; another model gets
@@ -16,6 +16,10 @@ a folder of its own within it.
 3. Ours, compressed.
 
 Figures are means ± standard deviations over seeds: in the rows of all concepts, of the means over concepts.
+
+All of it takes hours. `--quick` takes less of everything: two concepts, one seed, six of the ways, half of the steps,
+fewer pictures, and a sweep of three rates that is not carried on beyond them. So it says which way is far ahead of
+which, and not which of two near ones is the better. What is named on the command line as well is as it says there.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 Figures = dict[str, Any]
 OURS = "text"
-FACTOR, MOST_RATES = 3.0, 7
+FACTOR = 3.0
 SWEEP_SEED = 7
 PAIRS = ("joint", "merged", "blended", "sequential")
 RATIOS = (5, 15, 50)
@@ -89,12 +93,34 @@ class Amount:
     variants: int = TrainingPlan.variants
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What is measured, where the command line does not say: concepts, seeds of the trainings, ways and steps of ours.
+
+    most_rates: of a sweep; at three it is not carried on.
+    """
+
+    concepts: Sequence[str]
+    seeds: Sequence[int]
+    ways: Sequence[str]
+    steps: int
+    most_rates: int
+    amount: Amount
+
+
+WHOLE = Extent(list(bundled_concepts()), (42, 43, 44), list(WAYS), int(str(TOY["max_train_steps"])), 7, Amount())
+QUICK = Extent(
+    ("two-faced-cat", "sticker"), (42,), ("word", "none", "pictures", "text", "lora-kv", "unet", "script"),
+    WHOLE.steps // 2, 3, Amount(range(1000, 1003), range(1000, 1024), 16, 2),
+)  # fmt: skip
+
+
 class Study:
     """The cells: each is measured once, and then read from the disk."""
 
     def __init__(self, backend: DiffusersBackend, judge: Judge, amount: Amount, options: argparse.Namespace) -> None:
         self.backend, self.judge, self.amount, self.options = backend, judge, amount, options
-        self.folder: Path = options.work / (backend.checkpoint_hash or backend.name)
+        self.folder: Path = options.work / (backend.checkpoint_hash or backend.name) / ("quick" * options.quick)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ends = time.monotonic() + 60 * options.minutes
         self.before, self.sweep = cache(self._before), cache(self._sweep)
@@ -184,7 +210,7 @@ class Study:
                 found[rate] = figures
             best, least, most = best_of(found), min(found), max(found)
             wanted = [least / FACTOR] if best == least else [most * FACTOR] if best == most else []
-            if len(found) >= MOST_RATES:
+            if len(found) >= self.options.most_rates:
                 break
         return dict(sorted(found.items()))
 
@@ -355,7 +381,8 @@ def tables(study: Study) -> str:
         for bundled in concepts
     }
     head = (
-        f"{study.folder.name}, {study.options.steps} steps of ours, equal"
+        f"{'quick, ' * study.options.quick}{study.backend.checkpoint_hash or study.backend.name},"
+        f" {study.options.steps} steps of ours, equal"
         f" {study.options.equal}, seeds {', '.join(map(str, seeds))}; torch {torch.__version__}"
     )
     return "\n\n".join(
@@ -379,7 +406,8 @@ def sweep_table(study: Study, ways: Sequence[str]) -> str:
             best, numbers = best_of(found), next(iter(found.values()))["numbers"]
             tried = [f"{rate:.2g}: {score(figures):.3f}" for rate, figures in found.items()]
             shown = ", ".join(f"**{text}**" if rate == best else text for rate, text in zip(found, tried))
-            lines.append(f"| {WAYS[way].label} | {numbers:,} | {study.steps(way)} | {shown} |")
+            ends = " (none tried beyond)" * (best in (min(found), max(found)))
+            lines.append(f"| {WAYS[way].label} | {numbers:,} | {study.steps(way)} | {shown}{ends} |")
     return "\n".join(lines)
 
 
@@ -451,7 +479,7 @@ def orderings(rows: Rows) -> str:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    backend, amount = load_model("toy"), Amount()
+    backend, amount = load_model("toy"), (QUICK if options.quick else WHOLE).amount
     if options.dry_run:
         backend, amount = tiny(), Amount(range(1), range(2), 2, 1)
     print_and_keep(tables(Study(backend, Judge.load(), amount, options)), options.output)
@@ -474,10 +502,11 @@ def tiny() -> DiffusersBackend:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the cells, outside the repository")
-    parser.add_argument("--concepts", nargs="+", choices=bundled_concepts(), default=list(bundled_concepts()))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="of the trainings")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to learn one concept")
-    parser.add_argument("--steps", type=int, default=TOY["max_train_steps"], help="of a training in our way")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in under an hour")
+    parser.add_argument("--concepts", nargs="+", choices=bundled_concepts())
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="ways to learn one concept")
+    parser.add_argument("--steps", type=int, help="of a training in our way")
     parser.add_argument("--equal", choices=("steps", "seconds"), default="steps", help="what all ways have alike")
     parser.add_argument(
         "--diffusers_script", type=Path, help="path of train_custom_diffusion.py; left out if not given"
@@ -486,7 +515,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--output", type=Path, help="write the tables there, too")
     parser.add_argument("--dry_run", action="store_true", help="a tiny untrained model; the figures mean nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    extent = QUICK if options.quick else WHOLE
+    for name in ("concepts", "seeds", "ways", "steps"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(extent, name))
+    options.most_rates = extent.most_rates
+    return options
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib_custom_diffusion.algebra.blending import Words, blend, bundle_words
-from lib_custom_diffusion.algebra.merging import context_features, merge, target_features
+from lib_custom_diffusion.algebra.files import merge_files
 from lib_custom_diffusion.backend import Conditioning, Sampling
 from lib_custom_diffusion.data.concepts import Concept, find_pictures
 from lib_custom_diffusion.delta import Delta
@@ -38,7 +38,6 @@ from lib_custom_diffusion.standalone.report import Row, contact_sheet
 from lib_custom_diffusion.standalone.toy import concepts as toy_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge, half_alone, to_input
 from lib_custom_diffusion.standalone.train import draw_regularization, run_training
-from lib_custom_diffusion.text_features import read_captions, spoken_features
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
@@ -137,13 +136,23 @@ class Trial:
                 predicted.append(self.backend.predict(noisy, timesteps, conditioning))
         return torch.stack(predicted)
 
-    def merged(self, contexts: bool = True) -> Delta:
-        targets = target_features(self.backend, self.deltas, self.words)
-        regularization = spoken_features(self.backend, read_captions()[::2], {})
-        asked = context_features(self.backend, self.deltas, self.words, read_captions()) if contexts else []
-        found = merge(self.deltas, targets, regularization, asked)
-        print(f"contexts {contexts}: residual {found.residual:.1e}, target rows {found.target_rows}", flush=True)
-        return found.delta
+    def merged(self, only_targets: bool) -> Delta:
+        """As the command merges their files, with the model's own captions."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / f"{number}.delta.safetensors" for number in range(len(self.deltas))]
+            for path, delta in zip(paths, self.deltas):
+                delta.save(path)
+            made = Path(folder) / "merged.delta.safetensors"
+            merge_files(paths, made, lambda: self.backend, only_targets=only_targets)
+            return Delta.load(made)
+
+
+WAYS: dict[str, Callable[[Trial], Delta]] = {
+    "merged": lambda trial: trial.merged(only_targets=False),
+    "plain sum": lambda trial: blend(trial.deltas, [1.0, 1.0]).delta,
+    "half of each": lambda trial: blend(trial.deltas, [0.5, 0.5]).delta,
+    "the paper's merge": lambda trial: trial.merged(only_targets=True),
+}
 
 
 def main() -> None:
@@ -151,45 +160,33 @@ def main() -> None:
     backend, judge = load_model("toy"), Judge.load()
     deltas = [Delta.load(path) for path in options.deltas] or [None, None]
     taught = [teach(backend, name, delta) for name, delta in zip(options.concepts, deltas)]
-    trial = Trial(backend, judge, taught, options.seeds)
-    ways: dict[str, Callable[[], Delta]] = {
-        "merged": trial.merged,
-        "plain sum": lambda: blend(trial.deltas, [1.0, 1.0]).delta,
-        "half of each": lambda: blend(trial.deltas, [0.5, 0.5]).delta,
-        "the paper's merge": lambda: trial.merged(contexts=False),
-    }
-    names = [each.name for each in taught]
+    rows: list[Row] = []
+    for line in table(Trial(backend, judge, taught, options.seeds), options.ways, rows):
+        print(line, flush=True)
+        if rows:
+            contact_sheet(rows).save(options.output / "merging.png")
+
+
+def table(trial: Trial, ways: Sequence[str], rows: list[Row]) -> Iterator[str]:
+    """The table's lines, in Markdown, one after the other; the pictures that were drawn for it go to rows."""
+    names = [each.name for each in trial.taught]
+    yield f"| way | {' | '.join(f'{name} | of alone | off' for name in names)} | both: mean | lesser |"
+    yield f"|{' --- |' * (3 * len(names) + 3)}"
     first, drawn = trial.alone(None)
-    rows = [Row(f"{name} alone", pictures[:8]) for name, pictures in zip(names, drawn)]
-    print(f"| way | {' | '.join(f'{name} | of alone | off' for name in names)} | both: mean | lesser |")
-    print(f"|{' --- |' * (3 * len(names) + 3)}")
-    print(f"| each alone | {' | '.join(f'{value:.3f} | 100% | 0' for value in first)} | | |", flush=True)
-    shares_of: dict[str, list[float]] = {}
-    both_of: dict[str, float] = {}
-    for way in options.ways or ways:
-        joint = ways[way]()
+    rows += [Row(f"{name} alone", pictures[:8]) for name, pictures in zip(names, drawn)]
+    yield f"| each alone | {' | '.join(f'{value:.3f} | 100% | 0' for value in first)} | | |"
+    for way in ways:
+        joint = WAYS[way](trial)
         values, drawn = trial.alone(joint)
         halves, pictures = trial.together(joint)
-        shares_of[way] = [value / best for value, best in zip(values, first)]
-        both_of[way] = float(halves.mean())
-        figures = [f"{v:.3f} | {s:.0%} | {o:.2f}" for v, s, o in zip(values, shares_of[way], trial.off(joint))]
+        shares = [value / best for value, best in zip(values, first)]
+        figures = [f"{v:.3f} | {s:.0%} | {o:.2f}" for v, s, o in zip(values, shares, trial.off(joint))]
         joined = [
             f"{each.mean():.3f} ± {each.std() / len(each) ** 0.5:.3f}" for each in (halves.mean(0), halves.amin(0))
         ]
-        print(f"| {way} | {' | '.join([*figures, *joined])} |", flush=True)
         rows += [Row(f"{way}: {name}", own[:8]) for name, own in zip(names, drawn)]
-        rows.append(Row(f"{way}: both", [*pictures[:4], *pictures[options.seeds : options.seeds + 4]]))
-        contact_sheet(rows).save(options.output / "merging.png")
-    if options.ways:
-        return
-    kept, blended = min(shares_of["merged"]), max(both_of["plain sum"], both_of["half of each"])
-    print(f"merged: each keeps at least {kept:.0%} of its likeness, {verdict(kept >= 0.9)} (90%)")
-    better = verdict(both_of["merged"] > blended)
-    print(f"both in one picture: {both_of['merged']:.3f} merged, {blended:.3f} blended, {better} (more than blended)")
-
-
-def verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
+        rows.append(Row(f"{way}: both", [*pictures[:4], *pictures[trial.seeds : trial.seeds + 4]]))
+        yield f"| {way} | {' | '.join([*figures, *joined])} |"
 
 
 def teach(backend: DiffusersBackend, name: str, delta: Delta | None) -> Taught:
@@ -221,7 +218,7 @@ def parse() -> argparse.Namespace:
         "--deltas", type=Path, nargs=2, default=[], help="their deltas, if they have been trained already"
     )
     parser.add_argument("--seeds", type=int, default=16, help="pictures of each prompt")
-    parser.add_argument("--ways", nargs="+", default=[], help="only these ways of joining them")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of joining them")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder for merging.png")
     return parser.parse_args()
 

@@ -137,3 +137,22 @@ def test_a_cell_is_trained_drawn_judged_and_kept(
     monkeypatch.setattr(fidelity, "WAYS", {})  # nothing can be trained any more
     assert study.taught(raccoon, "none", 1, 1.0, 2) == figures
     assert study.delta("raccoon-none-rate1-steps2-seed1").is_file()
+
+
+def test_quick_takes_less_of_everything_but_what_is_named(
+    benchmark_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fidelity = benchmark_script("fidelity")
+
+    def parsed(*words: str) -> Any:
+        monkeypatch.setattr("sys.argv", ["fidelity.py", "--work", str(tmp_path), *words])
+        return fidelity.parse()
+
+    whole, quick = parsed(), parsed("--quick", "--seeds", "1", "2", "3", "4")
+    assert len(whole.concepts) == 4 and whole.seeds == (42, 43, 44) and whole.steps == 300
+    assert len(quick.concepts) == 2 and quick.seeds == [1, 2, 3, 4] and quick.steps == 150
+    assert set(quick.ways) < set(whole.ways) and (quick.most_rates, whole.most_rates) == (3, 7)
+    folders = [
+        fidelity.Study(fidelity.tiny(), None, fidelity.QUICK.amount, options).folder for options in (whole, quick)
+    ]
+    assert folders == [tmp_path / "tiny", tmp_path / "tiny" / "quick"]  # figures of one are none of the other
