@@ -22,7 +22,7 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
-from .train_flags import add_of_diffusers, settled
+from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 
 INTERRUPTED = 130
 LICENSE = "creativeml-openrail-m"
@@ -74,9 +74,9 @@ def _command(commands: argparse._SubParsersAction, name: str, description: str) 
     )
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, *other_names: str) -> None:
     command.add_argument(
-        "--model", "--pretrained_model_name_or_path", default="toy",
+        "--model", *other_names, default="toy",
         help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), or toy",
     )  # fmt: skip
     command.add_argument(
@@ -297,7 +297,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "generate", 'Draw pictures; "<delta:NAME:0.8>" in the prompt applies a delta.')
     command.set_defaults(run=run)
-    _add_model(command)
+    _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
     add(
@@ -336,7 +336,7 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "regularize", "Make regularization pictures with captions, or pick real ones.")
     command.set_defaults(run=run)
-    _add_model(command)
+    _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
     add("--class_prompt", required=True, help='what to draw, such as "cat"')
@@ -362,7 +362,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "evaluate", "Measure deltas, or the saves of a training, on a model.")
     command.set_defaults(run=run)
-    _add_model(command)
+    _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
     add(
@@ -420,7 +420,7 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "ui", "Pictures, training and utilities on a page, at http://127.0.0.1:7860.")
     command.set_defaults(run=run)
-    _add_model(command)
+    _add_model(command, OF_SCRIPT)
     add = command.add_argument
     add("--deltas_dir", type=given_path, default=Path("deltas"), help="folder with deltas, where results go, too")
     add("--models_dir", type=given_path, help="folder with checkpoints that can be chosen on the page")

@@ -31,7 +31,7 @@ from ..training.losslog import Recorder
 from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
-from .diffusers_files import write_bins
+from .diffusers_files import write_for_diffusers
 from .follow_up import command
 from .generate import draw
 from .hub import Repository, card
@@ -103,9 +103,11 @@ def _hand_on(
     repository: Repository | None,
 ) -> None:
     """Write and put elsewhere what was asked for, beside the training's own files."""
-    if options.no_safe_serialization:
-        for path in write_bins(report.delta, report.folder, backend):
-            print(f"wrote {path}")
+    files = [report.delta, *report.result.files[1:]]
+    if options.as_diffusers or options.no_safe_serialization:
+        more = write_for_diffusers(report.delta, report.folder, backend, not options.no_safe_serialization)
+        print(*(f"wrote {path}" for path in more), sep="\n")
+        files += more
     if repository is None:
         return
     delta, prompt = Delta.load(report.delta), report.prompt.rpartition(" <delta:")[0]
@@ -113,7 +115,7 @@ def _hand_on(
     pictures = [Image.open(io.BytesIO(each.png)) for each in drawn]
     base = options.model if HUB_NAME.fullmatch(options.model) and not given_path(options.model).exists() else None
     text = card(repository.name, report.delta, delta, prompt, base, options.hub_license, len(pictures))
-    print(f"put on the Hub: {repository.publish([report.delta, *report.result.files[1:]], pictures, text)}")
+    print(f"put on the Hub: {repository.publish(files, pictures, text)}")
 
 
 def plan_of(options: argparse.Namespace) -> TrainingPlan:

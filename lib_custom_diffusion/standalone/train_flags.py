@@ -24,6 +24,8 @@ NEEDLESS = {
 }
 """Flags of diffusers' script that are taken and change nothing, and why."""
 
+OF_SCRIPT = "--pretrained_model_name_or_path"
+"""What diffusers' script calls --model."""
 _SWITCHED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -95,9 +97,25 @@ def steps_of_epochs(plan: TrainingPlan, epochs: int) -> int:
     return epochs * math.ceil(shared / plan.gradient_accumulation_steps)
 
 
+class _ModelOfScript(argparse.Action):
+    """The model, and that the files are wanted which the script leaves."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _flag: Any = None) -> None:
+        namespace.model, namespace.as_diffusers = values, True
+
+
 def add_of_diffusers(command: argparse.ArgumentParser) -> None:
     """The flags that users of diffusers' script know, and that no other part of the command line has."""
+    command.set_defaults(as_diffusers=False)
     add = command.add_argument_group("as in diffusers' train_custom_diffusion.py").add_argument
+    add(
+        OF_SCRIPT,
+        dest="model",
+        action=_ModelOfScript,
+        metavar="MODEL",
+        default=argparse.SUPPRESS,
+        help="as --model; weights and words are written as that script does, too, for `load_attn_procs`",
+    )
     add("--revision", help="of a model of the Hub: a branch, tag or commit")
     add("--variant", help="of a model of the Hub: files of this kind, such as fp16")
     add(
@@ -110,7 +128,7 @@ def add_of_diffusers(command: argparse.ArgumentParser) -> None:
     add(
         "--no_safe_serialization",
         action="store_true",
-        help="write the weights and words as diffusers' script does, too: .bin files, which it loads",
+        help="write the weights and words as diffusers' script does, too, as .bin files",
     )
     for name, why in NEEDLESS.items():
         takes: Mapping[str, Any] = {} if name in _WITH_VALUE else {"action": "store_true"}
