@@ -7,8 +7,9 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .. import __version__
 from ..attention import SELECTIONS
@@ -22,6 +23,7 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
+from .foreign_flags import instead_of
 from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 
 INTERRUPTED = 130
@@ -46,15 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     root = parser()
+    commands = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction)).choices
+    all_flags: Collection[str] = (
+        commands[arguments[0]]._option_string_actions if arguments and arguments[0] in commands else ()
+    )
     if arguments[:1] == ["train"]:
-        commands = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
-        arguments = ["train", *settled(arguments[1:], commands.choices["train"])]
-    return root.parse_args(arguments)
+        arguments = ["train", *settled(arguments[1:], commands["train"])]
+    options, unknown = root.parse_known_args(arguments)
+    if unknown:
+        flags = [each.partition("=")[0] for each in unknown if each.startswith("--")]
+        raise UserError(instead_of(flags, all_flags) if flags else f"{unknown[0]!r} stands alone; a flag is missing")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """What is wrong is told in a sentence, without a list of all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists all there is")
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="python -m lib_custom_diffusion",
         description="Teach Stable Diffusion a new concept from a few pictures (Custom Diffusion).",
     )
@@ -230,6 +246,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
     add(
         "--optimizer",
+        type=str.lower,
         choices=OPTIMIZERS,
         default=_D.optimizer,
         help="adamw8bit needs bitsandbytes, prodigy prodigyopt, lion lion-pytorch; prodigy wants --learning_rate 1",

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..storage import given_path
 from ..training import parallel
 from ..training.plan import TrainingPlan
+from .foreign_flags import instead_of, is_foreign
 
 NEEDLESS = {
     "enable_xformers_memory_efficient_attention": "PyTorch's own attention takes as little memory",
@@ -46,8 +47,12 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
 
         settings = read_settings(found.config)
         unknown = [name for name in settings if f"--{name}" not in flags and name not in _SETTINGS]
+        foreign = [f"--{name}" for name in unknown if is_foreign(name)]
+        if foreign:
+            raise UserError(f"{found.config} has settings of another program: {instead_of(foreign, flags)}")
         if unknown:
-            near = difflib.get_close_matches(unknown[0], [*(flag[2:] for flag in flags), *_SETTINGS], 1)
+            known = [*(flag[2:] for flag in flags if flag.startswith("--")), *_SETTINGS]
+            near = difflib.get_close_matches(unknown[0], known, 1)
             hint = f"; did you mean {near[0]}?" if near else "; settings are named as the flags are"
             raise UserError(f"{found.config} has {unknown[0]!r}, which is no setting{hint}")
         command.set_defaults(**{name: value for name, value in settings.items() if f"--{name}" not in flags})
