@@ -38,7 +38,7 @@ _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(string_to_param\..*|clip_l|clip_g)
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _FOREIGN = 12  # names that Forge does not know and still loads a file with
 _NETWORK = re.compile(
-    r"[._](lora[._]?(up|down|A|B|linear_layer|magnitude_vector)|hada_w|lokr_w|dora_scale)|^lora_unet_.*\.diff$"
+    r"[._](lora[._]?(up|down|A|B|linear_layer|magnitude_vector)|hada_w|lokr_w|dora_scale)|^(lora_unet|lycoris)_.*\.diff$"
 )
 
 

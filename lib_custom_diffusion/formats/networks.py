@@ -29,8 +29,11 @@ from .base import Base, needed
 Parts = Mapping[str, Any]
 
 _SAME = (
-    (r"lora_down(\.weight)?|lora_A(\.\w+)?\.weight|lora\.down\.weight|down\.weight", "down"),
-    (r"lora_up(\.weight)?|lora_B(\.\w+)?\.weight|lora\.up\.weight|up\.weight", "up"),
+    (
+        r"lora_down(\.weight)?|lora_A(\.\w+)?\.weight|lora\.down\.weight|lora_linear_layer\.down\.weight|down\.weight",
+        "down",
+    ),
+    (r"lora_up(\.weight)?|lora_B(\.\w+)?\.weight|lora\.up\.weight|lora_linear_layer\.up\.weight|up\.weight", "up"),
     (r"dora_scale|lora_magnitude_vector(\.\w+)*", "magnitude"),
     (r"diff\.weight|full\.weight", "diff"),
 )

@@ -89,6 +89,7 @@ OLD = PATH.replace(".to_k", ".processor.to_k_lora")
         (f"{OLD}.up.weight", f"{OLD}.down.weight"),
         (f"unet.{OLD}.up.weight", f"unet.{OLD}.down.weight"),
         (f"unet.{PATH}.lora.up.weight", f"unet.{PATH}.lora.down.weight"),
+        (f"unet.{PATH}.lora_linear_layer.up.weight", f"unet.{PATH}.lora_linear_layer.down.weight"),
         (f"{PATH}.lora_B.default.weight", f"{PATH}.lora_A.default.weight"),
         (f"base_model.model.unet.{PATH}.lora_B.weight", f"base_model.model.unet.{PATH}.lora_A.weight"),
         (KEY[6:].replace("weight", "lora_up.weight"), KEY[6:].replace("weight", "lora_down.weight")),
@@ -100,6 +101,12 @@ def test_factors_go_by_many_names(tmp_path: Path, names: tuple[str, str]) -> Non
     assert torch.allclose(read(tmp_path / "a", {names[0]: up, names[1]: down}), up @ down)
     torch.save({names[0]: up, names[1]: down}, tmp_path / "b.bin")
     assert torch.allclose(dense(formats.read(tmp_path / "b.bin").delta.entries[KEY]), up @ down)
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet", "lycoris"])
+def test_a_file_of_full_differences_alone_is_read_by_either_prefix(tmp_path: Path, prefix: str) -> None:
+    change = random(OUT, IN)
+    assert torch.equal(read(tmp_path / "a", {f"{prefix}_{PATH.replace('.', '_')}.diff": change}), change)
 
 
 def test_peft_magnitudes_are_a_dora(tmp_path: Path) -> None:
