@@ -11,7 +11,8 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..delta import Delta
+from ..attention import reads_text
+from ..delta import Delta, Factors
 from ..errors import UserError
 from ..reading import Document, read_document
 from . import adobe, diffusers, embeddings, kohya, legacy
@@ -22,6 +23,8 @@ from .kohya import how_to_use
 FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
 KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
 """Which module writes each kind of file."""
+_OF_SDXL = 2048
+"""Numbers in a word of SDXL, and in the features of a word."""
 
 
 def read(path: Path, base: Base | None = None) -> Imported:
@@ -46,8 +49,20 @@ def understood(path: Path, document: Document, base: Base | None = None) -> Impo
                     f"{path} is {document.kind()} without words or cross-attention of Stable Diffusion: nothing of it"
                     f" would be left ({dropped_text(found.dropped)})"
                 )
+            found.delta.provenance.architecture = found.delta.provenance.architecture or _told_by_width(found.delta)
             return found
     raise UserError(f"{path} is {document.kind()}; read are delta files, {', '.join(k for k in KINDS if k != 'delta')}")
+
+
+def _told_by_width(delta: Delta) -> str:
+    """Whose a delta is that does not say it, where the width of its words or of the text its layers read does; else "".
+
+    Programs call SDXL's layers and words otherwise than all others', so that what is written depends on it.
+    """
+    read = [
+        entry.vh if isinstance(entry, Factors) else entry for key, entry in delta.entries.items() if reads_text(key)
+    ]
+    return "sdxl" if any(each.shape[1] == _OF_SDXL for each in [*read, *delta.embeddings.values()]) else ""
 
 
 def read_words(path: Path) -> dict[str, Tensor]:

@@ -71,6 +71,10 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """One file a token."""
     if not delta.embeddings:
         raise UserError("this delta has no modifier token to write")
+    if delta.provenance.architecture == "sdxl" and kind != "embedding-sdxl":
+        raise UserError(
+            f"words of SDXL are for two text encoders, which {kind} cannot say; convert --to embedding-sdxl"
+        )
     files = {}
     for token, name in file_names(delta.embeddings).items():
         value = delta.embeddings[token]

@@ -160,10 +160,10 @@ def _word_files(delta: Delta, kind: str) -> dict[str, bytes]:
     files = {}
     for token, name in file_names(delta.embeddings).items():
         value = delta.embeddings[token]
-        if kind == "lora-diffusers":
-            files[f"{name}.safetensors"] = diffusers_file(token, value)
-        elif delta.provenance.architecture == "sdxl":
+        if delta.provenance.architecture == "sdxl":
             files[f"{name}.safetensors"] = embedding_sdxl(split_sdxl(token, value), delta.provenance.steps)
+        elif kind == "lora-diffusers":
+            files[f"{name}.safetensors"] = diffusers_file(token, value)
         else:
             files[f"{name}.pt"] = embedding_pt(value, name, delta.provenance.steps)
     return files
@@ -175,6 +175,14 @@ def how_to_use(delta: Delta, kind: str) -> list[str]:
         return []
     names, files = list(delta.embeddings), list(_word_files(delta, kind))
     stems = [file.rpartition(".")[0] for file in files]
+    if kind == "lora-diffusers" and delta.provenance.architecture == "sdxl":
+        second = "text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2"
+        return [
+            f'diffusers: words = safetensors.torch.load_file("{file}");'
+            f' pipeline.load_textual_inversion(words["clip_l"], token="{token}");'
+            f' pipeline.load_textual_inversion(words["clip_g"], token="{token}", {second})'
+            for token, file in zip(names, files, strict=True)
+        ]
     if kind == "lora-diffusers":
         return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
     copied = ", ".join(files)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from lib_custom_diffusion import formats
@@ -115,6 +115,33 @@ def test_sdxl_has_the_names_of_its_own_layout(tmp_path: Path) -> None:
     _, path = written(tmp_path, "sdxl", True)
     layer = {f"{SGM_NAME}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
     assert set(load_file(path)) == layer | {"bundle_emb.<new1>.clip_l", "bundle_emb.<new1>.clip_g"}
+
+
+@pytest.mark.parametrize("name", [NAME, SGM_NAME])
+def test_what_another_program_made_for_sdxl_is_written_for_sdxl(tmp_path: Path, name: str) -> None:
+    """Nothing in it says so but that its layers read 2048 numbers."""
+    made = {f"{name}.lora_up.weight": torch.ones(4, 2), f"{name}.lora_down.weight": torch.ones(2, 2048)}
+    delta = read(tmp_path / "a.safetensors", made).delta
+    delta.embeddings["<new1>"] = torch.ones(1, 2048)
+    files = formats.write(delta, "lora")
+    assert set(files) == {"lora.safetensors", "new1.safetensors"}
+    assert f"{SGM_NAME}.lora_up.weight" in load(files["lora.safetensors"])
+    assert {each: tensor.shape for each, tensor in load(files["new1.safetensors"]).items()} == {
+        "clip_l": (1, 768), "clip_g": (1, 1280),
+    }  # fmt: skip
+    assert read(tmp_path / "b", {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN}).delta.provenance == (
+        Provenance()
+    )
+
+
+def test_diffusers_is_given_words_of_sdxl_for_each_text_encoder(tmp_path: Path) -> None:
+    delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.ones(1, 2048)}, Provenance(architecture="sdxl"))
+    assert set(load(formats.write(delta, "lora-diffusers")["new1.safetensors"])) == {"clip_l", "clip_g"}
+    [line] = formats.how_to_use(delta, "lora-diffusers")
+    assert 'load_textual_inversion(words["clip_g"], token="<new1>", text_encoder=pipeline.text_encoder_2' in line
+    for kind in ("embedding", "embedding-diffusers"):
+        with pytest.raises(UserError, match="convert --to embedding-sdxl"):
+            formats.write(delta, kind)
 
 
 def test_dense_layers_are_full_differences_which_diffusers_does_not_read(tmp_path: Path) -> None:
