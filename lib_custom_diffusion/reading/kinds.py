@@ -22,7 +22,7 @@ _BEGINNINGS = (
     (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
     (b"7z\xbc\xaf", "it is a 7z archive; unpack it first"),
     (b"Rar!", "it is a rar archive; unpack it first"),
-    (b"GGUF", "it is a GGUF file, which holds whole models"),
+    (b"GGUF", "it is a GGUF file, a model in a form that is not read here; give a .safetensors"),
     (b"\xff\xd8\xff", "it is a JPEG picture; embedding pictures are PNG"),
     (b"RIFF", "it is a WebP picture or a sound; embedding pictures are PNG"),
     (b"GIF8", "it is a GIF picture; embedding pictures are PNG"),

@@ -55,10 +55,10 @@ class DiffusersBackend:
         self.architecture = architecture(pipeline.unet)
         self.prediction_type: str = scheduler.config.prediction_type
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float().cpu()
-        self.resolution: int = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
         self.reads_sizes = isinstance(pipeline, StableDiffusionXLPipeline)
+        self.resolution: int = _side(pipeline.unet.config.sample_size, self.reads_sizes) * pipeline.vae_scale_factor
         self._encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
         if self.reads_sizes:
             self._encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
@@ -240,6 +240,13 @@ class DiffusersBackend:
                 yield vectors[part]
             else:
                 yield from self._ids(part)
+
+
+def _side(configured: int | Sequence[int] | None, sdxl: bool) -> int:
+    """Cells of the latents that a model was trained at; configurations may leave them out, or say height and width."""
+    if configured is None:
+        return 128 if sdxl else 64
+    return configured if isinstance(configured, int) else max(configured)
 
 
 def _joined(features: Tensor, captions: int) -> Tensor:

@@ -200,7 +200,8 @@ def _without_unet(weights: Weights) -> str:
 
 
 def _is_delta(weights: Weights) -> bool:
-    return "custom_diffusion" in weights.metadata or any(
+    described = "custom_diffusion" in weights.metadata or '"entries"' in weights.metadata.get("json", "")
+    return described or any(
         name.startswith("embedding.") or name.endswith(f"{TEXT_KEY_ENDING}.US") for name in weights.tensors
     )
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ..backend import PREDICTION_TYPES
 from ..errors import UserError
@@ -25,6 +26,7 @@ from .weights import refuse_torn
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 _PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
@@ -42,6 +44,7 @@ _SAME_PARTS = {
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _PARTS_OF_SDXL = (*_PARTS, "text_encoder_2", "tokenizer_2")
 """What a pipeline cannot do without."""
+_OF_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -149,15 +152,24 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any
     kind = _SAME_PARTS.get(kind, kind)
     if kind not in _PIPELINES:
         raise UserError(f"{folder} is a {kind or 'model of unknown kind'}; only {USABLE} can be used")
-    unet = _json(folder / "unet" / "config.json")
-    refuse_folder(str(folder), kind == "StableDiffusionXLPipeline", unet, str(content.get("scheduler")))
-    for part in _PARTS if kind == "StableDiffusionPipeline" else _PARTS_OF_SDXL:
+    parts = _PARTS if kind == "StableDiffusionPipeline" else _PARTS_OF_SDXL
+    if (folder / "unet" / "config.json").is_file():  # of another kind some parts may well be missing
+        refuse_folder(
+            str(folder), kind == "StableDiffusionXLPipeline", _json(folder / "unet" / "config.json"),
+            str(content.get("scheduler")),
+        )  # fmt: skip
+    for part in parts:
         if not isinstance(content.get(part), list) or None in content[part]:
             raise UserError(f"{folder} isn't whole: its model_index.json names no {part}")
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        for suffix in ("*.safetensors", "*.bin"):
-            for file in (folder / part).glob(suffix):
-                refuse_torn(file)
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder} isn't whole: its folder {part} is missing")
+    for part in (each for each in parts if each in _OF_WEIGHTS):
+        _json(folder / part / "config.json")
+        files = [file for suffix in ("*.safetensors", "*.bin") for file in (folder / part).glob(suffix)]
+        if not files:
+            raise UserError(f"{folder} isn't whole: its folder {part} holds no weights (.safetensors or .bin)")
+        for file in files:
+            refuse_torn(file)
     return _PIPELINES[kind]
 
 

@@ -135,6 +135,13 @@ def test_folders_of_sdxl_and_its_turbo_pass_and_small_ones_of_stable_diffusion_1
     refuse_folder("folder", False, {"cross_attention_dim": 768, "mid_block_type": None}, "PNDMScheduler")
 
 
+def test_a_delta_of_the_first_extension_is_told_by_its_metadata() -> None:
+    tensors = {f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.empty(4, 4, device="meta")}
+    metadata = {"json": '{"meta": {"version": "0.2.0"}, "entries": {}}'}
+    with pytest.raises(UserError, match="is a delta, not a model"):
+        refuse_other_kinds(Weights(Path("a.delta.safetensors"), tensors, frozenset(tensors), metadata))
+
+
 @pytest.mark.parametrize("shapes", [unet(width=768), unet(width=1024), with_vector(2048)])
 def test_stable_diffusion_1_2_and_xl_pass(shapes: dict[str, tuple[int, ...]]) -> None:
     refuse_other_kinds(weights(shapes))

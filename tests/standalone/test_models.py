@@ -64,6 +64,21 @@ def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: 
     assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1, 2 and XL can be used" in refusal(folder)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
+    shutil.rmtree(folder / part)
+    assert refusal(folder) == f"{folder} isn't whole: its folder {part} is missing"
+
+
+@pytest.mark.parametrize(("configured", "resolution"), [(None, 512), (96, 768), ([64, 96], 768)])
+def test_a_configuration_may_leave_out_its_latents_side_or_say_both(
+    folder: Path, configured: object, resolution: int
+) -> None:
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": configured}))
+    assert load_model(str(folder)).resolution == resolution
+
+
 def test_a_folder_that_image_to_image_was_saved_from_is_the_same_model(folder: Path) -> None:
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
@@ -96,7 +111,7 @@ def test_a_torn_file_and_one_that_git_lfs_did_not_bring_are_told_by_name(folder:
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 4265380512\n")
     assert "it is a Git LFS pointer" in refusal(folder)
     weights.unlink()
-    assert "cannot be loaded" in refusal(folder)
+    assert refusal(folder) == f"{folder} isn't whole: its folder unet holds no weights (.safetensors or .bin)"
     (folder / "unet" / "config.json").unlink()
     assert "config.json is missing" in refusal(folder)
 
