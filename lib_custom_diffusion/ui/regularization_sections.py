@@ -133,8 +133,9 @@ def _fields_of(source: str) -> list[dict]:
 
 def _pick(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Real pictures preserve a model better than drawn ones. This picks from a folder of captioned pictures those"
-        " whose captions are closest to a prompt. The pictures stay where they are: only lists are written.</p>"
+        "<p>Real pictures preserve a model better than drawn ones, the paper found. This picks from a folder of"
+        " captioned pictures those whose captions are closest to a prompt. The pictures stay where they are:"
+        " only lists are written.</p>"
     )
     source = gr.Textbox(
         label="Folder of captioned pictures", info="With a text file beside each", max_lines=1, elem_id="cd_pick_source"

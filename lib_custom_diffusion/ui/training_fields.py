@@ -347,7 +347,7 @@ def _preservation(face: Face) -> Fields:
         )  # fmt: skip
         fields["text_prior_weight"] = gr.Number(
             label=LABELS["text_prior_weight"], value=0.1, elem_id="cd_text_prior_weight",
-            info="Higher keeps more as it was, at the cost of likeness; 0.03 to 0.3 is usual",
+            info="Higher keeps more as it was, at the cost of likeness; try 0.03 to 0.3",
         )  # fmt: skip
     with face.row():
         fields["prior_loss_weight"] = gr.Slider(
