@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..formats import Base, Imported
 from ..storage import write_atomically
 from ..text_features import Moments, read_captions, second_moments, spoken_features
+from ..tokens import tokens_in
 from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
@@ -241,13 +242,16 @@ def merge_files(
 
     target_prompts: what each concept is asked for by; empty for the paper's. captions: on which little may change, and
     which lend their surroundings to the concepts; with only_targets they do not, as in the paper.
-    Raises UserError for files that do not fit the model, prompts for another number of files, and as `merge` does.
+    Raises UserError for files that do not fit the model, prompts for another number of files or with words that theirs
+    does not have, and as `merge` does.
     """
     tell("Reading the files")
     read = _Read.all(sources)
     deltas = read.deltas
     if len(target_prompts) not in (0, len(deltas)):
         raise UserError(f"target prompts are given {len(target_prompts)} times for {len(deltas)} files")
+    for source, delta, prompts in zip(sources, deltas, target_prompts):
+        _check_prompts(source, delta, prompts)
     given = read_captions(captions) if captions else None
     backend = load_model()
     listed = given or read_captions(backend.captions)
@@ -372,6 +376,17 @@ class _Read:
 
 def _about(path: Path, delta: Delta) -> tuple[Path, int, list[str]]:
     return path, path.stat().st_size, list(delta.embeddings)
+
+
+def _check_prompts(source: Path, delta: Delta, prompts: Sequence[str]) -> None:
+    """Raise UserError if a prompt has a word in angle brackets by a name that the file does not have it by."""
+    for prompt in prompts:
+        strange = [token for token in tokens_in(prompt) if token not in delta.embeddings]
+        if strange:
+            raise UserError(
+                f"the target prompt {prompt!r} has the word {strange[0]}, and {source} has"
+                f" {', '.join(delta.embeddings) or 'none'}; write words as their file has them"
+            )
 
 
 def _check_words(deltas: Sequence[Delta], backend: Backend) -> None:

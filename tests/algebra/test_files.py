@@ -188,6 +188,16 @@ def test_a_merge_with_prompts_of_two_files_that_share_a_word_does_what_each_file
         assert torch.equal(dense(entry), dense(Delta.load(merged).entries[key]))
 
 
+def test_a_target_prompt_with_a_word_by_another_name_than_its_file_has_is_refused_before_a_model_is_loaded(
+    cat: Path, tmp_path: Path
+) -> None:
+    """Of two files with <new1> the second one's becomes <new2>, but its prompt has to say <new1>."""
+    other = save(tmp_path / "other.delta.safetensors", 2)
+    prompts = [["a <new1> cat"], ["<new1> dog", "a <new2> dog"]]
+    with pytest.raises(UserError, match=r"'a <new2> dog' has the word <new2>, and .*other\S+ has <new1>; write words"):
+        merge_files([cat, other], tmp_path / "merged.delta.safetensors", never, prompts)
+
+
 def test_what_a_merge_does_not_keep_is_told_of_each_concept(tmp_path: Path) -> None:
     """With surroundings asked for as well, words are met approximately."""
     sources = [save(tmp_path / f"{seed}.delta.safetensors", seed, vectors=2) for seed in (1, 2)]
