@@ -77,6 +77,8 @@ def load_model(
     can be trained.
     """
     path = toy.CHECKPOINT if name == "toy" else given_path(name)
+    if path.name == "model_index.json":  # as file dialogs give a folder
+        path = path.parent
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:

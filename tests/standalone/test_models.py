@@ -64,6 +64,10 @@ def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: 
     assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1, 2 and XL can be used" in refusal(folder)
 
 
+def test_the_index_of_a_folder_is_taken_for_the_folder(model: Path) -> None:
+    assert load_model(str(model / "model_index.json")).name == model.name
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
