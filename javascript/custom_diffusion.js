@@ -96,6 +96,13 @@ function customDiffusionToTxt2img() {
     return [];
 }
 
+// The saves of a training, as the host reads an old picture's settings: into the fields, and those of its plot.
+function customDiffusionToPlot() {
+    switch_to_txt2img();
+    gradioApp().querySelector('#txt2img_tools #paste').click();
+    return [];
+}
+
 function chooseCustomDiffusionToy(title) {
     if (title) {
         selectCheckpoint(title);

@@ -38,6 +38,29 @@ def named_deltas(folder: Path) -> dict[str, Path]:
     return found
 
 
+def named_saves(logs: Path) -> dict[str, Path]:
+    """Copies that trainings kept on the way (LOGS/DATE/NAME/…/NAME-STEPS), by name, by training and steps.
+
+    The latest training of a name has the plain names; those of earlier ones begin with DATE/.
+    """
+    found: dict[str, Path] = {}
+    named: set[str] = set()
+    latest_first = sorted(logs.glob("*/*"), key=lambda path: path.parent.name, reverse=True)
+    for training in sorted(latest_first, key=lambda path: path.name):
+        copies = {steps_of_save(delta_name(path), training.name): path for path in files_below(training)}
+        before = f"{training.parent.name}/" if training.name in named else ""
+        for steps in sorted(copies.keys() - {0}):
+            found[f"{before}{training.name}-{steps}"] = copies[steps]
+            named.add(training.name)
+    return found
+
+
+def steps_of_save(name: str, training: str) -> int:
+    """The steps that a training had behind it at a copy of that name; 0 if it is none of this training."""
+    stem, _, steps = name.rpartition("-")
+    return int(steps) if stem == training and steps.isdecimal() else 0
+
+
 def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
     """The delta of that name, or of that path from the folder; with `by_path` also a file anywhere.
 

@@ -4,6 +4,7 @@ from modules import extra_networks, script_callbacks, ui_extra_networks
 
 from lib_custom_diffusion.webui import api, reopened_page, train_tab, utils_tab
 from lib_custom_diffusion.webui.cards import DeltaCards
+from lib_custom_diffusion.webui.compare import add_axes
 from lib_custom_diffusion.webui.extra_network import DeltaNetwork
 from lib_custom_diffusion.webui.library import library
 
@@ -15,6 +16,7 @@ def before_ui() -> None:
     library.refresh()
     extra_networks.register_extra_network(network)
     ui_extra_networks.register_page(DeltaCards(library))
+    add_axes(library)
 
 
 script_callbacks.on_before_ui(before_ui)

@@ -10,9 +10,11 @@ from pathlib import Path
 from modules import hashes, paths, shared
 
 from ..delta import Delta, Factors
-from ..deltas_folder import named_deltas
+from ..deltas_folder import named_deltas, named_saves, steps_of_save
 from ..errors import UserError
 
+LOG_DIRECTORY = "textual_inversion"
+"""Where the host's trainings keep their logs, from its data folder, if nobody says otherwise."""
 _KEPT_IN_MEMORY = 8  # deltas, or
 _BYTES_IN_MEMORY = 512 * 2**20
 
@@ -44,34 +46,57 @@ class DeltaOnDisk:
 class DeltaLibrary:
     """All delta files under one folder, by name: the file's stem, or its relative path if the stem is taken.
 
-    `when_changed` is called when other files are found than the last time.
+    logs: folders of trainings, whose saves are found by name, too, where no file of the folder has it.
+    `when_changed` is called when other files are found in the folder than the last time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *logs: Path) -> None:
         self.folder = folder
+        self.logs = list(logs)
         self.when_changed: Callable[[], None] = lambda: None
         self._by_name: dict[str, DeltaOnDisk] = {}
+        self._saves: dict[str, DeltaOnDisk] = {}
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Delta, int]] = OrderedDict()
 
     def refresh(self) -> None:
-        """Look at the folder again."""
+        """Look at the folders again."""
         found = {name: DeltaOnDisk(name, path) for name, path in named_deltas(self.folder).items()}
         changed = found != self._by_name
         self._by_name = found
+        saves = {name: path for logs in reversed(self.logs) for name, path in named_saves(logs).items()}
+        self._saves = {name: DeltaOnDisk(name, path) for name, path in saves.items() if name not in found}
         if changed:
             self.when_changed()
 
     def all(self) -> list[DeltaOnDisk]:
         return list(self._by_name.values())
 
+    def saves(self) -> list[DeltaOnDisk]:
+        """Those that trainings kept on the way."""
+        return list(self._saves.values())
+
     def find(self, name: str) -> DeltaOnDisk:
-        """The delta of that name, looking at the folder again if it is not known yet. Raises UserError if it is not
-        there."""
+        """The delta of that name, looking at the folders again if it is not in the first one yet. Raises UserError if
+        it is not there."""
         if name not in self._by_name:
             self.refresh()
-        if name not in self._by_name:
+        found = self._by_name.get(name) or self._saves.get(name)
+        if found is None:
             raise UserError(f"there is no delta {name!r} in {self.folder}")
-        return self._by_name[name]
+        return found
+
+    def by_steps(self, name: str) -> dict[int, DeltaOnDisk]:
+        """What the training of a delta, or of a save of it, had learned after how many steps: its copies, and the end.
+
+        Raises UserError if the delta cannot be read.
+        """
+        self.refresh()
+        if name in self._saves:
+            name = name.rpartition("-")[0]
+        found = {steps_of_save(each.name, name): each for each in [*self.saves(), *self.all()]}
+        if name in self._by_name:
+            found[self.load(self._by_name[name]).provenance.steps] = self._by_name[name]
+        return {steps: found[steps] for steps in sorted(found) if steps}
 
     def named_by_hash(self, shorthash: str) -> str | None:
         """The name that the file of that hash has here."""
@@ -99,4 +124,7 @@ def _bytes(delta: Delta) -> int:
 
 
 # There is no --deltas-dir yet in the session in which the extension was installed: the host reads flags at its start.
-library = DeltaLibrary(Path(getattr(shared.cmd_opts, "deltas_dir", None) or Path(paths.models_path, "deltas")))
+library = DeltaLibrary(
+    Path(getattr(shared.cmd_opts, "deltas_dir", None) or Path(paths.models_path, "deltas")),
+    Path(paths.data_path, LOG_DIRECTORY),
+)

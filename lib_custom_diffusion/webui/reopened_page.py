@@ -11,14 +11,16 @@ from modules import progress
 
 from ..delta import SUFFIX
 from ..ui.training_page import Outcome, error_html, outcome_html
+from .library import library
 from .training_job import JOB
 
 _OURS = f"task({JOB}-"
 """How the tasks of trainings begin: those that the page starts (javascript/) and those of the API alike."""
 _SECONDS_BETWEEN_LOOKS = 0.2
 
-Shown = tuple[Any, Any, Any, Any, str]
-"""What a page shows of a training that is over: prompt to try, buttons to send it and show the card, delta, outcome."""
+Shown = tuple[Any, Any, Any, Any, Any, str]
+"""What a page shows of a training that is over: prompt to try; buttons to send it, show the card, compare saves; delta,
+outcome."""
 
 
 def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
@@ -35,13 +37,14 @@ def training_task() -> str:
 def succeeded(done: Outcome) -> Shown:
     """What to show of a training that ended with a result."""
     button, name = gr.update(visible=True), done.delta.name.removesuffix(SUFFIX)
-    return gr.update(value=done.prompt, visible=True), button, button, name, outcome_html(done)
+    compare = gr.update(visible=len(library.by_steps(name)) > 1)
+    return gr.update(value=done.prompt, visible=True), button, button, compare, name, outcome_html(done)
 
 
 def failed(sentence: str) -> Shown:
     """What to show of one that did not. sentence: HTML."""
     hidden = gr.update(visible=False)
-    return hidden, hidden, hidden, "", sentence
+    return hidden, hidden, hidden, hidden, "", sentence
 
 
 def end_of(task: str) -> Shown:

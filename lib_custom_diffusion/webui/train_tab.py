@@ -26,11 +26,13 @@ from ..ui.preset_note import Loaded, preset_note
 from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
+from .compare import grid_infotext
 from .host_backend import model_resolution
+from .library import LOG_DIRECTORY, library
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, end_of, failed, succeeded
 from .toy_model import example, no_checkpoint, toy_button, toy_chosen
-from .training_job import LOG_DIRECTORY, estimate, template_file, timings_file, train
+from .training_job import estimate, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -63,11 +65,12 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             with gr.Row():
                 send = gr.Button("Send to txt2img", visible=False, variant="primary", elem_id="cd_send")
                 card = gr.Button("Show card", visible=False, elem_id="cd_card")
+                compare = gr.Button("Compare checkpoints", visible=False, elem_id="cd_compare")
             delta = gr.Textbox(visible=False, elem_id="cd_delta")
         reopened = gr.Button(visible=False, elem_id="cd_reopened")
         toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
     _remembered_apart(tab)
-    shown = [prompt, send, card, delta, outcome]
+    shown = [prompt, send, card, compare, delta, outcome]
 
     def opened() -> list[Any]:
         names = [gr.update(choices=_embedding_names()) for _ in words]
@@ -124,6 +127,9 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         queue=False,
         show_progress=False,
     ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
+    compare.click(
+        fn=_to_plot, inputs=[prompt, delta], outputs=[txt2img_fields["prompt"]], queue=False, show_progress=False
+    ).then(fn=None, _js="customDiffusionToPlot", inputs=[], outputs=[])
     card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
 
 
@@ -204,6 +210,13 @@ def _to_txt2img(prompt: str) -> list[Any]:
     """The fields of `_SENT` as the previews had them: as suits the model that is loaded."""
     side, usual = model_resolution(sd_models.model_data.sd_model), Sampling()
     return [prompt, usual.steps, sd_samplers.visible_sampler_names()[0], usual.guidance_scale, side, side]
+
+
+def _to_plot(prompt: str, name: str) -> str:
+    """What txt2img reads a plot of the saves from."""
+    _, steps, sampler, scale, width, height = _to_txt2img(prompt)
+    settings = {"Steps": steps, "Sampler": sampler, "CFG scale": scale, "Size": f"{width}x{height}"}
+    return grid_infotext(prompt, name, settings, library)
 
 
 def _estimate(fields: FormFields, values: Sequence[Any]) -> str:

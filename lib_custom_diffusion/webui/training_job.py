@@ -31,10 +31,9 @@ from ..ui.training_page import Outcome
 from .host_backend import HostBackend
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import steps_of, write_word
-from .library import library
+from .library import LOG_DIRECTORY, library
 
 JOB = "train-custom-diffusion"
-LOG_DIRECTORY = "textual_inversion"
 
 
 def train(
@@ -49,7 +48,10 @@ def train(
     """
     plan, backend = _begin(plan, wording)
     backend.preview = preview
-    folder = dated_folder(Path(paths.data_path, log_directory), plan, wording)
+    logs = Path(paths.data_path, log_directory)
+    folder = dated_folder(logs, plan, wording)
+    if logs not in library.logs:
+        library.logs.append(logs)
     target = library.folder / f"{plan.result_name}{SUFFIX}"
     host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
     with ready_for_training(backend.model):

@@ -52,14 +52,14 @@ def test_its_end_is_waited_for_and_told():
     progress.record_results(TASK, reopened_page.succeeded(done))
     progress.current_task = None
     asking.join(10)
-    [(prompt, send, card, name, outcome)] = told
+    [(prompt, send, card, compare, name, outcome)] = told
     assert (prompt["value"], send["visible"], card["visible"], name) == ("photo of a cat", True, True, "cat")
-    assert "Finished after 7 steps" in outcome
+    assert "Finished after 7 steps" in outcome and not compare["visible"]  # there is one save alone
 
 
 def test_of_one_that_broke_off_this_is_told():
     *same, outcome = reopened_page.end_of(TASK)
-    assert same == [gr.update(visible=False)] * 3 + [""] and "stopped with an error" in outcome
+    assert same == [gr.update(visible=False)] * 4 + [""] and "stopped with an error" in outcome
 
 
 @pytest.mark.parametrize("api", [True, False])

@@ -109,13 +109,17 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     entered = {
         "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(pictures), "cd_class_1": "cat", "cd_steps": 2,
         "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_seed": None,
+        "cd_save_every": 1,
     }  # fmt: skip
     [event] = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
-    prompt, button, card, name, outcome = event.fn(*values)
+    prompt, button, card, compare, name, outcome = event.fn(*values)
     assert event.js == "startCustomDiffusionTraining"
     assert prompt["value"] == "photo of a mycat cat <delta:mycat:1>" and button["visible"]
     assert card["visible"] and name == "mycat" and made["cd_card"].events[0].js == "customDiffusionShowCard"
+    plot, then = made["cd_compare"].events
+    assert compare["visible"] and then.js == "customDiffusionToPlot"
+    assert 'X Type: Delta steps, X Values: "1, 2"' in plot.fn(prompt["value"], name)
     assert "Finished after 2 steps" in outcome and str(tmp_path / "deltas" / "mycat.delta.safetensors") in outcome
     assert Delta.load(tmp_path / "deltas" / "mycat.delta.safetensors").provenance.steps == 2
 
