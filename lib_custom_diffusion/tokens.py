@@ -86,14 +86,16 @@ def initializer_vectors(backend: Backend, text: str) -> Tensor:
         return entry
     if text.endswith(_END_OF_WORD):
         raise UserError(f"the vocabulary of {backend.name} has no entry {text}; leave out {_END_OF_WORD}")
-    words = [_of_word(backend, word) for word in text.split()]
-    return torch.cat(words) if len(words) > 1 else backend.token_vectors(text)
+    whole, words = backend.token_vectors(text), text.split()
+    found = [backend.token_vectors(word) for word in words]
+    if len(words) < 2 or not torch.equal(torch.cat(found), whole):
+        return whole  # one word, or several that the host has as one
+    return torch.cat([_of_word(backend, word, vectors) for word, vectors in zip(words, found)])
 
 
-def _of_word(backend: Backend, word: str) -> Tensor:
-    found = backend.token_vectors(word)
-    entry = backend.entry_vector(word) if len(found) > 1 else None
-    return found if entry is None else entry
+def _of_word(backend: Backend, word: str, vectors: Tensor) -> Tensor:
+    entry = backend.entry_vector(word) if len(vectors) > 1 else None
+    return vectors if entry is None else entry
 
 
 def split_at_tokens(text: str, tokens: Iterable[str]) -> list[str]:

@@ -135,7 +135,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--config", type=given_path, metavar="FILE",
         help="settings by the flags' names, in TOML or YAML, or the config.json of a training; flags count for more",
     )  # fmt: skip
+    _add_concepts(command)
+    _add_pictures(command)
+    _add_prior_preservation(command)
+    _add_training(command)
+    _add_output(command)
+    add_of_diffusers(command)
 
+
+def _add_concepts(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("concepts").add_argument
     add("--concepts_list", type=given_path, help="JSON file with a list of concepts: instance_prompt,"
         " instance_data_dir, class_prompt, class_data_dir each; instead of the four flags below")  # fmt: skip
@@ -149,6 +157,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--initializer_token", default=DEFAULT_INITIALIZERS, help="words that the new ones start from")
     add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="embedding vectors of each new word")
 
+
+def _add_pictures(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("pictures").add_argument
     add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
     add(
@@ -169,6 +179,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="file of captions with [name] and [filewords], for --caption_source template",
     )
 
+
+def _add_prior_preservation(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("prior preservation").add_argument
     add(
         "--prior",
@@ -199,6 +211,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
     add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
 
+
+def _add_training(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("training").add_argument
     add(
         "--rank", type=int,
@@ -267,6 +281,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add("--seed", type=int, default=_D.seed, help="of everything that is random")
 
+
+def _add_output(command: argparse.ArgumentParser) -> None:
     output = command.add_argument_group("output", "--max_size or --energy compress the delta at the end.")
     add = output.add_argument
     add("--output_dir", type=given_path, default=Path("custom-diffusion-model"), help="folder for the results")
@@ -303,7 +319,6 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--hub_model_id", help="the repository to put them into; called as --output_dir if not given")
     add("--hub_token", help="what the Hub knows you by; that of `hf auth login` if not given")
     add("--hub_license", default=LICENSE, help="licence that the card states")
-    add_of_diffusers(command)
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:

@@ -44,7 +44,7 @@ from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import TOY, plan_settings
 
 PRIORS = ("text", "pictures", "none")
-SEEDS = 6  # pictures of each prompt, where concepts are joined
+SEEDS = 4  # pictures of each prompt, where concepts are joined
 
 
 @dataclass(frozen=True)

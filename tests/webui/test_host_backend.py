@@ -67,6 +67,14 @@ def test_a_word_to_be_learned_starts_from_its_embedding_and_is_not_known_to_the_
     assert backend.token_vectors("red cat").shape == (2, WIDTH)
 
 
+def test_an_embedding_whose_name_is_several_words_starts_from_its_own_vectors(host):
+    made = Embedding(torch.ones(2, WIDTH), "red cat")
+    made.vectors, made.shape = made.vec.shape
+    sd_hijack.model_hijack.embedding_db.register_embedding_by_name(made, host, "red cat")
+    backend = HostBackend(["red cat"])
+    assert torch.equal(initial_vectors(backend, ["red cat"], ["red cat"], 2)["red cat"], made.vec)
+
+
 def test_an_embedding_that_is_called_as_an_entry_of_the_vocabulary_starts_from_its_own_vectors(host):
     made = Embedding(torch.ones(2, WIDTH), "rare+entry")
     made.vectors, made.shape = made.vec.shape
