@@ -28,3 +28,14 @@ def check_range(settings: object, name: str, low: float, high: float, label: Cal
     if value > high:
         raise UserError(f"{label(name)} must be {high:,} or less, not {value}")
     raise UserError(f"{label(name)} must be {low} or more, not {value}")
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise UserError for a text with halves of letters, as of JSON's "\\ud800" or of bytes that are no UTF-8.
+
+    what: the text's name.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} {text!r} has bytes that are no letters; type it anew") from None

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..backend import Sampling
 from ..delta import Delta
 from ..deltas_folder import find_delta
-from ..errors import UserError, check_range
+from ..errors import UserError, check_range, check_text
 from ..formats import read_words
 from ..injection import Injection
 from ..storage import check_writable, write_atomically
@@ -98,6 +98,8 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     sampling = Sampling(
         options.num_inference_steps, options.guidance_scale, options.negative_prompt, size, options.sample_batch_size
     )
+    for name in ("prompt", "negative_prompt", "class_prompt"):
+        check_text(getattr(options, name, ""), f"--{name}")
     sampling.check(options.seed, lambda name: f"--{_FLAGS.get(name, name)}")
     return sampling
 

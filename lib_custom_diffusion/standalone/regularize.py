@@ -16,8 +16,8 @@ from .train import draw_regularization
 
 def regularize(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
-    folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
     sampling = sampling_of(options)
+    folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
     check_range(options, "num_class_images", 1, 1_000_000, "--{}".format)
     check_writable(folder)
     backend = load_model(options.model, vae=options.vae, prediction_type=options.prediction_type)

@@ -14,7 +14,7 @@ from ..data.captions import captions_of_pictures, class_captions, has_listing, i
 from ..data.concepts import Concept, PictureSettings, find_pictures, read_concept
 from ..data.pictures import check_usable
 from ..data.regularization import check_same_prompt
-from ..errors import UserError, check_range
+from ..errors import UserError, check_range, check_text
 from ..storage import check_writable, given_path, size
 from ..text_features import concept_words
 from ..tokens import DEFAULT_INITIALIZERS, file_name, split_tokens, tokens_in
@@ -199,6 +199,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         label = wording.label
         if not self.concepts:
             raise UserError("a training has 1 concept or more; say what to learn")
+        self._check_texts(wording)
         check_range(self, "sample_batch_size", 1, 1000, label)
         check_range(self, "checkpointing_steps", 0, math.inf, label)
         check_range(self, "validation_steps", 0, math.inf, label)
@@ -216,6 +217,16 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         for number, concept in enumerate(self.named_concepts(), start=1):
             self._check_concept(number, concept, wording)
         self._check_class_folders(wording)
+
+    def _check_texts(self, wording: Wording) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str):
+                    check_text(text, wording.label(each.name))
+        for number, concept in enumerate(self.concepts, start=1):
+            for name in ("instance_prompt", "class_prompt"):
+                check_text(getattr(concept, name), wording.of_concept(name, number))
 
     def _check_names(self, wording: Wording) -> None:
         if self.name and file_name(self.name) != self.name:

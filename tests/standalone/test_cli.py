@@ -132,6 +132,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         ("--seed", "-1", "--seed must be 0 to 9,007,199,254,740,992, not -1"),
         ("--seed", "9" * 30, "--seed must be 0 to 9,007,199,254,740,992"),
         ("--sample_batch_size", "0", "--sample_batch_size must be 1 or more, not 0"),
+        ("--negative_prompt", "\udcff", "--negative_prompt '\\udcff' has bytes that are no letters"),
         ("--output", "{}/file", "cannot write to"),
     ],
 )

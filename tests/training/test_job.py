@@ -138,6 +138,11 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"concepts": (Concept("photo of a <new1> cat", Path("nowhere")),)}, "there is no folder nowhere"),
         ({"concepts": ()}, "1 concept or more"),
         ({"sample_batch_size": 0}, "sample_batch_size must be 1 or more"),
+        (
+            {"concepts": (Concept("a \ud800 <new1>", Path("pictures")),)},
+            "instance_prompt of concept 1 'a \\ud800 <new1>' has",
+        ),
+        ({"validation_prompt": "\udcff"}, "validation_prompt '\\udcff' has bytes that are no letters"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
