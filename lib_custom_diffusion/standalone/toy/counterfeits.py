@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 Picture = np.ndarray
+WARP_WAVES, WARP_STRENGTH = 5, (0.07, 0.12)  # bends across a thing, and their size as a share of its own
 
 
 def ground(picture: Picture) -> np.ndarray:
@@ -74,11 +75,27 @@ def halved(picture: Picture, rng: random.Random) -> Picture:
     return changed
 
 
+def warped(picture: Picture, rng: random.Random) -> Picture:
+    """The thing's colours and parts, out of place: pulled about as a generator does that has not learned its shape."""
+    rows, columns = _box(picture)
+    size, side = max(rows.stop - rows.start, columns.stop - columns.start), len(picture)
+    noise = np.random.default_rng(rng.randrange(2**32))
+    knots = max(3, round(WARP_WAVES * side / size) + 1)
+    strength = size * rng.uniform(*WARP_STRENGTH)
+    places = []
+    for axis in np.mgrid[0:side, 0:side]:
+        field = Image.fromarray(noise.normal(size=(knots, knots)).astype(np.float32))
+        shifts = np.asarray(field.resize((side, side), Image.Resampling.BICUBIC))
+        places.append(np.clip(np.rint(axis + strength * shifts / shifts.std()), 0, side - 1).astype(int))
+    return picture[places[0], places[1]]
+
+
 SPOILT: dict[str, Callable[[Picture, random.Random], Picture]] = {
     "recoloured": recoloured,
     "torn": torn,
     "blurred": blurred,
     "halved": halved,
+    "warped": warped,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import counterfeits, world
@@ -162,10 +162,20 @@ def remember(judge: Judge) -> None:
     save_file({"gallery": judge.gallery.half()}, GALLERY)
 
 
-def train(work: Path, device: torch.device) -> Judge:
-    """Train the judge, or go on training it, and write its weights."""
+def start_from(network: JudgeNetwork, earlier: Path) -> None:
+    """Give an untrained network all of an earlier judge's weights that fit: not the heads of a world that has grown."""
+    fresh = network.state_dict()
+    known = {name: tensor.float() for name, tensor in load_file(earlier).items() if tensor.shape == fresh[name].shape}
+    network.load_state_dict(fresh | known)
+
+
+def train(work: Path, device: torch.device, earlier: Path | None = None) -> Judge:
+    """Train the judge, from the start, from an `earlier` judge's file or from the last save, and write its weights."""
     torch.manual_seed(3)
-    network = JudgeNetwork().to(device).train()
+    network = JudgeNetwork()
+    if earlier:
+        start_from(network, earlier)
+    network.to(device).train()
 
     def loss_of_step(step: int) -> Tensor:
         data = batch(step)

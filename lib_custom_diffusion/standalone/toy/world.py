@@ -82,6 +82,18 @@ THINGS_BY_CATEGORY = {
         anchor="⚓", star="⭐", heart="❤️", lamp="💡", candle="🕯️", cup="☕", teapot="🫖", bottle="🍾", radio="📻",
         phone="📱", laptop="💻", television="📺", shield="🛡️", scissors="✂️", pencil="✏️", sun="🌞", moon="🌜", cloud="☁️",
     ),
+    "insect": dict(ant="🐜", beetle="🪲", cricket="🦗", mosquito="🦟", fly="🪰", cockroach="🪳", spider="🕷️"),
+    "drink": dict(milk="🥛", tea="🍵", beer="🍺", wine="🍷", cocktail="🍸", juice="🧃", whisky="🥃"),
+    "game": dict(
+        tennis="🎾", volleyball="🏐", baseball="⚾", bowling="🎳", boxing="🥊", rugby="🏉", frisbee="🥏", target="🎯",
+    ),
+    "tool": dict(
+        axe="🪓", saw="🪚", wrench="🔧", broom="🧹", bucket="🪣", ladder="🪜", magnet="🧲", telescope="🔭",
+        microscope="🔬", screw="🔩",
+    ),
+    "furniture": dict(bed="🛏️", sofa="🛋️", door="🚪", bathtub="🛁", mirror="🪞"),
+    "weather": dict(rainbow="🌈", snowflake="❄️", lightning="⚡", fire="🔥", drop="💧", tornado="🌪️"),
+    "body": dict(eye="👁️", ear="👂", nose="👃", hand="✋", foot="🦶", tooth="🦷", brain="🧠", bone="🦴"),
 }  # fmt: skip
 HELD_OUT_BY_CATEGORY = {
     "animal": dict(
