@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
-from .layout import SECOND_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from .layout import FIRST_TEXT_PREFIX, SECOND_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .weights import Weights
 
 USABLE = "Stable Diffusion 1, 2 and XL"
@@ -99,12 +99,16 @@ def refuse_other_kinds(weights: Weights) -> None:
             raise UserError(f"{path} is {model}; only {USABLE} can be used")
     refuse_channels(str(path), _channels(weights.tensors), _out_channels(weights.tensors))
     if any(name.startswith(f"{UNET_PREFIX}label_emb.") for name in names) and not is_sdxl(names):
-        raise UserError(f"{path} is {_with_other_conditioning(weights.tensors)}; only {USABLE} can be used")
+        kind = _with_other_conditioning(weights.tensors)
+        if kind is None:
+            raise UserError(f"{path} has no text encoders, which would tell what kind it is; give the whole checkpoint")
+        raise UserError(f"{path} is {kind}; only {USABLE} can be used")
 
 
 def is_sdxl(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a checkpoint is of SDXL's kind: its UNet is told of sizes, and reads two text encoders."""
-    two = f"{SECOND_TEXT_PREFIX}ln_final.weight" in tensors or _text_width(tensors) == _TEXT_WIDTH_OF_SDXL
+    text = any(name.startswith((FIRST_TEXT_PREFIX, SECOND_TEXT_PREFIX)) for name in tensors)
+    two = text or _text_width(tensors) == _TEXT_WIDTH_OF_SDXL
     has_middle = any(name.startswith(f"{UNET_PREFIX}middle_block.1.") for name in tensors)
     return f"{UNET_PREFIX}label_emb.0.0.weight" in tensors and two and has_middle
 
@@ -150,7 +154,8 @@ def _text_width(tensors: Mapping[str, Tensor]) -> int:
     return tensors[keys[0]].shape[1] if keys else 0
 
 
-def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str:
+def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str | None:
+    """What a model is that is told more than a text and is no SDXL; None if nothing in the file tells."""
     if f"{UNET_PREFIX}label_emb.weight" in tensors:
         return "an upscaler"
     width = _text_width(tensors)
@@ -158,6 +163,8 @@ def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str:
         return "SDXL's refiner"
     if width == _TEXT_WIDTH_OF_SDXL:
         return "a distilled SDXL (SSD-1B or Segmind Vega)"
+    if not any(name.startswith(("conditioner.", "cond_stage_model.")) for name in tensors):
+        return None
     return "an unCLIP model, of pictures' variations, or another that is told more than a text"
 
 

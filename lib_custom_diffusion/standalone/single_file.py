@@ -114,9 +114,12 @@ def _load_sdxl(
     weights: Weights, described: Described, vae: Path | None, prediction_type: str | None
 ) -> StableDiffusionXLPipeline:
     path, tensors = weights.path, weights.tensors
-    for prefix, which in ((FIRST_TEXT_PREFIX, "first"), (SECOND_TEXT_PREFIX, "second")):
-        if not any(name.startswith(prefix) for name in tensors):
-            raise UserError(f"{path} lacks the {which} of its two text encoders; give the whole checkpoint")
+    prefixes = {"first": FIRST_TEXT_PREFIX, "second": SECOND_TEXT_PREFIX}
+    lacking = [which for which, prefix in prefixes.items() if not any(name.startswith(prefix) for name in tensors)]
+    if len(lacking) == 2:
+        raise UserError(f"{path} has no text encoders: they were left out to save room; give the whole checkpoint")
+    if lacking:
+        raise UserError(f"{path} lacks the {lacking[0]} of its two text encoders; give the whole checkpoint")
     unet = load_unet(path, tensors, described)
     first, tokenizer = _clip(path, tensors, described, FIRST_TEXT_PREFIX)
     second, tokenizer_2 = _second_of_sdxl(path, tensors)

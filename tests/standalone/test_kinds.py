@@ -52,6 +52,8 @@ OTHERS = {
     "SDXL's refiner": with_vector(1280),
     "a distilled SDXL": {name: shape for name, shape in with_vector(2048).items() if "middle_block" not in name},
     "an unCLIP model": unet(width=1024) | {"embedder.model.visual.proj": (1, 1)},
+    "an unCLIP model, of pictures' variations, or": with_vector(1024) | {"cond_stage_model.model.ln_final.bias": (1,)},
+    "has no text encoders, which would tell": with_vector(320),
     "AltDiffusion": unet() | {"cond_stage_model.roberta.embeddings.word_embeddings.weight": (1, 1)},
     "Playground 2.5": with_vector(2048) | {"edm_mean": (4,)},
     "a LoRA, not a model": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 4)},

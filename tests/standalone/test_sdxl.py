@@ -74,13 +74,20 @@ def test_a_yaml_of_sgms_says_velocity_by_its_denoiser(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "a.safetensors").scheduler.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize(("number", "which"), [("0", "first"), ("1", "second")])
-def test_a_file_without_one_of_its_text_encoders_is_refused(number: str, which: str, tmp_path: Path) -> None:
-    left = {n: v.clone() for n, v in tiny.sdxl().items() if not n.startswith(f"conditioner.embedders.{number}.")}
-    if number == "1":  # then the width of the text alone tells SDXL
-        left = {n: F.pad(v, (0, 2048 - BOTH)) if n.endswith(("attn2.to_k.weight",)) else v for n, v in left.items()}
-    save_file({name: value.contiguous() for name, value in left.items()}, tmp_path / "pruned.safetensors")
-    with pytest.raises(UserError, match=f"lacks the {which} of its two text encoders"):
+@pytest.mark.parametrize(
+    ("left_out", "width", "said"),
+    [
+        ("embedders.0.", BOTH, "lacks the first of its two text encoders"),
+        ("embedders.1.", BOTH, "lacks the second of its two text encoders"),
+        ("embedders.", BOTH, "has no text encoders, which would tell what kind it is"),
+        ("embedders.", 2048, "has no text encoders: they were left out"),  # the width of the text tells SDXL
+    ],
+)
+def test_a_file_without_its_text_encoders_is_refused(left_out: str, width: int, said: str, tmp_path: Path) -> None:
+    left = {n: v for n, v in tiny.sdxl().items() if not n.startswith(f"conditioner.{left_out}")}
+    wide = {n: F.pad(v, (0, width - BOTH)) for n, v in left.items() if n.endswith("attn2.to_k.weight")}
+    save_file({name: value.clone() for name, value in (left | wide).items()}, tmp_path / "pruned.safetensors")
+    with pytest.raises(UserError, match=f"pruned.safetensors {said}"):
         load_checkpoint(tmp_path / "pruned.safetensors")
 
 
