@@ -1,4 +1,4 @@
-"""Compare checkpoints: the saves of a training, and weights, in the WebUI's own X/Y/Z plot; through its API."""
+"""Compare checkpoints: the saves of a training, and weights, in the WebUI's own X/Y/Z plot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from conftest import WebUI, fingerprint
+from conftest import Page, WebUI, fingerprint
 
 PROMPT = "photo of a plotted house"
 SETTINGS = {"steps": 2}
@@ -64,3 +65,27 @@ def test_a_plot_that_cannot_be_drawn_says_why(
     with pytest.raises(urllib.error.HTTPError) as refused:
         plot(webui, prompt, (first_axis + 1, "2, 3"))
     assert said in refused.value.read().decode()
+
+
+def test_the_button_fills_in_a_plot_of_all_saves_which_is_drawn(
+    webui: WebUI, saves: str, page: Page, pictures: Path
+) -> None:  # fmt: skip
+    before = set(webui.data.glob("outputs/txt2img-grids/*/*.png"))
+    page.fill_form("plotted", pictures, "compared", 6)
+    page.fill("cd_save_every", 2)
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "Finished after 6 steps")
+    page.press("cd_compare")
+    values = page.page.locator("#script_txt2img_xyz_plot_x_values textarea")
+    values.wait_for()
+    page.look("compare-in-txt2img")
+    assert values.input_value() == "2, 4, 6"
+    assert page.value("script_txt2img_xyz_plot_x_type") == "Delta steps"
+    assert page.value("script_list") == "X/Y/Z plot"
+    prompt = page.value("txt2img_prompt")
+    assert "<delta:compared:1>" in prompt and "Script" not in prompt
+    page.draw(webui.data)
+    page.look("compared")
+    [grid] = set(webui.data.glob("outputs/txt2img-grids/*/*.png")) - before
+    with Image.open(grid) as plot:
+        assert plot.width >= 3 * 128
