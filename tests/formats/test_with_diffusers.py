@@ -2,12 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save
 from small_models import WIDTH, output, small_pipeline, small_unet
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.attention import projections
@@ -15,6 +19,7 @@ from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats.base import Base
 from lib_custom_diffusion.injection import Injection
+from lib_custom_diffusion.standalone.toy import CONFIG
 from tiny import TinyUNet
 
 pytest.importorskip("peft")
@@ -179,3 +184,28 @@ def test_diffusers_takes_its_lora_without_a_warning_of_its_layers(
     unchanged = "found with the prefix='text_encoder'. This is safe to ignore"  # said of any LoRA of a UNet alone
     assert [message for message in warned if unchanged not in message] == []
     assert list(files) == ["pytorch_lora_weights.safetensors", "new1.safetensors"]
+
+
+def test_the_printed_lines_give_diffusers_pipeline_a_word_for_both_text_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoder(kind: type[CLIPTextModel | CLIPTextModelWithProjection], width: int) -> Any:
+        sizes = {"hidden_size": width, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        return kind(CLIPTextConfig(vocab_size=4096, **sizes))
+
+    first, second = encoder(CLIPTextModel, 768), encoder(CLIPTextModelWithProjection, 1280)
+    tokenizers = [CLIPTokenizer.from_pretrained(Path(CONFIG) / "tokenizer") for _ in range(2)]
+    pipeline = StableDiffusionXLPipeline(None, first, second, *tokenizers, None, None, add_watermarker=False)
+    vectors = torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
+    layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    factors = Factors(torch.ones(4, 1), torch.ones(1, 2048))
+    delta = Delta({layer: factors}, {"<new1>": vectors}, Provenance(architecture="sdxl"))
+    files = formats.write(delta, "lora-diffusers")
+    (tmp_path / "new1.safetensors").write_bytes(files["new1.safetensors"])
+    monkeypatch.chdir(tmp_path)
+    [line] = formats.how_to_use(delta, "lora-diffusers")
+    exec(line.removeprefix("diffusers: "), {"safetensors": safetensors, "pipeline": pipeline})
+    for text_encoder, tokenizer, part in zip((first, second), tokenizers, vectors.split([768, 1280], 1), strict=True):
+        numbers = tokenizer(pipeline.maybe_convert_prompt("<new1>", tokenizer))["input_ids"][1:-1]
+        learned = text_encoder.get_input_embeddings().weight[numbers]
+        torch.testing.assert_close(learned, part, atol=2e-3, rtol=0)  # the file is of half precision
