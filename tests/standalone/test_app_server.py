@@ -74,6 +74,11 @@ def test_other_sites_get_nothing_else(app: Client, site: str, path: str, asked: 
     assert app.get(path, headers={"Sec-Fetch-Site": site, **asked}).status_code == 403
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"])
+def test_there_are_no_pages_about_its_routes(app: Client, path: str) -> None:
+    assert app.get(path, headers=VISIT).status_code == 404
+
+
 def test_forms_of_other_sites_are_refused(app: Client) -> None:
     assert app.ask("POST", "/run/predict", {**CROSS, **VISIT}, "{}").status_code == 403
     assert app.ask("POST", "/", {**CROSS, **VISIT}).status_code == 403

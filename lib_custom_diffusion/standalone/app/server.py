@@ -113,7 +113,9 @@ def application(page: gr.Blocks, address: str, token: str = "") -> ASGIApp:
     page.queue(concurrency_count=_WAITING, api_open=False)
     routes.templates.env.loader = _without_remote_parts(routes.templates.env.loader)
     hosts = frozenset({address, socket.gethostname().lower(), socket.getfqdn().lower()})
-    return _OwnPageOnly(gr.mount_gradio_app(FastAPI(), page, path="/"), _is_loopback(address), hosts, token)
+    # Neither gradio's application nor the one around it describes its routes.
+    app = gr.mount_gradio_app(FastAPI(openapi_url=None), page, path="/", app_kwargs={"openapi_url": None})
+    return _OwnPageOnly(app, _is_loopback(address), hosts, token)
 
 
 def _without_remote_parts(templates: BaseLoader | None) -> BaseLoader:
