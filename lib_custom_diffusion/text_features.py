@@ -55,6 +55,21 @@ def class_noun(class_prompt: str) -> str:
     return _BEFORE_CLASS_WORD.sub("", class_prompt.strip())
 
 
+_MASS_NOUNS = {
+    "anime", "architecture", "armor", "armour", "art", "artwork", "calligraphy", "clothing", "food", "furniture",
+    "graffiti", "jewellery", "jewelry", "makeup", "people", "pottery",
+}  # fmt: skip
+_ARTICLE = re.compile(r"\ba (?=(?:\w+ )*\{\})")  # of what a prompt asks for, not of a table that it stands on
+
+
+def class_prompts(noun: str) -> list[str]:
+    """OWN_PROMPTS of a class, "cat", as people write them: "photo of an owl", and "photo of art" without an article."""
+    if not _MASS_NOUNS.isdisjoint(noun.lower().split()[-1:]):
+        return [_ARTICLE.sub("", prompt).format(noun) for prompt in OWN_PROMPTS]
+    article = "an" if noun[:1].lower() in tuple("aeiou") and not noun.lower().startswith(("uni", "eu", "one")) else "a"
+    return [prompt.replace("a {}", f"{article} {{}}").format(noun) for prompt in OWN_PROMPTS]
+
+
 def concept_words(tokens: Mapping[str, str]) -> list[str]:
     """ "<new1> cat" for each modifier token and its class ("cat" or "photo of a cat"), "<new1>" where that is empty."""
     return [f"{token} {class_noun(class_prompt)}".strip() for token, class_prompt in tokens.items()]

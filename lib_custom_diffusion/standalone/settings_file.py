@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from ..errors import UserError
 
 _OF_A_RUN = {"checkpoint", "library_version", "overwrite", "resume_from_checkpoint", "allow_changes"}
 """What config.json says of the run rather than of the training."""
+_OF_A_COMMAND = {
+    "config": "a file of settings cannot name: it would be a second one",
+    "help": "is for the command line alone",
+}
+"""Flags that are no settings, and why."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -36,6 +41,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name in settings:
             raise UserError(f"{path} says {name} twice")
         settings[name] = value
+    for name in _OF_A_COMMAND.keys() & settings:
+        raise UserError(f"{path} has {name}, which {_OF_A_COMMAND[name]}; leave it out")
     if "library_version" in settings:
         settings = {name: value for name, value in settings.items() if name not in _OF_A_RUN}
     return {name: value for name, value in settings.items() if value is not None}
@@ -52,7 +59,7 @@ def as_flags(settings: Mapping[str, Any], switches: set[str]) -> list[str]:
             if not isinstance(value, bool):
                 raise UserError(f"{name} is on or off: write true or false, not {value!r}")
             flags += [f"--{name}"] if value else []
-        elif isinstance(value, (bool, dict)):
+        elif isinstance(value, (bool, dict)) or _nested(value):
             raise UserError(f"{name} must be a number or a text, not {value!r}")
         else:
             flags.append(f"--{name}={_text(name, value)}")
@@ -63,6 +70,10 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ("+" if name.endswith("_token") else ",").join(map(str, value))
     return str(value)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, (bool, list, dict)) for each in value)
 
 
 def _flat(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -80,13 +91,41 @@ def _toml(content: bytes) -> Any:
     return tomllib.loads(content.decode())
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses what YAML's rules forbid and PyYAML passes over: a name twice in one map."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        _refuse_twice(names)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(content: bytes) -> Any:
+    return yaml.load(content, _YamlLoader)
+
+
+def _json(content: bytes) -> Any:
+    return json.loads(content, object_pairs_hook=_json_object)
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"it says {name} twice")
+
+
 def _unknown(_content: bytes) -> Any:
     raise ValueError("its name ends neither in .toml nor in .yaml or .json")
 
 
 _READERS = {
     ".toml": _toml,
-    ".yaml": yaml.safe_load,
-    ".yml": yaml.safe_load,
-    ".json": json.loads,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": _json,
 }

@@ -63,6 +63,7 @@ def identify(
     Raises UserError for folders and captions that cannot be read.
     """
     own = {**asdict(pictures), "resolution": pictures.resolution or backend.resolution}
+    own["prediction_type"] = backend.prediction_type
     template = pictures.template if pictures.caption_source == "template" else None
     own["template"] = template and content_hash(template)
     if not any(concept.class_data_dir for concept in concepts):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..attention import READ_TEXT, Projection, recorded_attention
 from ..backend import Backend, Conditioning
-from ..text_features import OWN_PROMPTS, class_noun, count_tokens, read_captions
+from ..text_features import class_noun, class_prompts, count_tokens, read_captions
 from .parametrisation import parametrisation
 
 PRIORS = ("text", "none")
@@ -118,7 +118,7 @@ def _trace(weight: Tensor, moment: Tensor) -> float:
 
 def _class_moments(backend: Backend, class_prompt: str) -> Tensor:
     """Half of the prompt as it is, half of ordinary ways to ask for the class."""
-    asked = [prompt.format(class_noun(class_prompt)) for prompt in OWN_PROMPTS]
+    asked = class_prompts(class_noun(class_prompt))
     return (moments_by_kind(backend, [class_prompt]) + moments_by_kind(backend, asked)) / 2
 
 

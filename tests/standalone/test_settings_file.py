@@ -65,6 +65,12 @@ def test_the_record_of_a_run_is_read_without_what_it_says_of_that_run(tmp_path: 
         ("a.txt", "seed = 1", "ends neither in .toml nor"),
         ("a.yaml", "just words", "a.yaml has no settings"),
         ("a.toml", "seed = 1\n[b]\nseed = 2", "a.toml says seed twice"),
+        ("a.yaml", "seed: 1\nrank: 2\nseed: 3", "it says seed twice"),
+        ("a.yaml", "training:\n  seed: 1\n  'seed': 1", "it says seed twice"),
+        ("a.yaml", "concepts:\n- {class_prompt: a, class_prompt: b}", "it says class_prompt twice"),
+        ("a.json", '{"seed": 1, "a": [{"rank": 1, "rank": 2}]}', "it says rank twice"),
+        ("a.toml", "config = 'other.toml'", "a.toml has config, which a file of settings cannot name"),
+        ("a.yaml", "training: {help: true}", "a.yaml has help, which is for the command line alone"),
     ],
 )
 def test_other_files_are_refused_in_one_sentence(tmp_path: Path, name: str, content: str, sentence: str) -> None:
@@ -83,3 +89,14 @@ def test_values_that_no_flag_has_are_refused() -> None:
         as_flags({"hflip": 1}, {"hflip"})
     with pytest.raises(UserError, match="seed must be a number or a text, not True"):
         as_flags({"seed": True}, {"hflip"})
+    with pytest.raises(UserError, match=r"model must be a number or a text, not \[\{'a': 1\}\]"):
+        as_flags({"model": [{"a": 1}]}, {"hflip"})
+
+
+def test_maps_that_are_merged_may_say_again_what_they_take_over(tmp_path: Path) -> None:
+    content = "a: &base {seed: 1, rank: 2}\nb:\n  <<: *base\n  name: cat"
+    with pytest.raises(UserError, match="says seed twice"):  # of two sections, not of one
+        read_settings(written(tmp_path, "a.yaml", content))
+    assert read_settings(written(tmp_path, "b.yaml", "concepts:\n- {<<: {seed: 1, rank: 2}, seed: 3}")) == {
+        "concepts": [{"seed": 3, "rank": 2}]
+    }

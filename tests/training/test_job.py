@@ -276,6 +276,12 @@ def captioned(plan: TrainingPlan) -> None:
     (plan.concepts[0].instance_data_dir / "c.txt").write_text("a <new1> outside")
 
 
+class OfVelocity(TinyBackend):
+    """The same model, taken for one that predicts something else."""
+
+    prediction_type = "v_prediction"
+
+
 class Other(TinyBackend):
     checkpoint_hash = "fedcba9876"
 
@@ -296,6 +302,7 @@ class Other(TinyBackend):
             "instance_prompt of concept 1 was 'photo of a <new1> cat', is 'a pict",
         ),
         ({"backend": Other}, "the model is another"),
+        ({"backend": OfVelocity}, "prediction_type was 'epsilon', is 'v_prediction'"),
         ({"folder": "stickers"}, "pictures of concept 1: added a.png, removed a.png, b.png, c.png"),
     ],
     ids=lambda each: str(each) if isinstance(each, (dict, str)) else each.__name__,

@@ -153,6 +153,34 @@ def test_the_class_is_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
+    ("noun", "asked"),
+    [
+        ("cat", {"photo of a cat", "a small cat on a table", "a cat and a dog", "cat in front of the Eiffel tower"}),
+        ("owl", {"photo of an owl", "a small owl on a table", "an owl and a dog", "close up of an owl"}),
+        ("art", {"photo of art", "small art on a table", "art and a dog", "close up of art", "far away art"}),
+        ("modern art", {"photo of modern art", "red modern art"}),
+        ("unicorn", {"photo of a unicorn"}),
+    ],
+)
+def test_the_class_is_asked_for_with_the_article_that_it_has(noun: str, asked: set[str]) -> None:
+    backend = Listening()
+    text_prior(backend, projections(backend.unet), [noun], latents(), 1.0)
+    assert asked <= backend.heard
+
+
+class Listening(TinyBackend):
+    """Remembers the captions that it encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: set[str] = set()
+
+    def encode_captions(self, captions, vectors, sizes=()):  # type: ignore[no-untyped-def]
+        self.heard |= set(captions)
+        return super().encode_captions(captions, vectors, sizes)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"prior": "pictures"}, "prior is one of text, none, not 'pictures'"),
