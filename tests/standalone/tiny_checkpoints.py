@@ -22,18 +22,20 @@ WORDS = 49408
 Tensors = dict[str, Tensor]
 
 
-def _text_encoder(hidden_act: str) -> CLIPTextModel:
+def _text_encoder(
+    hidden_act: str, width: int = WIDTH, layers: int = 2, heads: int = 1, intermediate_size: int = 96
+) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1,
-            hidden_act=hidden_act, bos_token_id=WORDS - 2, eos_token_id=WORDS - 1,
+            vocab_size=WORDS, hidden_size=width, intermediate_size=intermediate_size, num_hidden_layers=layers,
+            num_attention_heads=heads, hidden_act=hidden_act, bos_token_id=WORDS - 2, eos_token_id=WORDS - 1,
         )
     )  # fmt: skip
 
 
-def _unet(**more: object) -> UNet2DConditionModel:
+def _unet(width: int = WIDTH, **more: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=WIDTH,
+        block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=width,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         **more,
     )  # fmt: skip
@@ -66,8 +68,14 @@ def stable_diffusion_1() -> StableDiffusionPipeline:
 @lru_cache(maxsize=1)
 def stable_diffusion_2() -> StableDiffusionPipeline:
     """Heads 64 wide, linear layers around attentions, OpenCLIP's activation and padding."""
+    return make_stable_diffusion_2(width=WIDTH, layers=2, heads=1, intermediate_size=96)
+
+
+def make_stable_diffusion_2(width: int, layers: int, heads: int, intermediate_size: int) -> StableDiffusionPipeline:
+    """The same, with a text encoder of that size."""
     torch.manual_seed(2)
-    return _pipeline(_unet(attention_head_dim=(1, 2), use_linear_projection=True), _text_encoder("gelu"), "!")
+    unet = _unet(width, attention_head_dim=(1, 2), use_linear_projection=True)
+    return _pipeline(unet, _text_encoder("gelu", width, layers, heads, intermediate_size), "!")
 
 
 @lru_cache(maxsize=1)
@@ -127,9 +135,9 @@ def sd1() -> Tensors:
     return _ldm(pipeline) | text | positions | {"betas": torch.zeros(1000), "model_ema.num_updates": torch.tensor(1)}
 
 
-def sd2() -> Tensors:
+def sd2(pipeline: StableDiffusionPipeline | None = None) -> Tensors:
     """As v2-1_768-ema-pruned.safetensors names its tensors."""
-    pipeline = stable_diffusion_2()
+    pipeline = pipeline or stable_diffusion_2()
     text = open_clip(pipeline.text_encoder, "cond_stage_model.model.")
     return _ldm(pipeline) | text | {"cond_stage_model.model.logit_scale": torch.tensor(1.0)}
 

@@ -19,7 +19,7 @@ SETTINGS = {"resolution": 128, "rank": 4, "prior": "none", "learning_rate": "1e-
 @pytest.fixture
 def sdxl(webui: WebUI, untouched: str) -> Iterator[str]:
     """The picture that the model makes before anything was done with it; the toy is chosen again afterwards."""
-    from tiny_sdxl import write_checkpoint
+    from tiny_models import write_checkpoint
 
     write_checkpoint(webui.data / "models" / "Stable-diffusion", "tiny-xl")
     webui.post("/sdapi/v1/refresh-checkpoints")

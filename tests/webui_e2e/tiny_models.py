@@ -1,6 +1,6 @@
-"""An SDXL checkpoint for the WebUI: sgm's own classes, CLIP's vocabulary, few and random weights.
+"""Checkpoints of SDXL and Stable Diffusion 2 for the WebUI: its own classes, CLIP's vocabulary, few random weights.
 
-Its second text encoder is the smallest that OpenCLIP knows by name.
+OpenCLIP's text encoder is the smallest that it knows by name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,25 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "standalone"))
 
 from lib_custom_diffusion.standalone import clip  # noqa: E402
-from tiny_checkpoints import WIDTH, make_sdxl, sdxl  # noqa: E402
+from tiny_checkpoints import WIDTH, make_sdxl, make_stable_diffusion_2, sd2, sdxl  # noqa: E402
 
 OPEN_CLIP, OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS = "ViT-S-32-alt", 256, 10
+AUTOENCODER = """\
+        ddconfig:
+          attn_type: vanilla
+          double_z: true
+          z_channels: 4
+          resolution: 256
+          in_channels: 3
+          out_ch: 3
+          ch: 32
+          ch_mult: [1, 1, 1, 1]
+          num_res_blocks: 1
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+"""
 CONFIG = f"""\
 model:
   target: sgm.models.diffusion.DiffusionEngine
@@ -83,28 +99,80 @@ model:
       target: sgm.models.autoencoder.AutoencoderKLInferenceWrapper
       params:
         embed_dim: 4
-        ddconfig:
-          attn_type: vanilla
-          double_z: true
-          z_channels: 4
-          resolution: 256
-          in_channels: 3
-          out_ch: 3
-          ch: 32
-          ch_mult: [1, 1, 1, 1]
-          num_res_blocks: 1
-          attn_resolutions: []
-          dropout: 0.0
-        lossconfig:
-          target: torch.nn.Identity
+{AUTOENCODER}"""
+CONFIG_OF_SD2 = f"""\
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    parameterization: PREDICTION
+    linear_start: 0.00085
+    linear_end: 0.0120
+    num_timesteps_cond: 1
+    timesteps: 1000
+    first_stage_key: jpg
+    cond_stage_key: txt
+    image_size: 16
+    channels: 4
+    cond_stage_trainable: false
+    conditioning_key: crossattn
+    scale_factor: 0.18215
+    use_ema: false
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        use_checkpoint: false
+        image_size: 16
+        in_channels: 4
+        out_channels: 4
+        model_channels: 64
+        attention_resolutions: [1]
+        num_res_blocks: 1
+        channel_mult: [1, 2]
+        num_head_channels: 64
+        use_spatial_transformer: true
+        use_linear_in_transformer: true
+        transformer_depth: 1
+        context_dim: {OPEN_CLIP_WIDTH}
+        legacy: false
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+{AUTOENCODER}\
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder
+      params: {{arch: {OPEN_CLIP}, version: none, freeze: true, layer: penultimate}}
 """
 
 
-def write_checkpoint(folder: Path, name: str) -> None:
-    """Write NAME.safetensors and NAME.yaml, as the WebUI reads them, and the folder of the tokenizer."""
+def write_stable_diffusion_2(folder: Path, name: str, prediction: str) -> Path:
+    """Write NAME.safetensors and NAME.yaml, which says that it predicts "eps" or "v"; the first one's path.
+
+    The layer beyond those that are read is the encoder's tenth. What it gives must not be 0 on average, as
+    it is without a bias: the WebUI divides by that.
+    """
+    pipeline = make_stable_diffusion_2(
+        OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS - 1, OPEN_CLIP_WIDTH // 64, 4 * OPEN_CLIP_WIDTH
+    )
+    torch.nn.init.normal_(pipeline.text_encoder.text_model.final_layer_norm.bias)
+    tensors = sd2(pipeline)
+    path = folder / f"{name}.safetensors"
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+    path.with_suffix(".yaml").write_text(CONFIG_OF_SD2.replace("PREDICTION", prediction))
+    return path
+
+
+def write_checkpoint(folder: Path, name: str, velocity: bool = False) -> Path:
+    """Write NAME.safetensors and NAME.yaml, as the WebUI reads them, and the folder of the tokenizer; the first's path.
+
+    velocity: what it predicts, as its keys and the .yaml say; else noise.
+    """
     pipeline = make_sdxl(OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS, OPEN_CLIP_WIDTH // 64, 4 * OPEN_CLIP_WIDTH)
     tensors = sdxl(pipeline) | {"conditioner.embedders.1.model.logit_scale": torch.tensor(1.0)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"{name}.safetensors")
+    if velocity:
+        tensors["v_pred"] = torch.tensor([])
+    path = folder / f"{name}.safetensors"
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
     tokenizer = folder / f"{name}-tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps(clip.tokenizer().get_vocab()), encoding="utf-8")
@@ -114,4 +182,8 @@ def write_checkpoint(folder: Path, name: str) -> None:
     settings = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
     (tokenizer / "config.json").write_text(pipeline.text_encoder.config.to_json_string())
-    (folder / f"{name}.yaml").write_text(CONFIG.replace("TOKENIZER", str(tokenizer)))
+    config = CONFIG.replace("TOKENIZER", str(tokenizer))
+    path.with_suffix(".yaml").write_text(
+        config.replace("EpsWeighting", "VWeighting").replace("EpsScaling", "VScaling") if velocity else config
+    )
+    return path

@@ -1,0 +1,98 @@
+"""Stable Diffusion 2, and SDXL that predicts velocity, in the real WebUI beside the command line; tiny and random."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import PROMPT, WebUI
+from lib_custom_diffusion.tokens import embedding_pt, embedding_sdxl
+
+SETTINGS = {
+    "resolution": 128, "rank": 4, "prior": "none", "noaug": True, "max_train_steps": 1, "train_batch_size": 1,
+    "learning_rate": "1e-2", "embedding_learning_rate": "1e-2",
+}  # fmt: skip
+WIDTHS = (64, 256)  # of a word's vectors in SDXL's two text encoders here; Stable Diffusion 2 has the second alone
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint that the WebUI has loaded, and the picture that it made before anything was done with it."""
+
+    path: Path
+    before: str
+
+    @property
+    def word(self) -> str:
+        return f"{self.path.stem}thing"
+
+
+@pytest.fixture(params=["noise2", "velocity2", "velocityxl"])
+def chosen(request: pytest.FixtureRequest, webui: WebUI, untouched: str) -> Iterator[Chosen]:
+    """The toy is chosen again afterwards."""
+    from tiny_models import write_checkpoint, write_stable_diffusion_2
+
+    name, folder = request.param, webui.data / "models" / "Stable-diffusion"
+    if name == "velocityxl":
+        path = write_checkpoint(folder, name, velocity=True)
+    else:
+        path = write_stable_diffusion_2(folder, name, {"noise2": "eps", "velocity2": "v"}[name])
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint=path.name)
+    yield Chosen(path, webui.picture(PROMPT)[0])
+    webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    assert webui.picture(PROMPT)[0] == untouched
+
+
+def loss_of_the_command_line(chosen: Chosen, pictures: Path, folder: Path) -> tuple[torch.Tensor, float]:
+    """The word's vectors at first, which are those of "house", and the loss of the first step, standalone."""
+    from lib_custom_diffusion.standalone.models import load_model
+    from lib_custom_diffusion.standalone.train import run_training
+    from lib_custom_diffusion.training.plan import TrainingPlan
+
+    backend = load_model(str(chosen.path))
+    assert backend.prediction_type == ("epsilon" if chosen.path.stem == "noise2" else "v_prediction")
+    concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
+    words = {"modifier_token": ["<thing>"], "initializer_token": ["house</w>"], "concepts": [concept]}
+    run_training(backend, TrainingPlan.of({**SETTINGS, **words}), folder)
+    return backend.token_vectors("house"), loss_in(folder / "loss.csv")
+
+
+def loss_in(table: Path) -> float:
+    with table.open() as file:
+        return float(next(csv.DictReader(file))["loss"])
+
+
+def write_word(webui: WebUI, chosen: Chosen, vectors: torch.Tensor) -> None:
+    folder = webui.data / "embeddings"
+    if vectors.shape[1] == WIDTHS[1]:
+        (folder / f"{chosen.word}.pt").write_bytes(embedding_pt(vectors, chosen.word, 0))
+    else:
+        content = embedding_sdxl(list(vectors.split(WIDTHS, dim=1)), 0)
+        (folder / f"{chosen.word}.safetensors").write_bytes(content)
+    os.utime(folder)
+    webui.post("/sdapi/v1/refresh-embeddings")
+
+
+def test_the_first_step_is_the_command_lines_and_pictures_stay_the_same(
+    webui: WebUI, pictures: Path, chosen: Chosen, tmp_path: Path
+) -> None:
+    vectors, expected = loss_of_the_command_line(chosen, pictures, tmp_path)
+    write_word(webui, chosen, vectors)
+    name = chosen.path.stem
+    told = webui.ask_to_train(chosen.word, pictures, name=name, overwrite=True, **SETTINGS)
+    found = loss_in(Path(told["log_directory"]) / "textual_inversion_loss.csv")
+    assert found == pytest.approx(expected, rel=1e-3)
+    factors = [tensor for key, tensor in load_file(webui.delta(name)).items() if key.endswith(".US")]
+    assert factors and all(tensor.any() for tensor in factors)
+    assert webui.picture(PROMPT)[0] == chosen.before
+    asked = f"a {chosen.word} house"
+    assert webui.picture(f"{asked} <delta:{name}:1>")[0] != webui.picture(asked)[0]
+    assert webui.picture(PROMPT)[0] == chosen.before
