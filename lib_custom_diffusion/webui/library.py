@@ -58,6 +58,11 @@ class DeltaLibrary:
         self._saves: dict[str, DeltaOnDisk] = {}
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Delta, int]] = OrderedDict()
 
+    def look_into(self, logs: Path) -> None:
+        """Find the saves of the trainings in that folder as well."""
+        if logs not in self.logs:
+            self.logs.append(logs)
+
     def refresh(self) -> None:
         """Look at the folders again."""
         found = {name: DeltaOnDisk(name, path) for name, path in named_deltas(self.folder).items()}

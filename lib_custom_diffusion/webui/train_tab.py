@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import torch
 from gradio.context import Context
-from modules import script_callbacks, sd_hijack, sd_models, sd_samplers, shared
+from modules import paths, script_callbacks, sd_hijack, sd_models, sd_samplers, shared
 from modules.call_queue import wrap_gradio_gpu_call, wrap_queued_call
 from modules.textual_inversion import textual_inversion
 from modules.ui_common import create_refresh_button
@@ -73,6 +73,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     shown = [prompt, send, card, compare, delta, outcome]
 
     def opened() -> list[Any]:
+        library.look_into(Path(paths.data_path, log_directory.value))  # as it was kept under Settings → Defaults
         names = [gr.update(choices=_embedding_names()) for _ in words]
         return [gr.update(visible=no_checkpoint()), resumable_html(), *names, *_suiting_preset(fields)]
 

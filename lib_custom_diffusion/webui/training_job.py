@@ -50,8 +50,7 @@ def train(
     backend.preview = preview
     logs = Path(paths.data_path, log_directory)
     folder = dated_folder(logs, plan, wording)
-    if logs not in library.logs:
-        library.logs.append(logs)
+    library.look_into(logs)
     target = library.folder / f"{plan.result_name}{SUFFIX}"
     host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
     with ready_for_training(backend.model):

@@ -237,6 +237,17 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
     assert "value" not in filled()["cd_preset"]
 
 
+def test_saves_are_found_in_the_log_directory_that_the_host_keeps_as_the_default(page, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "logs", [tmp_path / "textual_inversion"])
+    layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    save = tmp_path / "mine" / "2026-01-02" / "cat" / "embeddings" / "cat-100.delta.safetensors"
+    Delta({layer: torch.ones(8, 6)}).save(save)
+    made["cd_log_directory"].component.value = str(tmp_path / "mine")  # the host reads it after the tab is made
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    page.fns[page.dependencies.index(at_load)].fn()
+    assert library.find("cat-100").path == save
+
+
 def test_only_jobs_wait_in_gradios_queue(page):
     """It gives a page 5 seconds to answer; one that is too busy would be told "Connection errored out"."""
     queued = [each for each in page.dependencies if each["backend_fn"] and each["queue"] is not False]
