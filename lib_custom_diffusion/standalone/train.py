@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..backend import Sampling
+from ..backend import Sampling, usual_sampling
 from ..data import regularization
 from ..data.concepts import load_concepts_list
 from ..delta import Delta
@@ -111,7 +111,8 @@ def _hand_on(
     if repository is None:
         return
     delta, prompt = Delta.load(report.delta), report.prompt.rpartition(" <delta:")[0]
-    drawn = draw(backend, prompt, [(delta, 1.0)], Sampling(), plan.seed, plan.num_validation_images)
+    sampling = usual_sampling(backend.architecture)
+    drawn = draw(backend, prompt, [(delta, 1.0)], sampling, plan.seed, plan.num_validation_images)
     pictures = [Image.open(io.BytesIO(each.png)) for each in drawn]
     base = options.model if HUB_NAME.fullmatch(options.model) and not given_path(options.model).exists() else None
     text = card(repository.name, report.delta, delta, prompt, base, options.hub_license, len(pictures))

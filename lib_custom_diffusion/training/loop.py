@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
-from ..backend import MOST_SEED, Backend, Conditioning, Sampling, Sizes
+from ..backend import MOST_SEED, Backend, Conditioning, Sizes, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
 from ..errors import UserError, check_range
@@ -523,7 +523,8 @@ class Trainer:
         seeds = [self.config.seed + index for index in range(count)]
         self.backend.autoencoder_aside(False)
         with torch.no_grad():
-            pictures = self.backend.generate(prompts, seeds, Sampling(), self.vectors)
+            sampling = usual_sampling(self.backend.architecture)
+            pictures = self.backend.generate(prompts, seeds, sampling, self.vectors)
         self.backend.autoencoder_aside(True)
         return pictures
 

@@ -18,7 +18,7 @@ from modules.ui_common import create_refresh_button
 from modules.ui_components import FormRow
 
 from ..attention import architecture
-from ..backend import Sampling
+from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
@@ -209,7 +209,8 @@ def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2im
 
 def _to_txt2img(prompt: str) -> list[Any]:
     """The fields of `_SENT` as the previews had them: as suits the model that is loaded."""
-    side, usual = model_resolution(sd_models.model_data.sd_model), Sampling()
+    model = sd_models.model_data.sd_model
+    side, usual = model_resolution(model), usual_sampling(architecture(model.model.diffusion_model) if model else "")
     return [prompt, usual.steps, sd_samplers.visible_sampler_names()[0], usual.guidance_scale, side, side]
 
 

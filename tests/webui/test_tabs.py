@@ -201,9 +201,9 @@ def test_a_prompt_is_sent_with_the_size_and_the_sampling_that_suit_the_model(mad
         "width",
         "height",
     ]
-    assert sent.fn("a mycat") == ["a mycat", 25, "Euler a", 6.0, 16, 16]  # the stand-in's model draws 16 pixels
+    assert sent.fn("a mycat") == ["a mycat", 25, "Euler a", 4.0, 16, 16]  # as suits a toy, of 16 pixels
     monkeypatch.setattr(sd_models.model_data, "sd_model", None)
-    assert sent.fn("a mycat")[-2:] == [512, 512]
+    assert sent.fn("a mycat")[-3:] == [6.0, 512, 512]
 
 
 def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(page, made, monkeypatch):
