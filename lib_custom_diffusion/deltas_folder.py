@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +12,27 @@ from .errors import UserError
 from .storage import given_path
 from .tokens import file_name
 
+_LOOKED_AT = 50_000
+"""Files and folders in which a name is looked for, where the folder may be any: from / it took minutes."""
+_SHOWN = 20
 
-def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,)) -> list[Path]:
-    """The files with one of the suffixes in a folder and below it, the nearest first; links to folders are followed."""
-    found = [
-        Path(root, file)
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(tuple(suffixes)) and not file.startswith(".")
-    ]
+
+def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,), most: float = math.inf) -> list[Path]:
+    """The files with one of the suffixes in a folder and below it, the nearest first; links to folders are followed.
+
+    Raises UserError if there are more files and folders than `most`, of whatever kind.
+    """
+    found: list[Path] = []
+    seen = 0
+    for root, folders, files in os.walk(folder, followlinks=True):
+        seen += len(folders) + len(files)
+        if seen > most:
+            raise UserError(
+                f"{folder} has more than {most:,} files and folders, too many to look for deltas in; give the folder"
+                " that has them, or a delta's path"
+            )
+        of_kind = (file for file in files if file.lower().endswith(tuple(suffixes)) and not file.startswith("."))
+        found += [Path(root, file) for file in of_kind]
     return sorted(found, key=lambda path: (len(path.parts), path))
 
 
@@ -29,10 +42,13 @@ def delta_name(path: Path) -> str:
     return path.name[: -len(SUFFIX)] if ours and path.name[: -len(SUFFIX)] else path.stem
 
 
-def named_deltas(folder: Path) -> dict[str, Path]:
-    """All delta files by name: the file's stem, or its path from the folder where a nearer file has that stem."""
+def named_deltas(folder: Path, most: float = math.inf) -> dict[str, Path]:
+    """All delta files by name: the file's stem, or its path from the folder where a nearer file has that stem.
+
+    most: as in `files_below`.
+    """
     found: dict[str, Path] = {}
-    for path in files_below(folder):
+    for path in files_below(folder, most=most):
         stem = delta_name(path)
         found[stem if stem not in found else path.relative_to(folder).with_name(stem).as_posix()] = path
     return found
@@ -64,18 +80,22 @@ def steps_of_save(name: str, training: str) -> int:
 def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
     """The delta of that name, or of that path from the folder; with `by_path` also a file anywhere.
 
-    Raises UserError, saying what is there, if it is not.
+    Raises UserError, saying what is there, if it is not; with `by_path`, also for a folder of too many files.
     """
     if not name:
         raise UserError("choose a delta")
-    named = named_deltas(folder)
+    if by_path and name.lower().endswith(SUFFIX) and os.path.isfile(given_path(name)):
+        return given_path(name)
+    named = named_deltas(folder, _LOOKED_AT if by_path else math.inf)
     if by_path and name not in named and os.path.isfile(given_path(name)):
         return given_path(name)
+    names = sorted(named)
     for path in list(named.values()):
         named.setdefault(path.relative_to(folder).with_name(delta_name(path)).as_posix(), path)
     if name not in named:
-        there = ", ".join(sorted(named_deltas(folder))) or "none"
-        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}")
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        there = ", ".join(names[:_SHOWN]) or "none"
+        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}{more}")
     return named[name]
 
 

@@ -40,14 +40,23 @@ def size(text: str) -> int:
 def check_writable(folder: Path) -> None:
     """Raise UserError unless files can be written into a folder, or into where it will be made; makes none."""
     there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
     try:
+        while not _is_there(there):
+            there = there.parent
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something by that name, even a link to nowhere. Raises OSError for a name that none can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path == path.parent
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lib_custom_diffusion import deltas_folder
 from lib_custom_diffusion.deltas_folder import files_below, find_delta, named_deltas, new_file
 from lib_custom_diffusion.errors import UserError
 
@@ -88,3 +89,20 @@ def test_a_file_elsewhere_is_found_only_where_paths_are_allowed(
         assert find_delta(tmp_path / "deltas", name, by_path=True) == path
         with pytest.raises(UserError, match="there is no delta"):
             find_delta(tmp_path / "deltas", name)
+
+
+def test_a_name_is_not_looked_for_in_a_whole_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deltas_folder, "_LOOKED_AT", 5)
+    put(tmp_path, "many/a.png", "many/b.png", "many/c.png", "cat.delta.safetensors")  # five, with the folder
+    assert find_delta(tmp_path, "cat", by_path=True) == tmp_path / "cat.delta.safetensors"
+    put(tmp_path, "many/d.png")
+    with pytest.raises(UserError, match="has more than 5 files and folders, too many to look for deltas in"):
+        find_delta(tmp_path, "nope", by_path=True)
+    path = tmp_path / "cat.delta.safetensors"
+    assert find_delta(tmp_path, str(path), by_path=True) == path
+
+
+def test_of_many_deltas_some_are_named(tmp_path: Path) -> None:
+    put(tmp_path, *(f"cat{number:02}.delta.safetensors" for number in range(23)))
+    with pytest.raises(UserError, match=r"which has cat00, .*, cat19 and 3 more$"):
+        find_delta(tmp_path, "nope")

@@ -113,3 +113,12 @@ def test_a_tilde_is_the_home_folder_and_somebody_without_one_stays_as_written(mo
     monkeypatch.setenv("USERPROFILE", "/home/me")
     assert storage.given_path("~/cats") == Path("/home/me/cats")
     assert storage.given_path("~nobody-at-all/cats") == Path("~nobody-at-all/cats")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + "/sub", "loop", "loop/sub", "file/sub"])
+def test_folders_that_cannot_be_are_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*; choose another folder"):
+        storage.check_writable(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,14 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which even asking whether there is such a file raises
+            raise
+        print(f"error: {str(error.filename)[:80]}… is too long for the path of a file or folder", file=sys.stderr)
+        return 2
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
     root = parser()
     commands = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction)).choices
-    all_flags: Collection[str] = (
-        commands[arguments[0]]._option_string_actions if arguments and arguments[0] in commands else ()
+    all_flags: Mapping[str, argparse.Action] = (
+        commands[arguments[0]]._option_string_actions if arguments and arguments[0] in commands else {}
     )
+    for flag, value in _values(arguments):
+        if value == "" and flag in all_flags and all_flags[flag].type is given_path:  # a shell's variable without value
+            raise UserError(f"{flag} is empty; give a path, or leave it out")
     if arguments[:1] == ["train"]:
         arguments = ["train", *settled(arguments[1:], commands["train"])]
     options, unknown = root.parse_known_args(arguments)
@@ -59,6 +69,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         flags = [each.partition("=")[0] for each in unknown if each.startswith("--")]
         raise UserError(instead_of(flags, all_flags) if flags else f"{unknown[0]!r} stands alone; a flag is missing")
     return options
+
+
+def _values(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Each argument with what is given to it if it is a flag, behind = or as the next one."""
+    apart = list(itertools.pairwise(arguments))
+    return apart + [(flag, value) for flag, equals, value in (each.partition("=") for each in arguments) if equals]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -486,3 +486,28 @@ def test_a_mistake_beside_overwrite_loses_nothing(
     assert error(capsys)
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-9", "new1.delta.safetensors"]
     assert (output / "new1.delta.safetensors").read_bytes() == b"of weeks"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--instance_data_dir", "PATH", "--instance_prompt", "a <new1>"],
+        ["train", "--config", "PATH"],
+        ["train", "--concepts_list", "PATH"],
+        ["generate", "--prompt", "a cat", "--output", "PATH"],
+        ["regularize", "--class_prompt", "cat", "--class_data_dir=PATH"],
+        ["info", "PATH"],
+        ["convert", "PATH", "--output", "x.pt"],
+    ],
+)
+def test_paths_that_no_file_can_have_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    assert main([each.replace("PATH", str(tmp_path / ("n" * 300))) for each in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and len(said.splitlines()) == 1
+    flag = next((each.removesuffix("=PATH") for each in arguments if each.endswith("=PATH")), None)
+    flag = flag or arguments[arguments.index("PATH") - 1]
+    if flag.startswith("--"):
+        assert main([each.replace("PATH", "") for each in arguments]) == 2
+        assert capsys.readouterr().err == f"error: {flag} is empty; give a path, or leave it out\n"
