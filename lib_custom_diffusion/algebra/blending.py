@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..delta import Delta, Entry, Factors, Provenance
 from ..errors import UserError
-from ..tokens import renamed_in
+from ..tokens import file_name, renamed_in
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ def rename_word(delta: Delta, old: str, new: str) -> Delta:
     """
     if old not in delta.embeddings:
         raise UserError(f"there is no word {old!r} in it; it has {', '.join(delta.embeddings) or 'none'}")
-    if not new or "+" in new or any(character.isspace() for character in new):
-        raise UserError(f"{new!r} should be one word without spaces or +, such as <cat>")
+    if not new or any(character in "+,:" or character.isspace() for character in new):
+        raise UserError(f"{new!r} should be one word without spaces, commas, colons or +, such as <cat>")
+    file_name(new)  # which it needs, too
     if new in delta.embeddings:
         raise UserError(f"it has a word {new} already")
     names = {token: new if token == old else token for token in delta.embeddings}

@@ -326,6 +326,13 @@ def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
     return Result(*_about(output, delta), [], read.dropped)
 
 
+def plain_word_note(word: str) -> str:
+    """What to tell of a new name that is written as ordinary words are; nothing of others."""
+    if not word.isalpha():
+        return ""
+    return f"Where this delta acts, {word} in a prompt always means the concept; <{word}> could not be mistaken."
+
+
 def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:
     """Moments of a model's text features, over captions (the model's own if None) and the delta's own prompts.
 

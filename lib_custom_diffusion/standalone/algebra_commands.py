@@ -19,6 +19,7 @@ from ..algebra.files import (
     merge_files,
     parse_prompts,
     parse_weights,
+    plain_word_note,
     rename_file,
     renamed_lines,
 )
@@ -165,6 +166,8 @@ def _rename(options: argparse.Namespace) -> int:
     done = rename_file(options.file, options.old, options.new, options.output or options.file)
     _tell_dropped(done.dropped)
     print(f"{done.path}: words {', '.join(done.words)}")
+    if note := plain_word_note(options.new):
+        print(note)
     return 0
 
 

@@ -21,6 +21,7 @@ from ..algebra.files import (
     merge_files,
     parse_prompts,
     parse_weights,
+    plain_word_note,
     rename_file,
     renamed_lines,
 )
@@ -171,7 +172,9 @@ def _rename(host: Host) -> list[Action]:
     def run(show: Show, name: str, old: str, new: str, result: str, overwrite: bool) -> Outcome:
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-renamed", overwrite)
-        return _delta_outcome(host, "Renamed", rename_file(source, old.strip(), new.strip(), output), {})
+        note = plain_word_note(new.strip())
+        done = rename_file(source, old.strip(), new.strip(), output)
+        return _delta_outcome(host, "Renamed", done, {"Note": note} if note else {})
 
     return [Action(button, run, [name, old, new, result, overwrite])]
 

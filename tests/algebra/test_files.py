@@ -19,6 +19,7 @@ from lib_custom_diffusion.algebra.files import (
     merge_files,
     parse_prompts,
     parse_weights,
+    plain_word_note,
     rename_file,
     renamed_lines,
 )
@@ -232,6 +233,10 @@ def test_a_word_is_renamed_and_nothing_else(cat: Path, tmp_path: Path) -> None:
         ("<new1>", "", "should be one word"),
         ("<new1>", "<a>+<b>", "should be one word"),
         ("<new1>", "<new1>", "it has a word <new1> already"),
+        ("<new1>", "<delta:x:1>", "should be one word"),
+        ("<new1>", ",", "should be one word"),
+        ("<new1>", "***", "has no letter or digit"),
+        ("<new1>", "x" * 300, "is too long"),
     ],
 )
 def test_a_word_that_is_not_there_or_a_name_that_is_none_is_refused(
@@ -247,3 +252,8 @@ def test_a_file_that_is_small_enough_is_copied_byte_for_byte_and_that_is_said(ca
     done = compress_file(cat, copy, Limit(max_bytes=5_000_000), TinyBackend)
     assert copy.read_bytes() == cat.read_bytes()
     assert done.unchanged and done.error == 0 and "small enough already" in compressed_text(done)
+
+
+def test_a_name_that_is_written_as_ordinary_words_are_is_told_of() -> None:
+    assert "cat in a prompt always means the concept" in plain_word_note("cat")
+    assert plain_word_note("<cat>") == plain_word_note("cat-7") == ""
