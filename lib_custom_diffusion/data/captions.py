@@ -83,7 +83,7 @@ def caption_beside(path: Path) -> str:
     """
     beside = (path.with_suffix(suffix) for suffix in _TEXTS)
     text = next((each for each in beside if each.is_file()), None)
-    return " ".join(_read_text(text).split()) if text else ""
+    return " ".join(_caption_of(text).split()) if text else ""
 
 
 def file_words(path: Path, words: re.Pattern[str] | None = None, join_string: str = " ") -> str:
@@ -181,6 +181,16 @@ def _compiled(regex: str) -> re.Pattern[str] | None:
 def _lines(path: Path) -> list[str]:
     """The lines of a text file. (str.splitlines would also split at rarer characters that a caption may have.)"""
     return _read_text(path).removesuffix("\n").split("\n")
+
+
+_LONGEST = 20_000  # characters of one caption: encoding takes longer with each
+
+
+def _caption_of(path: Path) -> str:
+    text = _read_text(path)
+    if len(text.strip()) > _LONGEST:
+        raise UserError(f"{path} has {len(text):,} characters, which is no caption; give one of a few sentences")
+    return text
 
 
 def _read_text(path: Path) -> str:

@@ -155,3 +155,11 @@ def test_picture_named_images_is_not_taken_for_a_list(tmp_path: Path) -> None:
     (tmp_path / "images.png").touch()
     (tmp_path / "images.txt").write_text("cats in a row")
     assert captioned_pictures(tmp_path) == [(tmp_path / "images.png", "cats in a row")]
+
+
+def test_a_long_text_is_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 20_001)
+    with pytest.raises(UserError, match=r"a\.txt has 20,001 characters, which is no caption"):
+        caption_beside(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("x" * 20_000)
+    assert len(caption_beside(tmp_path / "a.png") or "") == 20_000
