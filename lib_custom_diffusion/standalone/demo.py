@@ -142,8 +142,8 @@ def _rows(bundled: BundledConcept, before: DemoPictures, after: DemoPictures) ->
     for prompt, sentence in zip(bundled.prompts, bundled.sentences):
         rows.append(Row(prompt, before.of(prompt)[:LARGE_SHOWN], after.of(prompt)[:LARGE_SHOWN], sentence, LARGE_SIDE))
     for prompt, sentence in (
-        (bundled.class_prompt, "The class without the new word should be as varied as it was."),
-        (bundled.unrelated_prompts[0], "What has nothing to do with it should be left alone."),
+        (bundled.class_prompt, "Without the new word: as it was, and as varied."),
+        (bundled.unrelated_prompts[0], "Any other prompt without the new word: as it was."),
     ):
         rows.append(Row(prompt, before.of(prompt)[:SMALL_SHOWN], after.of(prompt)[:SMALL_SHOWN], sentence, SMALL_SIDE))
     return rows
