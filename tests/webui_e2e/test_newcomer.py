@@ -137,6 +137,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     told = page.wait_for("cd_outcome", "Finished after 300 steps")
     assert str(empty.delta("mycat")) in told and "6 pictures were used" in told
     page.page.locator("#cd_outcome img").wait_for()
+    page.page.locator(".progressDiv").wait_for(state="detached")
     page.look("webui-finished")
     page.click(page.page.locator("#cd_send"))
     page.page.wait_for_function("() => document.querySelector('#txt2img_width input').value === '128'")
