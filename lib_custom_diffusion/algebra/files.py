@@ -55,7 +55,8 @@ def parse_weights(text: str, count: int) -> list[float]:
     except ValueError:
         raise UserError(f'the weights {text!r} should be numbers such as "0.7,0.3"') from None
     if len(weights) != count or not all(abs(weight) < 1e6 for weight in weights):
-        raise UserError(f"the weights {text!r} should be {count} numbers, one for each file")
+        wanted = "one number, for the one file" if count == 1 else f"{count} numbers, one for each file"
+        raise UserError(f"the weights {text!r} should be {wanted}")
     return weights
 
 

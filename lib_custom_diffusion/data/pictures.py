@@ -122,7 +122,7 @@ def find_pictures(folder: Path) -> list[Path]:
     elsewhere = next((each for each in folders if any(map(is_picture, _listed(each)))), None)
     if elsewhere is not None:
         raise UserError(f"{folder} has no pictures, but the folder {elsewhere} in it has; give that one")
-    raise UserError(f"{folder} has no pictures; put some there ({', '.join(suffixes())})")
+    raise UserError(f"{folder} has no pictures; put some there (.png, .jpg, .webp and most others)")
 
 
 def unread_pictures(folder: Path) -> dict[str, str]:
