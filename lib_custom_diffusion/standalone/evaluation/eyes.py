@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ CLIP = "openai/clip-vit-base-patch32"
 """The model that CustomConcept101 measures by."""
 
 _BATCH = 32
+_PATIENCE = 20.0  # seconds that the Hub may take to answer
 
 
 class Eyes(Protocol):
@@ -125,11 +127,30 @@ def _in_batches(items: Sequence[Any], features: Any) -> Tensor:
 
 
 def _loaded(name: str, flag: str, *kinds: Any) -> list[Any]:
-    where: dict[str, Any] = {"local_files_only": True} if Path(name).is_dir() else {}
+    here = Path(name).is_dir() or _is_downloaded(name)
     try:
-        return [kind.from_pretrained(name, **where) for kind in kinds]
+        if not here:
+            _ask_hub(name)
+        return [kind.from_pretrained(name, local_files_only=here) for kind in kinds]
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name} cannot be loaded: {reason}; give {flag} a folder with such a model, or its name on the Hub"
         ) from error
+
+
+def _is_downloaded(name: str) -> bool:
+    """Whether a model of the Hub is in the cache, its weights included."""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # there is none, or it is no name that a model can have
+        return False
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _ask_hub(name: str) -> None:
+    """Raise OSError if the Hub does not give a model: from_pretrained would ask for each file, and many times."""
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except OSError as error:
+        raise OSError(f"it is no folder, and could not be had from the Hub ({type(error).__name__})") from error

@@ -68,3 +68,16 @@ def test_the_judges_figures_are_its_own() -> None:
 def test_a_model_that_is_not_there_is_told_in_one_sentence(tmp_path: Path, eyes: type, flag: str) -> None:
     with pytest.raises(UserError, match=f"cannot be loaded.*give {flag} a folder"):
         eyes(str(tmp_path), CPU)
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise ConnectionError
+
+    monkeypatch.setattr("lib_custom_diffusion.standalone.evaluation.eyes.HfApi.model_info", unreachable)
+    with pytest.raises(UserError, match=r"could not be had from the Hub \(ConnectionError\); give --clip a folder"):
+        ClipEyes("nobody/no-such-model", CPU)
+    assert asked == [1]
