@@ -20,11 +20,13 @@ _SHOWN = 20
 def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,), most: float = math.inf) -> list[Path]:
     """The files with one of the suffixes in a folder and below it, the nearest first; links to folders are followed.
 
-    Raises UserError if there are more files and folders than `most`, of whatever kind.
+    Hidden files and folders (.venv, .git) are left out. Raises UserError if there are more files and folders than
+    `most`, of whatever kind.
     """
     found: list[Path] = []
     seen = 0
     for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         seen += len(folders) + len(files)
         if seen > most:
             raise UserError(

@@ -37,6 +37,7 @@ def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_
 def test_hidden_files_and_other_endings_are_left_out_and_links_are_followed(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", "far.delta.safetensors")
     put(tmp_path / "deltas", ".half.delta.safetensors", "a.bin", "b.txt")
+    put(tmp_path / "deltas" / ".venv", "hidden.delta.safetensors")
     try:
         (tmp_path / "deltas" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     except OSError:

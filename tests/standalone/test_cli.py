@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -80,9 +81,10 @@ def test_two_concepts_with_regularization_and_a_name(model: Path, pictures: Path
 
 
 def test_real_prior_picks_by_caption(model: Path, pictures: Path, tmp_path: Path) -> None:
+    others = Path(shutil.copytree(pictures, tmp_path / "others"))
     for name, caption in (("a", "a red house"), ("b", "cat"), ("c", "two trucks on a hill")):
-        (pictures / f"{name}.txt").write_text(caption)
-    more = ["--with_prior_preservation", "--real_prior", "--class_data_dir", str(pictures), "--class_prompt", "cat"]
+        (others / f"{name}.txt").write_text(caption)
+    more = ["--with_prior_preservation", "--real_prior", "--class_data_dir", str(others), "--class_prompt", "cat"]
     assert train(model, pictures, tmp_path / "out", "--num_class_images", "1", *more) == 0
     assert (tmp_path / "out" / "class_images-1" / "caption.txt").read_text() == "cat\n"
 
@@ -269,7 +271,8 @@ def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Pat
     assert said[0].read_text().count("wrote ") == 2 and not said[1].read_text()  # files, by the main process alone
     states = [load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("one", "two")]
     for key, one in states[0].items():
-        assert torch.allclose(states[1][key], one, rtol=1e-3, atol=1e-7), key
+        # Adam divides by the gradient's size: where that is nearly 0, rounding shows, in changes of up to 2.4e-4.
+        assert torch.allclose(states[1][key], one, rtol=1e-3, atol=1e-6), key
 
 
 def test_generate_applies_a_delta_by_name_and_by_path(model: Path, pictures: Path, tmp_path: Path) -> None:

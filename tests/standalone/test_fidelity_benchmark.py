@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +45,13 @@ def test_the_loop_of_other_ways_draws_what_ours_draws(ways: ModuleType, task: An
     torch.testing.assert_close(loop.vectors["<new1>"], ours.vectors["<new1>"], rtol=1e-4, atol=1e-6)
 
 
-def test_regularization_pictures_count_in_that_loop_as_in_ours(ways: ModuleType, task: Any, pictures: Path) -> None:
+def test_regularization_pictures_count_in_that_loop_as_in_ours(
+    ways: ModuleType, task: Any, pictures: Path, tmp_path: Path
+) -> None:
     [concept] = task.plan.concepts
+    others = Path(shutil.copytree(pictures, tmp_path / "others"))
     plan = replace(
-        task.plan, concepts=(replace(concept, class_data_dir=pictures),), with_prior_preservation=True,
+        task.plan, concepts=(replace(concept, class_data_dir=others),), with_prior_preservation=True,
         num_class_images=0, prior_loss_weight=2.0,
     )  # fmt: skip
     task = replace(task, plan=plan)
