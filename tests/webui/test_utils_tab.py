@@ -142,7 +142,7 @@ def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
         ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "give the size"),
         ("cd_blend", {"cd_blend_result": "x"}, "choose one or more deltas"),
         ("cd_blend", {"cd_blend_names": ["cat"]}, "give the result a name"),
-        ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "1 numbers"),
+        ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "one number"),
         ("cd_merge", {"cd_merge_names": ["cat"], "cd_merge_result": "x", "cd_merge_prompts": "a\nb"}, "2 times for 1"),
         ("cd_convert", {}, "choose a file"),
         ("cd_reg_draw", {"cd_reg_prompt": "cat"}, "give a folder"),
