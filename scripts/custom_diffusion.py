@@ -5,8 +5,8 @@ from modules import extra_networks, script_callbacks, ui_extra_networks
 from lib_custom_diffusion.webui import api, reopened_page, train_tab, utils_tab
 from lib_custom_diffusion.webui.cards import DeltaCards
 from lib_custom_diffusion.webui.compare import add_axes
+from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.extra_network import DeltaNetwork
-from lib_custom_diffusion.webui.library import library
 
 network = DeltaNetwork(library)
 

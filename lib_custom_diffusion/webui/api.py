@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..training.plan import PLAIN, TrainingPlan
 from ..ui.inspection import summarize
 from ..ui.training_page import error_html
-from .library import DeltaOnDisk, library
+from .delta_library import DeltaOnDisk, library
 from .reopened_page import failed, succeeded
 from .training_job import JOB, train
 

@@ -14,7 +14,7 @@ from modules import shared, ui_extra_networks, ui_extra_networks_user_metadata
 from ..errors import UserError
 from ..ui.inspection import Summary, summarize
 from .card_notes import read_notes
-from .library import DeltaLibrary
+from .delta_library import DeltaLibrary
 
 _UNSHOWABLE = re.compile(r'[<>"\x00-\x1f\ud800-\udfff]')
 """The host puts names into its page as they are, and a name that is no text cannot be sent to it at all."""

@@ -10,7 +10,7 @@ from typing import Any
 from modules import scripts
 
 from ..errors import UserError
-from .library import DeltaLibrary
+from .delta_library import DeltaLibrary
 
 DELTA, STEPS, WEIGHT = "Delta", "Delta steps", "Delta weight"
 _TAG = re.compile(r"<delta:(?P<name>[^:>]+)(?P<rest>:[^>]*)?>")

@@ -14,8 +14,8 @@ from ..delta import Delta
 from ..errors import UserError
 from ..prompt_tags import weight_of
 from .acting import ActingDeltas
+from .delta_library import DeltaLibrary
 from .host_backend import forget_encoded_prompts
-from .library import DeltaLibrary
 
 HASHES = "Delta hashes"
 _TAG = re.compile(r"<delta:([^:>]+)")

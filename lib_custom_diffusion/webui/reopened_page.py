@@ -11,7 +11,7 @@ from modules import progress
 
 from ..delta import SUFFIX
 from ..ui.training_page import Outcome, error_html, outcome_html
-from .library import library
+from .delta_library import library
 from .training_job import JOB
 
 _OURS = f"task({JOB}-"

@@ -27,8 +27,8 @@ from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fi
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .compare import grid_infotext
+from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
-from .library import LOG_DIRECTORY, library
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, end_of, failed, succeeded
 from .toy_model import example, no_checkpoint, toy_button, toy_chosen

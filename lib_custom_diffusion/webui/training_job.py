@@ -28,10 +28,10 @@ from ..ui.training_face import PageFace, outcome_of, run_on_page
 from ..ui.training_face import estimate as estimate_time
 from ..ui.training_form import PAGE
 from ..ui.training_page import Outcome
+from .delta_library import LOG_DIRECTORY, library
 from .host_backend import HostBackend
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import steps_of, write_word
-from .library import LOG_DIRECTORY, library
 
 JOB = "train-custom-diffusion"
 

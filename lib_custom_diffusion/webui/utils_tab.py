@@ -15,8 +15,8 @@ from ..errors import Interrupted, UserError
 from ..ui.sections import SECTIONS
 from ..ui.training_page import error_html
 from ..ui.utilities import Action, Host, Lists, Results, Section, add_utilities, shown
+from .delta_library import library
 from .drawing_backend import DrawingBackend
-from .library import library
 from .toy_model import no_checkpoint, toy_button
 
 JOB = "custom-diffusion-utility"

@@ -7,7 +7,7 @@ from modules import paths, shared
 from PIL import Image
 from test_extra_network import save
 
-from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 
 fastapi = pytest.importorskip("fastapi")

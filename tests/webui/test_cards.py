@@ -11,7 +11,7 @@ from modules.ui_extra_networks import ExtraNetworksUi
 from test_extra_network import save
 
 from lib_custom_diffusion.delta import Delta, Provenance
-from lib_custom_diffusion.webui.library import DeltaLibrary
+from lib_custom_diffusion.webui.delta_library import DeltaLibrary
 
 pytest.importorskip("gradio")
 import gradio as gr

@@ -13,7 +13,7 @@ from modules import scripts
 from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.webui.compare import DELTA, STEPS, WEIGHT, add_axes, grid_infotext
-from lib_custom_diffusion.webui.library import DeltaLibrary
+from lib_custom_diffusion.webui.delta_library import DeltaLibrary
 
 KEY = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 

@@ -14,8 +14,8 @@ from modules.textual_inversion.textual_inversion import Embedding
 
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.webui.delta_library import DeltaLibrary
 from lib_custom_diffusion.webui.extra_network import DeltaNetwork
-from lib_custom_diffusion.webui.library import DeltaLibrary
 from tiny import WIDTH
 
 

@@ -21,8 +21,8 @@ from lib_custom_diffusion.training.recipes import RECIPES
 from lib_custom_diffusion.ui.training_fields import Face, FormFields, advanced_fields, essential_fields
 from lib_custom_diffusion.ui.training_form import LABELS, entered_plan
 from lib_custom_diffusion.webui import train_tab
+from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.host_backend import HostBackend
-from lib_custom_diffusion.webui.library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from page import Part, fields, parts
 

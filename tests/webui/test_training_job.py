@@ -25,7 +25,7 @@ from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_face import PageFace
 from lib_custom_diffusion.ui.training_form import entered_plan
 from lib_custom_diffusion.ui.training_page import outcome_html
-from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from lib_custom_diffusion.webui.training_job import estimate, template_file, train
 

@@ -18,7 +18,7 @@ from lib_custom_diffusion.data.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.text_features import captions_beside
 from lib_custom_diffusion.webui import drawing_backend, utils_tab
-from lib_custom_diffusion.webui.library import library
+from lib_custom_diffusion.webui.delta_library import library
 from page import Part, fields, parts
 
 

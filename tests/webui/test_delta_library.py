@@ -11,8 +11,8 @@ import torch
 
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.webui import library as library_module
-from lib_custom_diffusion.webui.library import DeltaLibrary
+from lib_custom_diffusion.webui import delta_library as library_module
+from lib_custom_diffusion.webui.delta_library import DeltaLibrary
 
 
 def delta(value: float = 1.0) -> Delta:
