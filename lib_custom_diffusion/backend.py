@@ -106,9 +106,13 @@ class Sampling:
             raise UserError(f"{label('seed')} must be 0 to {MOST_SEED:,}, not {seed}")
 
 
+TOY_SAMPLING = Sampling(guidance_scale=4.0)
+"""How pictures of the toy are drawn: with less guidance than those of large models."""
+
+
 def usual_sampling(architecture: str) -> Sampling:
-    """How pictures of a model are drawn unless the user says otherwise: the toy's with less guidance, by eye."""
-    return Sampling(guidance_scale=4.0) if family(architecture) == "toy model" else Sampling()
+    """How pictures of a model are drawn unless the user says otherwise."""
+    return TOY_SAMPLING if family(architecture) == "toy model" else Sampling()
 
 
 class Backend(Protocol):

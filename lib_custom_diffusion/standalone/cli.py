@@ -370,7 +370,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--negative_prompt", default="", help="what not to draw")
     add("--num_inference_steps", type=int, default=25, help="sampling steps")
-    add("--guidance_scale", type=float, default=6.0, help="how strictly the prompt is followed")
+    add("--guidance_scale", type=float, help="how strictly the prompt is followed; 6, or 4 with the toy, if not given")
     add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
     add("--sample_batch_size", type=int, default=4, help="how many are drawn at once")
     add("--seed", type=int, default=_D.seed, help="of the first picture")

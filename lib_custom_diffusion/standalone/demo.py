@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backend import Sampling
+from ..backend import TOY_SAMPLING
 from ..data.concepts import Concept, find_pictures
 from ..errors import Interrupted, UserError
 from ..injection import Injection
@@ -30,7 +30,7 @@ from .toy.concepts import BundledConcept, bundled_concepts
 from .toy.judge import Judge, half_alone
 from .train import FLAGS, run_training
 
-SAMPLING = Sampling(steps=25, guidance_scale=4.0, batch_size=8)
+SAMPLING = replace(TOY_SAMPLING, batch_size=8)
 SEEDS = range(1000, 1004)
 CLASS_SAMPLING = replace(SAMPLING, steps=15)
 CLASS_SEEDS = range(1000, 1048)  # a class is not one picture

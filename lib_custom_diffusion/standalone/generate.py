@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backend import Sampling
+from ..backend import TOY_SAMPLING, Sampling
 from ..delta import Delta
 from ..deltas_folder import find_delta
 from ..errors import UserError, check_range, check_text
@@ -95,9 +95,10 @@ def draw(
 def sampling_of(options: argparse.Namespace) -> Sampling:
     """How the flags of `generate` and `regularize` say that pictures are drawn. Raises UserError for bad numbers."""
     size = None if options.resolution is None else (options.resolution, options.resolution)
-    sampling = Sampling(
-        options.num_inference_steps, options.guidance_scale, options.negative_prompt, size, options.sample_batch_size
-    )
+    scale = options.guidance_scale
+    if scale is None:
+        scale = (TOY_SAMPLING if options.model == "toy" else Sampling()).guidance_scale
+    sampling = Sampling(options.num_inference_steps, scale, options.negative_prompt, size, options.sample_batch_size)
     for name in ("prompt", "negative_prompt", "class_prompt"):
         check_text(getattr(options, name, ""), f"--{name}")
     sampling.check(options.seed, lambda name: f"--{_FLAGS.get(name, name)}")

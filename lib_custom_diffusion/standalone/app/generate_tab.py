@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...backend import LATENT_CELL, MOST_SEED, Sampling
+from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
 from ...deltas_folder import named_deltas
 from ...errors import UserError
 from ...ui.inspection import summarize
@@ -31,8 +31,15 @@ _BATCH = 4  # as the command's, for the same pictures: a batch's size has a part
 _EXAMPLE = "a cat on a red background"
 
 
-def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory) -> gr.Textbox:
-    """Make the tab where gradio is building one; returns the field of the prompt."""
+def usual_scale(models: Models) -> float:
+    """The CFG scale that suits the model that is chosen."""
+    return (TOY_SAMPLING if models.small else Sampling()).guidance_scale
+
+
+def add_generate_tab(
+    models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory
+) -> tuple[gr.Textbox, gr.Slider]:
+    """Make the tab where gradio is building one; returns the fields of the prompt and of the CFG scale."""
     with gr.Row(equal_height=False):
         with gr.Column():
             prompt = gr.Textbox(
@@ -59,7 +66,12 @@ def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists,
                     label="Sampling steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps"
                 )
                 scale = gr.Slider(
-                    label="CFG Scale", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_gen_cfg"
+                    label="CFG Scale",
+                    minimum=1.0,
+                    maximum=30.0,
+                    step=0.5,
+                    value=usual_scale(models),
+                    elem_id="cd_gen_cfg",
                 )
             with gr.Row():
                 width = gr.Number(
@@ -122,7 +134,7 @@ def add_generate_tab(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists,
         fn=lambda prompt, name: _with_delta(prompt, name, deltas_dir), inputs=[prompt, delta], outputs=[prompt, told],
         queue=False, show_progress=False,
     )  # fmt: skip
-    return prompt
+    return prompt, scale
 
 
 def _read(picture: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from ...ui.training_fields import FormFields
 from ...ui.training_page import error_html
 from ...ui.utilities import Action, Host, Lists, Outcome, Results, add_utilities, shown
 from .drawing import before_each_step
-from .generate_tab import add_generate_tab
+from .generate_tab import add_generate_tab, usual_scale
 from .jobs import Job, Jobs
 from .models import Models
 from .prompt_history import PromptHistory
@@ -48,7 +48,7 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
         told = gr.HTML(elem_id="cd_model_told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                prompt = add_generate_tab(models, deltas_dir, jobs, lists, history)
+                prompt, scale = add_generate_tab(models, deltas_dir, jobs, lists, history)
             with gr.Tab("Train", id="train"):
                 fields = build_train_tab(
                     jobs, models, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
@@ -56,13 +56,15 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
             with gr.Tab("Utilities", id="utilities"):
                 add_utilities(_host(models, deltas_dir, jobs, lists), SECTIONS)
         lists.ask_when_opened()
-        _let_choose(models, jobs, model, told, fields)
+        _let_choose(models, jobs, model, told, fields, scale)
     return blocks
 
 
-def _let_choose(models: Models, jobs: Jobs, model: gr.Dropdown, told: gr.HTML, fields: FormFields) -> None:
-    """Have a choice of the checkpoint load it, and fill in the preset that suits it."""
-    filled = [fields.preset, *fields.filled.values()]
+def _let_choose(
+    models: Models, jobs: Jobs, model: gr.Dropdown, told: gr.HTML, fields: FormFields, scale: gr.Slider
+) -> None:
+    """Have a choice of the checkpoint load it, and fill in the preset and the CFG scale that suit it."""
+    filled = [scale, fields.preset, *fields.filled.values()]
 
     def choose(name: str) -> Iterator[list[Any]]:
         same = [gr.update() for _ in filled]
@@ -75,7 +77,7 @@ def _let_choose(models: Models, jobs: Jobs, model: gr.Dropdown, told: gr.HTML, f
             yield [models.name, error_html(error), *same]
             return
         preset = next(iter(TOY_RECIPES if models.small else RECIPES))
-        yield [gr.update(), "", preset, *fields.filled_by(preset)]
+        yield [gr.update(), "", usual_scale(models), preset, *fields.filled_by(preset)]
 
     model.input(fn=choose, inputs=[model], outputs=[model, told, *filled], show_progress=False)
 
