@@ -2,6 +2,7 @@
 
     python tests/benchmarks/fidelity.py --work FOLDER [--concepts raccoon sticker] [--seeds 42 43 44] [--minutes 60]
         [--diffusers_script PATH/train_custom_diffusion.py] [--equal seconds] [--output TABLES.md] [--quick]
+    python tests/benchmarks/fidelity.py --work FOLDER --concepts held-out --ways text word
 
 Each cell of the tables, a training with its pictures, is kept in FOLDER when it is done, so the same command goes on
 where it was stopped; the tables are of what is there. Use another folder when the code has changed; another model gets
@@ -20,6 +21,8 @@ Figures are means ± standard deviations over seeds: in the rows of all concepts
 All of it takes hours. `--quick` takes less of everything: two concepts, one seed, six of the ways, half of the steps,
 fewer pictures, and a sweep of three rates that is not carried on beyond them. So it says which way is far ahead of
 which, and not which of two near ones is the better. What is named on the command line as well is as it says there.
+
+`held-out` stands for the twelve concepts of held_out.py, without the tables of two concepts and of compression.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from held_out import HELD_OUT, held_out_concept
 from ways import WAYS, Task, Taught, train
 
 from lib_custom_diffusion.algebra.blending import blend
@@ -185,7 +189,7 @@ class Study:
         return self.amount.seeds, self.amount.class_seeds
 
     def _before(self, name: str) -> DemoPictures:
-        bundled = FLAMINGO if name == FLAMINGO.name else bundled_concepts()[name]
+        bundled = FLAMINGO if name == FLAMINGO.name else self.concept(name)
         return DemoPictures.draw(self.backend, bundled, {}, f"drawing before, {name}", *self._seeds())
 
     def _class_pictures(self, bundled: BundledConcept) -> Path:
@@ -229,7 +233,13 @@ class Study:
 
     def concepts(self) -> list[BundledConcept]:
         """Those that are asked for."""
-        return [bundled_concepts()[name] for name in self.options.concepts]
+        return [self.concept(name) for name in self.options.concepts]
+
+    def concept(self, name: str) -> BundledConcept:
+        """A bundled one, or one of `HELD_OUT`."""
+        if name in HELD_OUT:
+            return held_out_concept(name, self.folder / "pictures" / name)
+        return bundled_concepts()[name]
 
     # Two concepts.
 
@@ -374,11 +384,13 @@ def tables(study: Study) -> str:
         for way in ways
         for bundled in concepts
     }
-    pairs = {("", way): [study.pair(way, seed) for seed in seeds] for way in PAIRS}
+    bundled_only = not set(study.options.concepts) & set(HELD_OUT)
+    pairs = {("", way): [study.pair(way, seed) for seed in seeds] for way in PAIRS if bundled_only}
     small = {
         (bundled.name, f"{ratio} ×"): [study.compressed(bundled, ratio, seed) for seed in seeds]
         for ratio in RATIOS
         for bundled in concepts
+        if bundled_only
     }
     head = (
         f"{'quick, ' * study.options.quick}{study.backend.checkpoint_hash or study.backend.name},"
@@ -503,7 +515,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the cells, outside the repository")
     parser.add_argument("--quick", action="store_true", help="less of everything, in under an hour")
-    parser.add_argument("--concepts", nargs="+", choices=bundled_concepts())
+    choices = [*bundled_concepts(), *HELD_OUT, "held-out"]
+    parser.add_argument("--concepts", nargs="+", choices=choices, help="held-out: the twelve of held_out.py")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="ways to learn one concept")
     parser.add_argument("--steps", type=int, help="of a training in our way")
@@ -520,6 +533,8 @@ def parse() -> argparse.Namespace:
     for name in ("concepts", "seeds", "ways", "steps"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(extent, name))
+    if "held-out" in options.concepts:
+        options.concepts = list(HELD_OUT)
     options.most_rates = extent.most_rates
     return options
 

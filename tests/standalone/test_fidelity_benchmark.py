@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lib_custom_diffusion.data.concepts import Concept
 from lib_custom_diffusion.standalone import demo
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.standalone.toy import world
+from lib_custom_diffusion.standalone.toy.looks import HELD_OUT_COATS
 from lib_custom_diffusion.training.plan import TrainingPlan
 from tiny_pipeline import stable_diffusion_2
 
@@ -160,3 +163,22 @@ def test_quick_takes_less_of_everything_but_what_is_named(
         fidelity.Study(fidelity.tiny(), None, fidelity.QUICK.amount, options).folder for options in (whole, quick)
     ]
     assert folders == [tmp_path / "tiny", tmp_path / "tiny" / "quick"]  # figures of one are none of the other
+
+
+def test_held_out_stands_for_twelve_concepts_that_the_model_never_saw(
+    benchmark_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are asked for on grounds that no picture of theirs has; the tables of bundled concepts are left out."""
+    fidelity, held_out = benchmark_script("fidelity"), benchmark_script("held_out")
+    assert len(held_out.HELD_OUT) == 12
+    for concept in held_out.HELD_OUT.values():
+        assert concept.of_class in world.THINGS
+        assert concept.coat in HELD_OUT_COATS if concept.coat else concept.thing in world.HELD_OUT_THINGS
+    assert not {colour for colour, *_ in held_out.PICTURES} & set(held_out.GROUNDS)
+    monkeypatch.setattr(world, "draw", lambda scene: Image.new("RGB", (8, 8), scene.rgb))
+    concept = held_out.held_out_concept("wolf", tmp_path / "wolf")
+    assert concept.class_prompt == "photo of a fox" and len(list((tmp_path / "wolf").iterdir())) == 5
+    command = f"fidelity.py --dry_run --minutes 0 --concepts held-out --ways text --work {tmp_path}"
+    monkeypatch.setattr("sys.argv", command.split())
+    fidelity.main()
+    assert "wolf" not in capsys.readouterr().out  # nothing is measured yet
