@@ -18,8 +18,19 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     };
     const filled = new MutationObserver(show);
     filled.observe(outcome, {childList: true, subtree: true, characterData: true});
-    const atEnd = function() {
-        setTimeout(show, 500); // the answer may come a little later than the end
+    const atEnd = async function() {
+        const job = await stateOfCustomDiffusionJob(id);
+        if (job.active || job.queued) {
+            filled.disconnect();
+            watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText);
+            return;
+        }
+        // The answer may come a little later than the end. One that gradio has dropped is asked for; one that says the
+        // same as before changes nothing on the page.
+        setTimeout(function() {
+            if (!ended) fetchCustomDiffusionOutcome(id, outcomeId);
+            setTimeout(show, 500);
+        }, 500);
         for (const tab of ['txt2img', 'img2img']) refreshCustomDiffusionCards(null, tab);
     };
     requestProgress(id, progressArea, gallery, atEnd, function(progress) {
@@ -28,6 +39,18 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
         const bar = progressArea.parentNode.querySelector('.progressDiv .progress');
         if (bar && showText.querySelector('.cd-progress')) bar.textContent = bar.textContent.replace(/ ETA: .*/, '');
     });
+}
+
+// The host stops watching when one of its questions is not answered, as when the computer has slept.
+async function stateOfCustomDiffusionJob(id) {
+    const question = {
+        method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({id_task: id, live_preview: false}),
+    };
+    for (;;) {
+        const answer = await fetch('./internal/progress', question).catch(() => null);
+        if (answer?.ok) return answer.json();
+        await new Promise((goOn) => setTimeout(goOn, 5000));
+    }
 }
 
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
@@ -70,23 +93,37 @@ onUiUpdate(function() {
     if (tab && column) column.classList.toggle('cd-open', tab.style.display != 'none');
 });
 
-// A page that is opened while a training runs shows it, and how it ends.
+let customDiffusionJob = '';
+
+function customDiffusionJobThatEnded() {
+    return [customDiffusionJob];
+}
+
+function fetchCustomDiffusionOutcome(id, outcomeId) {
+    customDiffusionJob = id;
+    gradioApp().getElementById(outcomeId + '_fetch').click();
+}
+
+// A page that is opened while a training runs shows it, and one that is opened later how it ended.
 let customDiffusionTrainingFound = '';
 
 // The page's options are there after its parts, and without them the host shows no bar.
 onOptionsAvailable(async function() {
     const answer = await fetch('./internal/custom-diffusion-training');
-    customDiffusionTrainingFound = answer.ok ? (await answer.json()).task : '';
-    if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();
+    if (!answer.ok) return;
+    const found = await answer.json();
+    customDiffusionTrainingFound = found.running;
+    if (found.running) gradioApp().getElementById('cd_reopened').click();
+    else if (found.last) fetchCustomDiffusionOutcome(found.last, 'cd_outcome');
 });
 
 function runningCustomDiffusionTraining() {
     return [customDiffusionTrainingFound];
 }
 
-function endOfCustomDiffusionTraining() {
+function watchReopenedCustomDiffusionTraining() {
     watchCustomDiffusionTraining(customDiffusionTrainingFound);
-    return [customDiffusionTrainingFound];
+    return [];
 }
 
 function customDiffusionToTxt2img() {

@@ -126,7 +126,7 @@ class Section:
     add: Callable[[Host], list[Action]]
 
 
-def add_utilities(host: Host, sections: Sequence[Section]) -> None:
+def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
     """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3), gr.Tabs(elem_id="cd_utils_tabs"):
@@ -141,8 +141,10 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> None:
             opens = gr.Button("Open", visible=False, elem_id="cd_utils_open")
             host.open_delta(opens, delta)
             gallery = gr.Gallery(label="Pictures", columns=4, elem_id="cd_utils_gallery")
+    results = Results(report, progress, gallery, delta, opens)
     for action in actions:
-        host.bind(action, Results(report, progress, gallery, delta, opens))
+        host.bind(action, results)
+    return results
 
 
 def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:

@@ -18,8 +18,8 @@ from ..training.plan import PLAIN, TrainingPlan
 from ..ui.inspection import summarize
 from ..ui.training_page import error_html
 from .delta_library import DeltaOnDisk, library
-from .reopened_page import failed, succeeded
-from .training_job import JOB, train
+from .reopened_page import JOB, Shown, failed, last, succeeded
+from .training_job import train
 
 
 def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
@@ -55,9 +55,9 @@ def train_custom_diffusion(settings: dict[str, Any]) -> dict[str, Any]:
         progress.start_task(task)
         try:
             done = train(TrainingPlan.of(settings), wording=PLAIN)
-            progress.record_results(task, succeeded(done))
+            _record(task, succeeded(done))
         except UserError as error:
-            progress.record_results(task, failed(error_html(error)))
+            _record(task, failed(error_html(error)))
             raise HTTPException(status_code=422, detail=str(error)) from error
         except torch.cuda.OutOfMemoryError as error:
             raise HTTPException(
@@ -75,6 +75,12 @@ def train_custom_diffusion(settings: dict[str, Any]) -> dict[str, Any]:
         "prompt": done.prompt,
         "notes": done.note,
     }
+
+
+def _record(task: str, shown: Shown) -> None:
+    """For pages that have watched it, as the host does with its own."""
+    progress.record_results(task, shown)
+    last.end(task, shown)
 
 
 def _described(delta: DeltaOnDisk) -> dict[str, Any]:

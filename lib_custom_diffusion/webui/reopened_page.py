@@ -1,8 +1,13 @@
-"""A page that is opened while a training runs shows it as the page does that started it, and how it ended."""
+"""What pages are told of jobs whose answer gradio did not bring: of one that runs, and of how one ended.
+
+Gradio brings an answer to the page that asked, once, and drops it if that page was reloaded, or too busy to take it. So
+the page (javascript/) watches the host's tasks, and asks here for what came of one that is over.
+"""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,26 +17,46 @@ from modules import progress
 from ..delta import SUFFIX
 from ..ui.training_page import Outcome, error_html, outcome_html
 from .delta_library import library
-from .training_job import JOB
 
+JOB = "train-custom-diffusion"
 _OURS = f"task({JOB}-"
 """How the tasks of trainings begin: those that the page starts (javascript/) and those of the API alike."""
-_SECONDS_BETWEEN_LOOKS = 0.2
 
 Shown = tuple[Any, Any, Any, Any, Any, str]
 """What a page shows of a training that is over: prompt to try; buttons to send it, show the card, compare saves; delta,
 outcome."""
 
 
+@dataclass
+class LastTraining:
+    """The last training that was not refused, and what pages show of it: None as long as it has not ended."""
+
+    task: str = ""
+    shown: Shown | None = None
+
+    def begin(self) -> None:
+        """The host's present task is past all that can be refused, if it is a training."""
+        if progress.current_task != self.task and (progress.current_task or "").startswith(_OURS):
+            self.task, self.shown = progress.current_task, None
+
+    def end(self, task: str, shown: Shown) -> None:
+        """That of a training is known; one that was refused is of interest only where it was asked for."""
+        if task == self.task:
+            self.shown = shown
+
+
+last = LastTraining()
+
+
 def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
     """Let the page ask, whether the WebUI was started with its API or not, as it asks for the progress of a task."""
-    app.add_api_route("/internal/custom-diffusion-training", lambda: {"task": training_task()}, methods=["GET"])
+    app.add_api_route("/internal/custom-diffusion-training", trainings, methods=["GET"])
 
 
-def training_task() -> str:
-    """The training that runs, else the first that waits for its turn; "" if there is none."""
+def trainings() -> dict[str, str]:
+    """The task of the training that runs, else of the first that waits for its turn; and of the last that has begun."""
     tasks = (progress.current_task, *list(progress.pending_tasks))
-    return next((task for task in tasks if task and task.startswith(_OURS)), "")
+    return {"running": next((task for task in tasks if task and task.startswith(_OURS)), ""), "last": last.task}
 
 
 def succeeded(done: Outcome) -> Shown:
@@ -47,12 +72,34 @@ def failed(sentence: str) -> Shown:
     return hidden, hidden, hidden, hidden, "", sentence
 
 
-def end_of(task: str) -> Shown:
-    """Wait until a training is over; what the page that started it shows.
+def add_fetching(part: str, task: gr.Textbox, outputs: Sequence[Any], without: Sequence[Any]) -> None:
+    """A button, PART_fetch, that the page presses when a job is over and nothing came of it.
 
-    The host keeps that of the last two jobs, unless one ended by an error that is none of the user's.
+    outputs: those of the job. without: what they get, but for the last, if there is nothing but a sentence.
     """
-    while task and (task == progress.current_task or task in progress.pending_tasks):
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    results = next((results for of, results in progress.recorded_results if of == task), None)
-    return results or failed(error_html("The training stopped with an error; see the terminal for details."))
+
+    def fetch(task: str) -> Sequence[Any]:
+        if task == progress.current_task or task in progress.pending_tasks:
+            return [gr.update() for _ in outputs]
+        return came_of(task) or [*without, error_html(_why_nothing(task))]
+
+    gr.Button(visible=False, elem_id=f"{part}_fetch").click(
+        fn=fetch, _js="customDiffusionJobThatEnded", inputs=[task], outputs=list(outputs), queue=False,
+        show_progress=False,
+    )  # fmt: skip
+
+
+def came_of(task: str) -> Sequence[Any] | None:
+    """What a page shows of a job that is over; None if it ended by an error that is none of the user's.
+
+    The host keeps that of the last two jobs, of whatever kind.
+    """
+    if task and task == last.task and last.shown is not None:
+        return last.shown
+    return next((results for of, results in progress.recorded_results if of == task), None)
+
+
+def _why_nothing(task: str) -> str:
+    if task == last.task or task in progress.finished_tasks:
+        return "This stopped with an error; see the terminal for details."
+    return "This was not started, as the WebUI was too busy or out of reach; press the button again."

@@ -30,7 +30,7 @@ from .compare import grid_infotext
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
 from .new_embedding import create_embedding, is_ordinary
-from .reopened_page import Shown, end_of, failed, succeeded
+from .reopened_page import Shown, add_fetching, failed, last, succeeded
 from .toy_model import example, no_checkpoint, toy_button, toy_chosen
 from .training_job import estimate, template_file, timings_file, train
 
@@ -89,7 +89,9 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         asked.clear()
         asked[task] = [preset, *entered]
         txt2img = dict(zip(_PREVIEW_FIELDS, preview, strict=True)) if from_txt2img else None
-        return _train(fields, entered, log_directory, txt2img)
+        came = _train(fields, entered, log_directory, txt2img)
+        last.end(task, came)
+        return came
 
     start.click(
         fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
@@ -103,9 +105,8 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
         _js="runningCustomDiffusionTraining", inputs=[task], outputs=[fields.preset, *fields.inputs], queue=False,
         show_progress=False,
-    ).then(
-        fn=end_of, _js="endOfCustomDiffusionTraining", inputs=[task], outputs=shown, show_progress=False
-    )  # fmt: skip
+    ).then(fn=None, _js="watchReopenedCustomDiffusionTraining", inputs=[], outputs=[])  # fmt: skip
+    add_fetching("cd_outcome", task, shown, failed("")[:-1])
     ask.click(
         fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(fields, values),), extra_outputs=[]),
         _js="startCustomDiffusionEstimate",
@@ -113,6 +114,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         outputs=[told],
         show_progress=False,
     )
+    add_fetching("cd_estimate", task, [told], [])
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
     # Pressed by the page when the toy was installed.
     folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))

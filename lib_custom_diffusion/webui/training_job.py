@@ -32,8 +32,7 @@ from .delta_library import LOG_DIRECTORY, library
 from .host_backend import HostBackend
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import steps_of, write_word
-
-JOB = "train-custom-diffusion"
+from .reopened_page import JOB, last
 
 
 def train(
@@ -151,6 +150,7 @@ class HostScreen:
     """The host's progress area, preview and Interrupt button."""
 
     def show(self, text: str, step: int = 0) -> None:
+        last.begin()
         shared.state.job_no = step
         shared.state.textinfo = text
 

@@ -17,10 +17,13 @@ from ..ui.training_page import error_html
 from ..ui.utilities import Action, Host, Lists, Results, Section, add_utilities, shown
 from .delta_library import library
 from .drawing_backend import DrawingBackend
+from .reopened_page import add_fetching
 from .toy_model import no_checkpoint, toy_button
 
 JOB = "custom-diffusion-utility"
 _DEFAULT_SAMPLER = "Euler a"
+_NOTHING = (gr.update(), "", gr.update(visible=False))
+"""What the gallery, the delta's name and the button that opens it get where nothing came of a job."""
 
 
 def build() -> list[tuple[gr.Blocks, str, str]]:
@@ -29,7 +32,8 @@ def build() -> list[tuple[gr.Blocks, str, str]]:
         task = gr.Textbox(visible=False, elem_id="cd_utils_task")
         toy = Section("Toy model", "cd_toy_section", _toy)
         host = _host(task)
-        add_utilities(host, [toy, *SECTIONS] if no_checkpoint() else [*SECTIONS, toy])
+        results = add_utilities(host, [toy, *SECTIONS] if no_checkpoint() else [*SECTIONS, toy])
+        add_fetching("cd_utils_outcome", task, _outputs(results), _NOTHING)
         host.lists.ask_when_opened()
     return [(blocks, "Custom Diffusion Utils", "custom_diffusion_utils")]
 
@@ -55,9 +59,9 @@ def _bind(task: gr.Textbox, action: Action, results: Results) -> None:
         try:
             outcome = action.run(_show, *values)
         except Interrupted as stop:
-            return gr.update(), "", gr.update(visible=False), f"<p>{html.escape(str(stop))}</p>"
+            return *_NOTHING, f"<p>{html.escape(str(stop))}</p>"
         except UserError as error:
-            return gr.update(), "", gr.update(visible=False), error_html(error)
+            return *_NOTHING, error_html(error)
         library.refresh()
         return shown(outcome)
 
@@ -65,8 +69,12 @@ def _bind(task: gr.Textbox, action: Action, results: Results) -> None:
         fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update(), gr.update(), gr.update()]),
         _js="startCustomDiffusionUtility",
         inputs=[task, *action.inputs],
-        outputs=[results.gallery, results.delta, results.open, results.report],
+        outputs=_outputs(results),
     )
+
+
+def _outputs(results: Results) -> list[Any]:
+    return [results.gallery, results.delta, results.open, results.report]
 
 
 def _show(done: int, total: int, what: str = "") -> None:

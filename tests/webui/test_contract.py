@@ -101,7 +101,7 @@ def test_what_we_read_of_the_queue_is_the_hosts() -> None:
 
     source = Path(WEBUI, "modules/progress.py").read_text(encoding="utf-8")
     read = [name for name, value in vars(progress).items() if not name.startswith("_") and not callable(value)]
-    assert len(read) == 3 and [name for name in read if f"\n{name} = " not in source] == []
+    assert len(read) == 4 and [name for name in read if f"\n{name} = " not in source] == []
     assert "recorded_results.append((id_task, res))" in source
 
 
@@ -115,9 +115,9 @@ def test_a_training_is_found_in_the_hosts_own_queue(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reopened_page, "progress", queue)
     task = queue.create_task_id(reopened_page.JOB)
     queue.add_task_to_queue(task)
-    assert reopened_page.training_task() == task
+    assert reopened_page.trainings()["running"] == task
     queue.start_task(task)
-    assert reopened_page.training_task() == task
+    assert reopened_page.trainings()["running"] == task
     queue.record_results(task, ("told",))
     queue.finish_task(task)
-    assert reopened_page.training_task() == "" and reopened_page.end_of(task) == ("told",)
+    assert reopened_page.trainings()["running"] == "" and reopened_page.came_of(task) == ("told",)

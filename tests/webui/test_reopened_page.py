@@ -1,8 +1,7 @@
-"""A page that is opened while a training runs finds it, and is told how it ends."""
+"""A page finds the training that runs, and is told how one ended whose answer gradio did not bring."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import gradio as gr
@@ -11,6 +10,7 @@ from modules import progress, shared
 
 from lib_custom_diffusion.ui.training_page import Outcome
 from lib_custom_diffusion.webui import reopened_page
+from page import parts
 
 TASK, WAITING = "task(train-custom-diffusion-1)", "task(train-custom-diffusion-2)"
 
@@ -21,6 +21,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "current_task", None)
     monkeypatch.setattr(progress, "pending_tasks", {})
     monkeypatch.setattr(progress, "recorded_results", [])
+    monkeypatch.setattr(progress, "finished_tasks", [])
+    monkeypatch.setattr(reopened_page, "last", reopened_page.LastTraining())
 
 
 @pytest.mark.parametrize(
@@ -34,32 +36,45 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_training_that_runs_or_waits_is_found(running, waiting, found):
     progress.current_task, progress.pending_tasks = running, dict.fromkeys(waiting, 0.0)
-    assert reopened_page.training_task() == found
+    assert reopened_page.trainings() == {"running": found, "last": ""}
 
 
-def test_its_end_is_waited_for_and_told():
-    progress.record_results("task(of a picture)", ("", "", "a picture"))
-    progress.current_task, progress.pending_tasks = "task(of a picture)", {TASK: 0.0}
-    told: list[reopened_page.Shown] = []
-    asking = threading.Thread(target=lambda: told.append(reopened_page.end_of(TASK)))
-    asking.start()
-    asking.join(0.5)
-    assert not told
-    progress.current_task, progress.pending_tasks = TASK, {}
-    asking.join(0.5)
-    assert not told
+def fetched(task: str, outputs: int = 6) -> list[object]:
+    """What the page gets that asks what came of a job."""
+    with gr.Blocks() as page:
+        asked, *shown = (gr.Textbox() for _ in range(1 + outputs))
+        reopened_page.add_fetching("cd_outcome", asked, shown, reopened_page.failed("")[: outputs - 1])
+    return list(parts(page)["cd_outcome_fetch"].events[0].fn(task))
+
+
+def test_what_came_of_a_training_is_told_whenever_a_page_asks():
+    progress.current_task = TASK
+    reopened_page.last.begin()
+    assert fetched(TASK) == [gr.update()] * 6  # while it runs
     done = Outcome(7, False, Path("cat.delta.safetensors"), [], Path("logs"), "photo of a cat")
-    progress.record_results(TASK, reopened_page.succeeded(done))
+    reopened_page.last.end(TASK, reopened_page.succeeded(done))
     progress.current_task = None
-    asking.join(10)
-    [(prompt, send, card, compare, name, outcome)] = told
+    assert reopened_page.trainings() == {"running": "", "last": TASK}
+    progress.record_results("task(of a picture)", ("", "", "a picture"))
+    prompt, send, card, compare, name, outcome = fetched(TASK)
     assert (prompt["value"], send["visible"], card["visible"], name) == ("photo of a cat", True, True, "cat")
     assert "Finished after 7 steps" in outcome and not compare["visible"]  # there is one save alone
 
 
-def test_of_one_that_broke_off_this_is_told():
-    *same, outcome = reopened_page.end_of(TASK)
+def test_a_later_page_is_told_of_no_training_that_was_refused_nor_of_another_job():
+    progress.current_task = "task(of a picture)"
+    reopened_page.last.begin()
+    reopened_page.last.end(TASK, reopened_page.failed("no word"))
+    assert reopened_page.trainings()["last"] == ""
+    progress.record_results(WAITING, reopened_page.failed("no word"))
+    assert fetched(WAITING)[-1] == "no word"  # the page that asked for it is
+
+
+def test_of_one_that_broke_off_and_one_that_never_began_this_is_told():
+    progress.finished_tasks.append(TASK)
+    *same, outcome = fetched(TASK)
     assert same == [gr.update(visible=False)] * 4 + [""] and "stopped with an error" in outcome
+    assert "was not started" in fetched(WAITING)[-1] and "was not started" in fetched(WAITING, outputs=1)[-1]
 
 
 @pytest.mark.parametrize("api", [True, False])
@@ -70,4 +85,4 @@ def test_the_page_can_ask_whether_the_api_is_on_or_not(api, monkeypatch):
     reopened_page.register(None, app)
     [route] = [route for route in app.routes if route.path == "/internal/custom-diffusion-training"]
     progress.current_task = TASK
-    assert route.methods == {"GET"} and route.endpoint() == {"task": TASK}
+    assert route.methods == {"GET"} and route.endpoint() == {"running": TASK, "last": ""}

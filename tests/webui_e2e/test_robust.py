@@ -154,9 +154,35 @@ def test_a_page_opened_meanwhile_shows_the_training_interrupts_it_and_is_told_th
     assert str(webui.delta("reopened")) in told
     assert page.value("cd_try_prompt") == "photo of a thing house <delta:reopened:1>"
     page.page.locator(".progressDiv").wait_for(state="detached")
+    webui.picture(PROMPT)  # the host keeps the results of its last two jobs
     page.page.reload()
     page.wait_until_loaded()
+    page.open_training()
+    assert str(webui.delta("reopened")) in page.wait_for("cd_outcome", "Interrupted and saved", 60)
+    assert page.value("cd_try_prompt") == "photo of a thing house <delta:reopened:1>"
     assert not page.page.locator(".progressDiv").count()
+
+
+@pytest.mark.parametrize("how", ["the answer is dropped", "the page is told of an error"])
+def test_an_answer_that_gradio_does_not_bring_is_fetched(webui: WebUI, page: Page, pictures: Path, how: str) -> None:
+    page.page.add_init_script(
+        "const Socket = WebSocket; const all = []; WebSocket = function(...given) {"
+        " const opened = new Socket(...given); all.push(opened); return opened; };"
+        " window.dropAll = how => all.forEach(each => {"
+        " if (how == 'the answer is dropped') each.onmessage = () => {}; else each.onclose({wasClean: false});"
+        " each.close(); });"
+    )
+    page.page.reload()
+    page.wait_until_loaded()
+    page.fill_form("thing", pictures, "dropped", 8)
+    page.press("cd_start")
+    page.wait_for("ti_progress", "of 8", 300)
+    page.page.evaluate("how => dropAll(how)", how)
+    assert str(webui.delta("dropped")) in page.wait_for("cd_outcome", "Finished after 8 steps", 300)
+    assert page.value("cd_try_prompt") == "photo of a thing house <delta:dropped:1>"
+    page.page.locator("#cd_send").wait_for()
+    page.look("train-fetched")
+    assert [each for each in page.errors() if "cd_" in each] == []
 
 
 def test_a_training_of_the_api_is_shown_on_the_page_too(webui: WebUI, page: Page, pictures: Path) -> None:

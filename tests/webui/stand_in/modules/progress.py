@@ -1,6 +1,7 @@
 current_task = None
 pending_tasks = {}
 recorded_results = []
+finished_tasks = []
 
 
 def create_task_id(task_type):
