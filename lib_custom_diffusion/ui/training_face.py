@@ -40,10 +40,13 @@ class Screen(Protocol):
 
 
 class PageFace:
-    """A training's face on a page: how far it is, the loss as a curve, the last copy and preview."""
+    """A training's face on a page: how far it is, the loss as a curve, the last copy and preview.
 
-    def __init__(self, screen: Screen, wording: Wording = PAGE) -> None:
-        self.screen, self.wording = screen, wording
+    name: of the delta, for pages that are opened later; "" where nobody asks.
+    """
+
+    def __init__(self, screen: Screen, wording: Wording = PAGE, name: str = "") -> None:
+        self.screen, self.wording, self.name = screen, wording, name
         self.losses, self.last_copy, self.page, self.step = LossHistory(), "", "", 0
         self.clock = _StepClock()
 
@@ -51,13 +54,14 @@ class PageFace:
         """Under what is shown of the steps, if there were any."""
         count = f": {done} of {total}" if total > 1 else "…"
         told = f"{html.escape(what)}{count}"
-        self.screen.show(f"{self.page}\n<p>{told}</p>" if self.page else told, self.step)
+        named = html.escape(f"Training {self.name}. ") if self.name else ""
+        self.screen.show(f"{self.page}\n<p>{told}</p>" if self.page else f"{named}{told}", self.step)
 
     def progress(self, progress: Progress) -> None:
         self.clock.at(progress.step)
         self.losses.add(progress)
         self.step = progress.step
-        self.page = progress_html(progress, self.clock.seconds_per_step, self.losses, self.last_copy)
+        self.page = progress_html(progress, self.clock.seconds_per_step, self.losses, self.last_copy, self.name)
         self.screen.show(self.page, progress.step)
 
     def preview(self, picture: Image.Image) -> None:

@@ -55,10 +55,14 @@ class LossHistory:
             self.points.append((progress.step, progress.loss))
 
 
-def progress_html(progress: Progress, seconds_per_step: float, losses: LossHistory, saved: str) -> str:
-    """A table of how far a training is, and the loss so far as a curve. saved: the name of the last copy, or ""."""
+def progress_html(progress: Progress, seconds_per_step: float, losses: LossHistory, saved: str, name: str) -> str:
+    """A table of how far a training is, and the loss so far as a curve.
+
+    saved: the name of the last copy. name: of the delta. Either may be "".
+    """
     left = seconds_per_step * (progress.total_steps - progress.step)
     rows = {
+        "Delta": name,
         "Step": f"{progress.step} of {progress.total_steps}",
         "Time left": str(datetime.timedelta(seconds=round(left))),
         "Seconds per step": f"{seconds_per_step:.2f}",

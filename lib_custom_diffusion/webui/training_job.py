@@ -167,7 +167,7 @@ class _Face(PageFace):
     """The host's page, which writes the host's file of settings at the first step."""
 
     def __init__(self, screen: HostScreen, wording: Wording, plan: TrainingPlan, host: Host) -> None:
-        super().__init__(screen, wording)
+        super().__init__(screen, wording, plan.result_name)
         self.plan, self.host = plan, host
 
     def progress(self, progress: Progress) -> None:

@@ -20,12 +20,12 @@ def test_the_second_job_waits_for_the_first() -> None:
         order.append("first")
         return "a"
 
-    a = jobs.start(first)
+    a = jobs.start("drawing <4>", first)
     while jobs.running is not a:
         pass
-    b = jobs.start(lambda _job: order.append("second") or "b")
+    b = jobs.start("", lambda _job: order.append("second") or "b")
     watched = b.watch()
-    assert "Waiting for another job to finish" in next(watched)
+    assert "Waiting for another job to finish: drawing &lt;4&gt;" in next(watched)
     first_may_end.set()
     assert (a.result(), b.result()) == ("a", "b")
     assert order == ["first", "second"]
@@ -40,7 +40,7 @@ def test_what_a_job_tells_is_shown() -> None:
         told.set()
         assert may_end.wait(60)
 
-    job = jobs.start(work)
+    job = jobs.start("", work)
     assert told.wait(60)
     page = next(job.watch())
     assert "Drawing &lt;pictures&gt;" in page and "width:25.0%" in page
@@ -56,13 +56,13 @@ def test_interrupt_stops_the_running_job_and_not_the_next() -> None:
             job(0, 1)
             running.set()
 
-    job = jobs.start(endless)
+    job = jobs.start("", endless)
     assert running.wait(60)
     jobs.interrupt()
     with pytest.raises(Interrupted):
         job.result()
     jobs.interrupt()  # nothing runs
-    assert jobs.start(lambda job: job(1, 1)).result() is None
+    assert jobs.start("", lambda job: job(1, 1)).result() is None
 
 
 def test_what_users_cannot_mend_goes_to_the_log_and_a_sentence_to_the_page(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,11 +70,11 @@ def test_what_users_cannot_mend_goes_to_the_log_and_a_sentence_to_the_page(caplo
         raise ZeroDivisionError("deep inside")
 
     with pytest.raises(UserError, match=r"an internal error \(ZeroDivisionError\) occurred"):
-        Jobs(threading.Lock()).start(broken).result()
+        Jobs(threading.Lock()).start("", broken).result()
     assert "deep inside" in caplog.text
 
     def mistaken(_job: Job) -> None:
         raise UserError("choose a delta")
 
     with pytest.raises(UserError, match=r"^choose a delta$"):
-        Jobs(threading.Lock()).start(mistaken).result()
+        Jobs(threading.Lock()).start("", mistaken).result()

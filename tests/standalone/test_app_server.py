@@ -155,7 +155,7 @@ def test_at_its_end_what_runs_is_stopped_and_waited_for() -> None:
         time.sleep(0.05)
         saved.append("all")
 
-    job = jobs.start(work)
+    job = jobs.start("", work)
     while jobs.running is None:
         time.sleep(0.01)
     _end(jobs)

@@ -59,6 +59,7 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
     target = page.deltas / "new1.delta.safetensors"
     assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
     assert any(" of 3" in str(each[1]) for each in shown)  # it looks four times a second
+    assert any("<td>new1</td>" in str(each[1]) for each in shown)
     assert progress == "" and "Finished after 3 steps" in outcome and str(target) in outcome
     assert prompt["value"] == "photo of a <new1> cat <delta:new1:1>" and prompt["visible"] and button["visible"]
     [log] = page.logs.glob("*/new1")
@@ -90,7 +91,7 @@ def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
     events = list(zip(page.blocks.dependencies, page.blocks.fns, strict=True))
-    [(on_load, opened)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
+    [(on_load, opened), _] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
     shown = [part.component._id for part in page.parts["cd_start"].events[0].outputs]
     assert on_load["outputs"] == shown
     nothing = [(gr.update(),) * 6]
@@ -104,13 +105,17 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     page.parts["cd_stop"].press()
     there, here_too = list(started)[-1], list(here)[-1]
     assert "Interrupted and saved" in here_too[3] and here_too[3:] == there[3:]
-    assert list(opened()) == nothing
+    assert "Word is empty" in page.press("cd_start", **entered(pictures, cd_word_1=""))[-1][3]
+    later = list(opened())[-1]
+    assert later[3:] == there[3:]  # what was refused is shown only where it was asked for
     with page.models.lock:  # the next one waits
         again = page.parts["cd_start"].press(**entered(pictures, cd_steps=3, cd_name="again"))
         next(again)
         here = opened()
         next(here), next(here)
     assert "Finished after 3 steps" in list(here)[-1][3] and "Finished after 3 steps" in list(again)[-1][3]
+    *_, later = page.parts["cd_again"].events[0].fn()  # as the page presses that has lost its connection
+    assert "Finished after 3 steps" in later[3] and later[2]["value"].size == (64, 64)
 
 
 def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:

@@ -327,11 +327,37 @@ def test_a_page_opened_meanwhile_shows_the_training_and_interrupts_it(page: Page
     page.page.reload()
     page.page.wait_for_selector("#cd_gen_prompt textarea")
     page.tab("Train")
-    page.wait_for("cd_progress", "of 5000")
+    assert "long" in page.wait_for("cd_progress", "of 5000")
     page.press("cd_stop")
     page.wait_for("cd_outcome", "Interrupted and saved")
     assert (deltas / "long.delta.safetensors").is_file()
     assert "<delta:long:1>" in page.page.input_value("#cd_try_prompt textarea")
+    page.page.reload()
+    page.page.wait_for_selector("#cd_gen_prompt textarea")
+    page.tab("Train")
+    assert str(deltas / "long.delta.safetensors") in page.wait_for("cd_outcome", "Interrupted and saved")
+    assert "<delta:long:1>" in page.page.input_value("#cd_try_prompt textarea")
+
+
+def test_a_page_that_has_lost_its_connection_shows_the_training_again(
+    browser: Any, address: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    opened = browser.new_page()
+    opened.add_init_script(
+        "const Socket = WebSocket, all = []; WebSocket = function(...given) {"
+        " const opened = new Socket(...given); all.push(opened); return opened; };"
+        " window.lose = () => all.splice(0).forEach(each => { each.onclose({wasClean: false}); each.close(); });"
+    )
+    page = Page(opened, address)
+    start_training(page, "lost", tmp_path, steps=5000)
+    page.wait_for("cd_progress", "of 5000")
+    opened.evaluate("lose()")
+    opened.get_by_text("Connection errored out").first.wait_for()
+    page.press("cd_stop")
+    page.wait_for("cd_outcome", "Interrupted and saved")
+    assert "<delta:lost:1>" in opened.input_value("#cd_try_prompt textarea")
+    opened.close()
 
 
 def test_the_app_answers_its_own_page_alone(address: str) -> None:

@@ -106,7 +106,10 @@ def add_generate_tab(
             asked = _number(count, "number of pictures", 1, MAX_PICTURES)
             random_seed = seed is None or seed < 0
             first = random.randrange(2**32) if random_seed else _number(seed, "seed", 0, MOST_SEED)
-            job = jobs.start(lambda job: _draw(models, deltas_dir, job, prompt or "", sampling, first, asked))
+            job = jobs.start(
+                f"drawing {asked} pictures" if asked > 1 else "drawing a picture",
+                lambda job: _draw(models, deltas_dir, job, prompt or "", sampling, first, asked),
+            )
             for progress in job.watch():
                 yield same, progress, same
             pictures = job.result()

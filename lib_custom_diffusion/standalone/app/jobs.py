@@ -27,9 +27,12 @@ class Jobs:
         self.turn = turn
         self.running: Job | None = None
 
-    def start(self, work: Callable[[Job[T]], T]) -> Job[T]:
-        """Have the work done as soon as it is its turn; it gets the job, to show how far it is."""
-        return Job(self, work)
+    def start(self, name: str, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Have the work done as soon as it is its turn; it gets the job, to show how far it is.
+
+        name: what is being done, for whoever waits for it.
+        """
+        return Job(self, name, work)
 
     def interrupt(self) -> None:
         """Ask the running job to stop, if there is one."""
@@ -40,10 +43,10 @@ class Jobs:
 class Job(Generic[T]):
     """Work being done. Called with (done, total, what) it takes note of how far it is, and raises Interrupted."""
 
-    def __init__(self, jobs: Jobs, work: Callable[[Job[T]], T]) -> None:
-        self.interrupted = threading.Event()
+    def __init__(self, jobs: Jobs, name: str, work: Callable[[Job[T]], T]) -> None:
+        self.name, self.interrupted = name, threading.Event()
         self._jobs, self._work = jobs, work
-        self._progress = (0, 0, "Waiting for another job to finish")
+        self._progress: tuple[int, int, str] | None = None
         self._started = time.monotonic()
         self._finished = threading.Event()
         self._result: T | None = None
@@ -67,7 +70,7 @@ class Job(Generic[T]):
     def watch(self) -> Iterator[str]:
         """How far it is, as HTML, again and again until it is finished."""
         while not self._finished.wait(_SECONDS_BETWEEN_LOOKS):
-            yield _progress_html(*self._progress, time.monotonic() - self._started)
+            yield _progress_html(*(self._progress or (0, 0, self._waiting())), time.monotonic() - self._started)
 
     def result(self) -> T:
         """What came of it. Raises UserError if it failed, whatever the reason; the log has what users can't mend."""
@@ -75,6 +78,10 @@ class Job(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+    def _waiting(self) -> str:
+        first = self._jobs.running
+        return f"Waiting for another job to finish: {first.name}" if first else "Waiting for its turn"
 
     def _run(self) -> None:
         with self._jobs.turn:

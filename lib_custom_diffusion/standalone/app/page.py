@@ -68,7 +68,7 @@ def _let_choose(
 
     def choose(name: str) -> Iterator[list[Any]]:
         same = [gr.update() for _ in filled]
-        job = jobs.start(lambda _job: models.choose(name))
+        job = jobs.start(f"loading {name}", lambda _job: models.choose(name))
         for _ in job.watch():
             yield [gr.update(), f"<p>Loading {html.escape(name)}…</p>", *same]
         try:
@@ -111,7 +111,7 @@ def _bind(models: Models, jobs: Jobs, action: Action, results: Results) -> None:
     def run(*values: Any) -> Iterator[tuple[Any, Any, Any, Any, str]]:
         same, hidden = gr.update(), gr.update(visible=False)
         yield same, "", hidden, "", ""
-        job = jobs.start(lambda job: work(job, *values))
+        job = jobs.start(f"“{action.button.value}” in Utilities", lambda job: work(job, *values))
         for progress in job.watch():
             yield same, "", hidden, "", progress
         try:

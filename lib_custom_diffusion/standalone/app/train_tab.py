@@ -30,6 +30,18 @@ from ...ui.training_page import Outcome, error_html, outcome_html
 from .jobs import Job, Jobs
 from .models import Models
 
+_PRESSED_WHEN_LOST = """() => {
+    let told = null;
+    new MutationObserver(async () => {
+        const toast = document.querySelector('.toast-body.error');
+        if (!toast || toast === told || !toast.textContent.includes('Connection errored out')) return;
+        told = toast;
+        do await new Promise((goOn) => setTimeout(goOn, 2000));
+        while (!(await fetch('./config').catch(() => null))?.ok);
+        document.getElementById('cd_again').click();
+    }).observe(document.body, {childList: true, subtree: true});
+}"""
+"""Gradio brings nothing more to a page whose connection broke, as on a busy machine or one that has slept."""
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 
@@ -87,6 +99,16 @@ class _Training:
     job: Job[Outcome]
     screens: list[_Screen]
 
+    @property
+    def concerns_others(self) -> bool:
+        """Whether pages that are opened later show it: unless it was refused, before anything was done."""
+        return not self.job.finished or bool(self.screens and self.screens[0].text)
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """The last preview."""
+        return self.screens[0].picture if self.screens else None
+
 
 def build_train_tab(
     jobs: Jobs, models: Models, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None]
@@ -116,24 +138,28 @@ def build_train_tab(
             picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
     inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
 
-    asked: list[_Training] = []  # the last one
+    asked: list[_Training] = []  # those that concern others, and the last one
 
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
     def run(*values: Any) -> Iterator[tuple[Any, ...]]:
-        asked[:] = [_start(jobs, place, fields, values)]
-        yield from _watched(asked[0])
+        training = _start(jobs, place, fields, values)
+        asked[:] = [*[each for each in asked if each.concerns_others][-1:], training]
+        yield from _watched(training)
 
     def go_on() -> Iterator[tuple[Any, ...]]:
         yield tuple(gr.update() for _ in shown)  # of a generator that yields nothing gradio makes an error
-        if asked and not asked[0].job.finished:
-            yield from _watched(asked[0])
+        for training in [each for each in asked if each.concerns_others][-1:]:
+            yield from _watched(training)
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
         yield from _estimating(jobs, place, fields, values)
 
     start.click(fn=run, inputs=inputs, outputs=shown, show_progress=False)
-    # A page that is opened while a training runs shows it too.
+    # A page that is opened later shows it too, and so does one that has lost the connection.
     Context.root_block.load(fn=go_on, inputs=[], outputs=shown, show_progress=False)
+    again = gr.Button(visible=False, elem_id="cd_again")
+    again.click(fn=go_on, inputs=[], outputs=shown, show_progress=False)
+    Context.root_block.load(fn=None, _js=_PRESSED_WHEN_LOST, inputs=[], outputs=[])
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
@@ -182,7 +208,7 @@ def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any])
         screens.append(_Screen(job))
         return train(place, _entered(fields, values), screens[0])
 
-    return _Training(jobs.start(work), screens)
+    return _Training(jobs.start(f"training {_named(fields, values)}", work), screens)
 
 
 def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
@@ -194,18 +220,18 @@ def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any
     yield "", "", hidden, "", hidden, hidden
     picture = None
     for waiting in training.job.watch():
-        screen = training.screens[0] if training.screens else None
-        drawn = screen.picture if screen else None
-        new = gr.update(value=drawn, visible=True) if drawn is not None and drawn is not picture else same
-        picture = drawn
-        yield same, (screen and screen.text) or waiting, new, same, same, same
+        text = training.screens[0].text if training.screens else ""
+        new = same if training.picture is picture else gr.update(value=training.picture, visible=True)
+        picture = training.picture
+        yield same, text or waiting, new, same, same, same
+    last = same if training.picture is picture else gr.update(value=training.picture, visible=True)
     try:
         done = training.job.result()
     except UserError as error:
-        yield same, "", same, error_html(error), same, same
+        yield same, "", last, error_html(error), same, same
         return
     prompt = gr.update(value=done.prompt, visible=True)
-    yield same, "", same, outcome_html(done), prompt, gr.update(visible=True)
+    yield same, "", last, outcome_html(done), prompt, gr.update(visible=True)
 
 
 def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -215,13 +241,19 @@ def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[
         host = Host(place.models.get(), Path())
         return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
-    job = jobs.start(work)
+    job = jobs.start("measuring how long a training takes", work)
     for waiting in job.watch():
         yield "", waiting
     try:
         yield f"<p>{html.escape(job.result())}</p>", ""
     except UserError as error:
         yield error_html(error), ""
+
+
+def _named(fields: FormFields, values: Sequence[Any]) -> str:
+    """What is trained, as it was entered."""
+    concepts, settings = fields.entered(values)
+    return settings["name"] or " and ".join(concept["modifier_token"] for concept in concepts)
 
 
 def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
@@ -238,7 +270,7 @@ def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
     folder = dated_folder(place.logs, plan, PAGE)
     target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
     host = Host(place.models.get(), folder, target, copies=True)
-    report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen), place.timings)
+    report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen, name=plan.result_name), place.timings)
     return outcome_of(report, report.result.files[1:], resumable=report.interrupted)
 
 
