@@ -163,6 +163,13 @@ class Backend(Protocol):
         """Embedding vectors (n, width) of the n vocabulary tokens of `text`, float32; n = 0 for an empty text."""
         ...
 
+    def count_tokens(self, caption: str, vectors: Mapping[str, Tensor]) -> int:
+        """How many positions of the text encoder a caption takes, as `encode_captions` reads it.
+
+        Start and end token are not counted; what fills up all but the last piece of a long caption is.
+        """
+        ...
+
     def entry_vector(self, entry: str) -> Tensor | None:
         """Embedding vector (1, width) of the vocabulary entry that is spelled so, float32; None without one.
 
@@ -175,6 +182,8 @@ class Backend(Protocol):
         self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
     ) -> Conditioning:
         """Conditioning of captions in which each token named in `vectors` stands for its vectors (n, width).
+
+        All else in a caption is text, brackets and BREAK too, whatever the host makes of them in prompts that it draws.
 
         sizes: of each caption's picture, if the model `reads_sizes`; None, or nothing at all, is a whole picture of
         the model's own size. Differentiable with respect to the vectors, if gradients are on.

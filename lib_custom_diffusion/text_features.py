@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .backend import Backend
 from .errors import UserError
-from .tokens import split_at_tokens
 
 BUNDLED_CAPTIONS = Path(__file__).with_name("captions.txt")
 _BATCH = 16
@@ -147,12 +146,6 @@ def spoken_features(
         features = backend.encode_captions(batch, vectors).crossattn
         for index, caption in enumerate(batch):
             first = 1 + (skip[start + index] if skip else 0)
-            end = min(2 + count_tokens(backend, caption, vectors), features.shape[1])
+            end = min(2 + backend.count_tokens(caption, vectors), features.shape[1])
             rows.append(features[index, first:end].double().cpu())
     return torch.cat(rows)
-
-
-def count_tokens(backend: Backend, caption: str, vectors: Mapping[str, Tensor]) -> int:
-    """How many positions of the text encoder the caption takes, without start and end token."""
-    parts = split_at_tokens(caption, vectors)
-    return sum(len(vectors[part]) if part in vectors else len(backend.token_vectors(part)) for part in parts)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lib_custom_diffusion.attention import architecture
 from lib_custom_diffusion.backend import Conditioning, LatentDistribution, Sampling, Sizes
 from lib_custom_diffusion.text_features import BUNDLED_CAPTIONS
+from lib_custom_diffusion.tokens import split_at_tokens
 
 WIDTH = 6  # of the text features
 CHANNELS = 8
@@ -101,6 +102,10 @@ class TinyBackend:
 
     def token_vectors(self, text: str) -> Tensor:
         return self.words[[WORDS.index(word) for word in text.split() if word in WORDS]]
+
+    def count_tokens(self, caption: str, vectors: Mapping[str, Tensor]) -> int:
+        parts = split_at_tokens(caption, vectors)
+        return sum(len(vectors[part] if part in vectors else self.token_vectors(part)) for part in parts)
 
     def entry_vector(self, entry: str) -> Tensor | None:
         return self.words[WORDS.index(entry)][None] if entry in WORDS else None

@@ -33,7 +33,7 @@ from ..attention import reads_text
 from ..backend import Backend
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
-from ..text_features import concept_words, count_tokens, second_moment, spoken_features
+from ..text_features import concept_words, second_moment, spoken_features
 from ..tokens import split_at_tokens
 from .blending import Renamed, Words, all_keys, bundle_words, common_provenance, dense
 
@@ -153,7 +153,7 @@ def context_features(
 def _words_before(backend: Backend, prompt: str, vectors: Mapping[str, Tensor]) -> int:
     """Vocabulary tokens of the prompt before its first modifier token; 0 if it has none."""
     parts = split_at_tokens(prompt, vectors)
-    return count_tokens(backend, parts[0], vectors) if len(parts) > 1 and parts[0] not in vectors else 0
+    return backend.count_tokens(parts[0], vectors) if len(parts) > 1 and parts[0] not in vectors else 0
 
 
 def merge(

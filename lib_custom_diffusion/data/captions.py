@@ -22,6 +22,9 @@ _TEXTS = (".txt", ".TXT", ".Txt", ".caption", ".CAPTION", ".Caption")
 Captioner = Callable[[Path, Random], str]
 """What gives a picture its caption; it draws from the generator if there are several to choose from."""
 
+_ESCAPED = re.compile(r"\\([()\[\]])")
+"""A bracket as taggers write it for programs that read bare ones as weights; nothing here does."""
+
 _NUMBERS_AT_START = re.compile(r"^[-\d]+\s*")
 
 
@@ -83,7 +86,7 @@ def caption_beside(path: Path) -> str:
     """
     beside = (path.with_suffix(suffix) for suffix in _TEXTS)
     text = next((each for each in beside if each.is_file()), None)
-    return " ".join(_caption_of(text).split()) if text else ""
+    return " ".join(_ESCAPED.sub(r"\1", _caption_of(text)).split()) if text else ""
 
 
 def file_words(path: Path, words: re.Pattern[str] | None = None, join_string: str = " ") -> str:

@@ -83,6 +83,10 @@ class DiffusersBackend:
     def token_vectors(self, text: str) -> Tensor:
         return self._vectors(self._ids(text))
 
+    def count_tokens(self, caption: str, vectors: Mapping[str, Tensor]) -> int:
+        pieces = self._pieces(caption, vectors)
+        return (len(pieces) - 1) * self._room + len(pieces[-1].ids)
+
     def entry_vector(self, entry: str) -> Tensor | None:
         vocabulary = self.pipeline.tokenizer.get_vocab()
         number = vocabulary.get(entry, vocabulary.get(entry.lower()))
@@ -214,9 +218,7 @@ class DiffusersBackend:
 
         There are as many of each; a caption with fewer gets empty ones. New words are included.
         """
-        room = self.pipeline.tokenizer.model_max_length - 2
-        comma = self.pipeline.tokenizer.get_vocab().get(COMMA)
-        divided = [in_pieces(self._parts(caption, vectors), room, comma) for caption in captions]
+        divided = [self._pieces(caption, vectors) for caption in captions]
         pieces = [piece for turn in zip_longest(*divided, fillvalue=Piece()) for piece in turn]
         places = [(row, column + 1, vector) for row, piece in enumerate(pieces) for column, vector in piece.vectors]
         encoded, first = [], 0
@@ -224,7 +226,7 @@ class DiffusersBackend:
             width = encoder.config.hidden_size
             own = [(row, column, vector[first : first + width]) for row, column, vector in places]
             first += width
-            padding = [tokenizer.pad_token_id] * room
+            padding = [tokenizer.pad_token_id] * self._room
             padded = [
                 [tokenizer.bos_token_id, *piece.ids, tokenizer.eos_token_id, *padding[len(piece.ids) :]]
                 for piece in pieces
@@ -232,6 +234,15 @@ class DiffusersBackend:
             with _placed(encoder, own):
                 encoded.append(encoder(torch.tensor(padded, device=self.device), output_hidden_states=self.reads_sizes))
         return encoded
+
+    @property
+    def _room(self) -> int:
+        """For a caption's tokens, between start and end."""
+        return self.pipeline.tokenizer.model_max_length - 2
+
+    def _pieces(self, caption: str, vectors: Mapping[str, Tensor]) -> list[Piece]:
+        comma = self.pipeline.tokenizer.get_vocab().get(COMMA)
+        return in_pieces(self._parts(caption, vectors), self._room, comma)
 
     def _parts(self, caption: str, vectors: Mapping[str, Tensor]) -> Iterator[int | Tensor]:
         """The ids of a caption's tokens, and the vectors of its new words."""

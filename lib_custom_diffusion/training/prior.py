@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..attention import READ_TEXT, Projection, recorded_attention
 from ..backend import Backend, Conditioning
-from ..text_features import class_noun, class_prompts, count_tokens, read_captions
+from ..text_features import class_noun, class_prompts, read_captions
 from .parametrisation import parametrisation
 
 PRIORS = ("text", "none")
@@ -140,7 +140,7 @@ def _kinds(backend: Backend, captions: Sequence[str], positions: int) -> Tensor:
     """
     kinds = torch.zeros(4, len(captions), positions, dtype=torch.float64)
     for index, caption in enumerate(captions):
-        end = min(1 + count_tokens(backend, caption, {}), positions - 1)
+        end = min(1 + backend.count_tokens(caption, {}), positions - 1)
         for kind, part in enumerate((slice(0, 1), slice(1, end), slice(end, end + 1), slice(end + 1, None))):
             kinds[kind, index, part] = 1
     return kinds

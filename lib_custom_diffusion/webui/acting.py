@@ -14,7 +14,7 @@ from ..attention import projections
 from ..delta import Delta
 from ..errors import UserError
 from ..injection import Injection
-from .host_text import embedding_of
+from .host_text import embedding_of, make_known
 
 
 def host_unet() -> nn.Module | None:
@@ -126,23 +126,8 @@ class ActingDeltas:
             if token not in self._words:
                 embedding = embedding_of(model, token, vectors.to(devices.device, torch.float32))
                 self._words[token] = _Word(vectors, embedding, database.word_embeddings.get(token))
-                database.register_embedding_by_name(embedding, model, token)
-                _know_before_punctuation(token, embedding)
+                make_known(model, token, embedding)
 
 
 def _identities(deltas: Sequence[tuple[Delta, float]]) -> list[tuple[int, float]]:
     return [(id(delta), weight) for delta, weight in deltas]
-
-
-def _know_before_punctuation(token: str, embedding: Embedding) -> None:
-    """Have the host find `<new1>` in `<new1>, on a beach` too.
-
-    The tokenizer takes neighbouring punctuation for one word, in which the last character of `<new1>` has another
-    number than at a word's end; the host looks embeddings up by those numbers.
-    """
-    database, model = sd_hijack.model_hijack.embedding_db, sd_models.model_data.sd_model
-    alone, followed = model.cond_stage_model.tokenize([token, f"{token},"])
-    ids = followed[:-1]
-    if ids and ids != alone and ids[0] == alone[0]:
-        known = [*database.ids_lookup[ids[0]], (ids, embedding)]
-        database.ids_lookup[ids[0]] = sorted(known, key=lambda entry: len(entry[0]), reverse=True)

@@ -89,6 +89,11 @@ class HostBackend:
             return torch.zeros(0, words.expected_shape)
         return self.model.cond_stage_model.encode_embedding_init_text(text, len(ids)).detach().float()
 
+    def count_tokens(self, caption: str, vectors: Mapping[str, Tensor]) -> int:
+        first = host_text.text_encoders(self.model)[0]
+        with host_text.standing_for(vectors, self.model), host_text.brackets_as_text():
+            return int(first.tokenize_line(caption)[1])
+
     def entry_vector(self, entry: str) -> Tensor | None:
         """None for an embedding's name as well: the host reads that as the embedding, whatever its vocabulary has."""
         if entry in host_text.database().word_embeddings:
@@ -101,16 +106,15 @@ class HostBackend:
     ) -> Conditioning:
         whole = Sizes((self.resolution, self.resolution), (0, 0), (self.resolution, self.resolution))
         known = [each or whole for each in sizes or [None] * len(captions)]
-        with host_text.standing_for(vectors, self.model), devices.autocast():
+        with host_text.standing_for(vectors, self.model), host_text.brackets_as_text(), devices.autocast():
             return host_text.encode(self.model, captions, known)
 
     @torch.no_grad()
     def pooled_text(self, captions: Sequence[str]) -> Tensor:
         """The feature at the end of each caption, which CLIP pools by; SDXL's first encoder is CLIP's."""
         features = self.encode_captions(captions, {}).crossattn[:, :_CONTEXT].float()
-        first = host_text.text_encoders(self.model)[0]
-        lengths = [first.tokenize_line(caption)[1] for caption in captions]
-        ends = torch.tensor([min(length, _CONTEXT - 2) + 1 for length in lengths], device=features.device)
+        lengths = [min(self.count_tokens(caption, {}), _CONTEXT - 2) for caption in captions]
+        ends = torch.tensor([length + 1 for length in lengths], device=features.device)
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

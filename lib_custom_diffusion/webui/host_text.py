@@ -155,6 +155,21 @@ def steps_of(embedding: Embedding) -> int:
         return 0
 
 
+def make_known(model: Any, token: str, embedding: Embedding) -> None:
+    """Have the host know a word, also where punctuation follows it: `<new1>, on a beach`.
+
+    The tokenizer takes neighbouring punctuation for one word, in which the last character of `<new1>` has another
+    number than at a word's end; the host looks embeddings up by those numbers.
+    """
+    words = database()
+    words.register_embedding_by_name(embedding, model, token)
+    alone, followed = model.cond_stage_model.tokenize([token, f"{token},"])
+    ids = followed[:-1]
+    if ids and ids != alone and ids[0] == alone[0]:
+        known = [*words.ids_lookup[ids[0]], (ids, embedding)]
+        words.ids_lookup[ids[0]] = sorted(known, key=lambda entry: len(entry[0]), reverse=True)
+
+
 @contextmanager
 def standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[None]:
     """Within the block, each named word has the given vectors (n, width)."""
@@ -163,8 +178,20 @@ def standing_for(vectors: Mapping[str, Tensor], model: nn.Module) -> Iterator[No
     try:
         for token, value in vectors.items():
             hidden[token] = words.word_embeddings.get(token)
-            words.register_embedding_by_name(embedding_of(model, token, value), model, token)
+            make_known(model, token, embedding_of(model, token, value))
         yield
     finally:
         for token, own in hidden.items():
             words.register_embedding_by_name(own, model, token)
+
+
+@contextmanager
+def brackets_as_text() -> Iterator[None]:
+    """Within the block the host reads `(word:1.2)`, `[word]` and BREAK as text, as captions have them elsewhere."""
+    settings, chosen = shared.opts.data, shared.opts.emphasis
+    settings["emphasis"] = "None"
+    try:
+        yield
+    finally:
+        if settings["emphasis"] == "None":  # not chosen anew meanwhile
+            settings["emphasis"] = chosen

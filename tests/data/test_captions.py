@@ -28,6 +28,11 @@ def test_text_beside_the_picture_is_its_caption_and_the_prompt_where_there_is_no
     assert caption("txt", tmp_path / "d.png") == "<new1> cat"
 
 
+def test_brackets_that_a_tagger_escaped_are_brackets(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(r"[name], cat \(animal\), \[red\], a\b, (big:1.2)")
+    assert caption("txt", tmp_path / "a.png") == r"<new1> cat, cat (animal), [red], a\b, (big:1.2)"
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".TXT", ".caption", ".CAPTION"])
 def test_texts_of_either_name_and_case_are_captions(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a{suffix}").write_text("a <new1> cat")

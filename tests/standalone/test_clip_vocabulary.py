@@ -11,7 +11,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone import clip
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
-from lib_custom_diffusion.text_features import count_tokens
 from lib_custom_diffusion.tokens import initial_vectors
 from tiny_pipeline import WIDTH, stable_diffusion_2
 
@@ -104,6 +103,6 @@ def test_what_is_no_entry_has_no_vector(backend: DiffusersBackend) -> None:
 
 def test_a_captions_length_is_that_of_the_tokenizer(backend: DiffusersBackend, tokenizer: CLIPTokenizer) -> None:
     vectors = {"<new1>": torch.zeros(1, WIDTH)}
-    assert count_tokens(backend, "photo of a <new1>, red", vectors) == 6
-    for caption in ("a cat, a dog", "ktn", "it's 5 o'clock!"):
-        assert count_tokens(backend, caption, {}) == len(tokenizer(caption).input_ids) - 2
+    assert backend.count_tokens("photo of a <new1>, red", vectors) == 6
+    for caption in ("a cat, a dog", "ktn", "it's 5 o'clock!", "a (red:1.3) [cat] BREAK"):
+        assert backend.count_tokens(caption, {}) == len(tokenizer(caption).input_ids) - 2

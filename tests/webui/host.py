@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import torch
-from modules import sd_hijack
+from modules import sd_hijack, shared
+from modules.prompt_parser import parse_prompt_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from lib_custom_diffusion.attention import cross_attentions
 from tiny import CHANNELS, WIDTH, TinyUNet
 
 CONTEXT = 77
+ROOM = CONTEXT - 2
 LEFT = 2  # of the vectors of SDXL's words, how wide those of the first text encoder are; the others are WIDTH
 ENTRIES = {"rare+entry": 3}  # of the vocabulary, which as text is read as three
 
@@ -30,7 +33,8 @@ class TinyTextEncoder(nn.Module):
         ]
 
     def tokenize_line(self, line):
-        return None, len(self.tokenize([line])[0])
+        pieces = self._pieces(line)
+        return pieces, (len(pieces) - 1) * ROOM + len(pieces[-1])
 
     def encode_embedding_init_text(self, init_text, nvpt):
         return torch.stack([self.vector_of(piece) for piece in self.tokenize([init_text])[0][:nvpt]])
@@ -56,26 +60,39 @@ class TinyTextEncoder(nn.Module):
         )
 
     def forward(self, texts) -> Tensor:
-        """In pieces of 75, as the host does; all of a call as long as the longest."""
-        return torch.stack([torch.cat([self._encode(piece) for piece in _pieces(ids)]) for ids in self.tokenize(texts)])
+        """All of a call as long as the longest."""
+        return torch.stack([torch.cat([self._encode(piece) for piece in self._pieces(text)]) for text in texts])
 
-    def _encode(self, tokens) -> Tensor:
-        rows, position = [self.vector_of(0)[None]], 0
+    def _pieces(self, line: str) -> list[list[Tensor]]:
+        """Vectors of a prompt's positions, times their weights, in pieces of 75 and up to each BREAK."""
+        parsed = parse_prompt_attention(line) if shared.opts.emphasis != "None" else [[line, 1.0]]
+        pieces: list[list[Tensor]] = [[]]
+        for text, weight in parsed:
+            if [text, weight] == ["BREAK", -1]:
+                pieces[-1] += [torch.zeros_like(self.vector_of(0))] * (ROOM - len(pieces[-1]))
+                continue
+            for vectors in self._found(self.tokenize([text])[0]):
+                if len(pieces[-1]) + len(vectors) > ROOM:
+                    pieces.append([])
+                pieces[-1] += list(weight * vectors)
+        return pieces
+
+    def _found(self, tokens) -> Iterator[Tensor]:
+        """Vectors (n, width) of each token, and of each embedding where its tokens stand."""
+        position = 0
         while position < len(tokens):
             for ids, embedding in sd_hijack.model_hijack.embedding_db.ids_lookup.get(tokens[position], []):
                 if tokens[position : position + len(ids)] == ids:
-                    rows.append(self.vectors_of(embedding))
+                    yield self.vectors_of(embedding)
                     position += len(ids)
                     break
             else:
-                rows.append(self.vector_of(tokens[position])[None])
+                yield self.vector_of(tokens[position])[None]
                 position += 1
-        end = torch.cat(rows[1:]).sum(dim=0, keepdim=True) if tokens else self.vector_of(1)[None]
-        return torch.cat([*rows, end, torch.zeros(CONTEXT, end.shape[1])])[:CONTEXT]
 
-
-def _pieces(tokens):
-    return [tokens[start : start + CONTEXT - 2] for start in range(0, max(1, len(tokens)), CONTEXT - 2)]
+    def _encode(self, piece: list[Tensor]) -> Tensor:
+        end = torch.stack(piece).sum(dim=0) if piece else self.vector_of(1)
+        return torch.stack([self.vector_of(0), *piece, end, *[torch.zeros_like(end)] * (ROOM - len(piece))])
 
 
 def _ids(word: str) -> list[int]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -70,13 +73,28 @@ def test_options_and_flags_that_we_read_are_the_hosts() -> None:
     from modules import shared
 
     declared = Path(WEBUI, "modules/shared_options.py").read_text(encoding="utf-8")
-    assert [name for name in vars(shared.opts) if f'"{name}"' not in declared] == []
+    declared = declared.replace("'", '"')
+    assert [name for name in [*vars(shared.opts), "emphasis"] if f'"{name}"' not in declared] == []
     declaring = ("modules/cmd_args.py", "extensions-builtin/Lora/preload.py")
     flags = "".join(Path(WEBUI, path).read_text(encoding="utf-8") for path in declaring)
     ours = {"deltas_dir"}
     assert [
         name for name in vars(shared.cmd_opts) if f'"--{name.replace("_", "-")}"' not in flags and name not in ours
     ] == []
+
+
+@needs_webui
+def test_prompts_have_the_hosts_weights() -> None:
+    from modules.prompt_parser import parse_prompt_attention
+
+    source = Path(WEBUI, "modules/prompt_parser.py").read_text(encoding="utf-8")
+    real: dict[str, Any] = {"re": re}
+    exec(source[source.index("re_attention =") : source.index("if __name__")], real)
+    random = Random(0)
+    pieces = [*"()[]()[]:,", "\\", "\\(", "\\]", ":1.2)", ": .5 )", ":-2)", " BREAK ", "BREAKS", " a cat", "\n"]
+    for _ in range(3000):
+        prompt = "".join(random.choices(pieces, k=random.randrange(12)))
+        assert parse_prompt_attention(prompt) == real["parse_prompt_attention"](prompt), prompt
 
 
 @needs_webui

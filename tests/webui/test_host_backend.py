@@ -45,6 +45,45 @@ def test_captions_beyond_75_tokens_are_encoded_in_pieces_as_the_host_does(host):
     assert torch.equal(both[1], torch.cat([pieces[1], pieces[2]]))  # as the host lengthens the shorter of two prompts
 
 
+BRACKETS = ["a (red:1.3) cat", "a [red] BREAK cat", r"cat \(red\)", "((cat"]
+
+
+@pytest.mark.parametrize("caption", BRACKETS)
+def test_brackets_in_captions_are_text_and_count_as_such(host, caption):
+    """As on the command line and in the app; prompts that the host draws have weights."""
+    backend = HostBackend()
+    encoded = backend.encode_captions([caption], {}).crossattn
+    as_prompt = host.cond_stage_model([caption])
+    assert shared.opts.emphasis == "Original"
+    assert encoded.shape != as_prompt.shape or not torch.equal(encoded, as_prompt)
+    tokens = host.cond_stage_model.tokenize([caption])[0]
+    assert backend.count_tokens(caption, {}) == len(tokens)
+    vectors = torch.stack([host.cond_stage_model.vector_of(each) for each in tokens])
+    assert torch.equal(encoded[0, 1 : 1 + len(tokens)], vectors)
+    assert torch.allclose(backend.pooled_text([caption]), F.normalize(vectors.sum(dim=0), dim=-1)[None])
+
+
+def test_captions_count_with_the_hosts_embeddings_and_words_before_punctuation(host, embedding):
+    new = {"<new1>": torch.full((3, WIDTH), 4.0)}
+    backend = HostBackend()
+    assert backend.count_tokens("a mycat, red", {}) == 1 + 2 + 1 + 1
+    assert backend.count_tokens("a <new1>, red", new) == 1 + 3 + 1 + 1
+    encoded = backend.encode_captions(["a <new1>, red"], new).crossattn
+    assert torch.equal(encoded[0, 2:5], new["<new1>"])
+    long = ", ".join(["red cat"] * 30)
+    assert backend.count_tokens(long, {}) == 30 * 2 + 29
+
+
+def test_emphasis_chosen_while_captions_are_encoded_stays(host, monkeypatch):
+    def choosing(piece):
+        shared.opts.data["emphasis"] = "No norm"
+        return torch.zeros(77, WIDTH)
+
+    monkeypatch.setattr(host.cond_stage_model, "_encode", choosing)
+    HostBackend().encode_captions(["a cat"], {})
+    assert shared.opts.data.pop("emphasis") == "No norm"
+
+
 def test_the_database_is_the_same_after_a_call_that_failed(host, embedding, monkeypatch):
     before = dict(sd_hijack.model_hijack.embedding_db.ids_lookup)
     monkeypatch.setattr(host.cond_stage_model, "_encode", lambda tokens: 1 / 0)

@@ -19,6 +19,7 @@ SETTINGS = {
     "resolution": 128, "rank": 4, "prior": "none", "noaug": True, "max_train_steps": 1, "train_batch_size": 1,
     "learning_rate": "1e-2", "embedding_learning_rate": "1e-2",
 }  # fmt: skip
+CAPTION = "photo of a ([name]:1.4), [red] BREAK"  # which is text, brackets and all
 WIDTHS = (64, 256)  # of a word's vectors in SDXL's two text encoders here; Stable Diffusion 2 has the second alone
 
 
@@ -51,6 +52,10 @@ def chosen(request: pytest.FixtureRequest, webui: WebUI, untouched: str) -> Iter
     assert webui.picture(PROMPT)[0] == untouched
 
 
+def concept_of(pictures: Path) -> dict[str, str]:
+    return {"instance_data_dir": str(pictures), "instance_prompt": CAPTION, "class_prompt": "house"}
+
+
 def loss_of_the_command_line(chosen: Chosen, pictures: Path, folder: Path) -> tuple[torch.Tensor, float]:
     """The word's vectors at first, which are those of "house", and the loss of the first step, standalone."""
     from lib_custom_diffusion.standalone.models import load_model
@@ -59,8 +64,7 @@ def loss_of_the_command_line(chosen: Chosen, pictures: Path, folder: Path) -> tu
 
     backend = load_model(str(chosen.path))
     assert backend.prediction_type == ("epsilon" if chosen.path.stem == "noise2" else "v_prediction")
-    concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
-    words = {"modifier_token": ["<thing>"], "initializer_token": ["house</w>"], "concepts": [concept]}
+    words = {"modifier_token": ["<thing>"], "initializer_token": ["house</w>"], "concepts": [concept_of(pictures)]}
     run_training(backend, TrainingPlan.of({**SETTINGS, **words}), folder)
     return backend.token_vectors("house"), loss_in(folder / "loss.csv")
 
@@ -87,12 +91,13 @@ def test_the_first_step_is_the_command_lines_and_pictures_stay_the_same(
     vectors, expected = loss_of_the_command_line(chosen, pictures, tmp_path)
     write_word(webui, chosen, vectors)
     name = chosen.path.stem
-    told = webui.ask_to_train(chosen.word, pictures, name=name, overwrite=True, **SETTINGS)
+    asked = {**SETTINGS, "name": name, "overwrite": True, "concepts": [concept_of(pictures)]}
+    told = webui.ask_to_train(chosen.word, pictures, **asked)
     found = loss_in(Path(told["log_directory"]) / "textual_inversion_loss.csv")
     assert found == pytest.approx(expected, rel=1e-3)
     factors = [tensor for key, tensor in load_file(webui.delta(name)).items() if key.endswith(".US")]
     assert factors and all(tensor.any() for tensor in factors)
     assert webui.picture(PROMPT)[0] == chosen.before
-    asked = f"a {chosen.word} house"
-    assert webui.picture(f"{asked} <delta:{name}:1>")[0] != webui.picture(asked)[0]
+    prompt = f"a {chosen.word} house"
+    assert webui.picture(f"{prompt} <delta:{name}:1>")[0] != webui.picture(prompt)[0]
     assert webui.picture(PROMPT)[0] == chosen.before

@@ -3,7 +3,10 @@ from typing import Any, ClassVar
 
 
 class Options(SimpleNamespace):
-    data: ClassVar[dict[str, Any]] = {}
+    data: ClassVar[dict[str, Any]] = {}  # what was chosen once; the rest has its defaults
+
+    def __getattr__(self, name):
+        return self.data.get(name, {"emphasis": "Original"}[name])
 
 
 cmd_opts = SimpleNamespace(
