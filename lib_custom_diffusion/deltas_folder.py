@@ -15,6 +15,7 @@ from .tokens import file_name
 _LOOKED_AT = 50_000
 """Files and folders in which a name is looked for, where the folder may be any: from / it took minutes."""
 _SHOWN = 20
+_DATE = "-".join("[0-9]" * digits for digits in (4, 2, 2))  # of folders; a directory of logs may have any others
 
 
 def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,), most: float = math.inf) -> list[Path]:
@@ -63,7 +64,7 @@ def named_saves(logs: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     named: set[str] = set()
-    latest_first = sorted(logs.glob("*/*"), key=lambda path: path.parent.name, reverse=True)
+    latest_first = sorted(logs.glob(f"{_DATE}/*"), key=lambda path: path.parent.name, reverse=True)
     for training in sorted(latest_first, key=lambda path: path.name):
         copies = {steps_of_save(delta_name(path), training.name): path for path in files_below(training)}
         before = f"{training.parent.name}/" if training.name in named else ""

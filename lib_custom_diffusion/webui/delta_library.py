@@ -12,6 +12,7 @@ from modules import hashes, paths, shared
 from ..delta import Delta, Factors
 from ..deltas_folder import named_deltas, named_saves, steps_of_save
 from ..errors import UserError
+from ..storage import write_atomically
 
 LOG_DIRECTORY = "textual_inversion"
 """Where the host's trainings keep their logs, from its data folder, if nobody says otherwise."""
@@ -46,22 +47,28 @@ class DeltaOnDisk:
 class DeltaLibrary:
     """All delta files under one folder, by name: the file's stem, or its relative path if the stem is taken.
 
-    logs: folders of trainings, whose saves are found by name, too, where no file of the folder has it.
+    logs:       folders of trainings, whose saves are found by name, too, where no file of the folder has it.
+    other_logs: a text file of more of them, one a line, which `look_into` adds to.
+
     `when_changed` is called when other files are found in the folder than the last time.
     """
 
-    def __init__(self, folder: Path, *logs: Path) -> None:
+    def __init__(self, folder: Path, *logs: Path, other_logs: Path | None = None) -> None:
         self.folder = folder
-        self.logs = list(logs)
+        self.other_logs = other_logs
+        self.logs = list(dict.fromkeys([*logs, *map(Path, _lines(other_logs))]))
         self.when_changed: Callable[[], None] = lambda: None
         self._by_name: dict[str, DeltaOnDisk] = {}
         self._saves: dict[str, DeltaOnDisk] = {}
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Delta, int]] = OrderedDict()
 
     def look_into(self, logs: Path) -> None:
-        """Find the saves of the trainings in that folder as well."""
-        if logs not in self.logs:
-            self.logs.append(logs)
+        """Find the saves of the trainings in that folder as well, from now on."""
+        if logs in self.logs:
+            return
+        self.logs.append(logs)
+        if self.other_logs is not None:
+            write_atomically(self.other_logs, "\n".join([*_lines(self.other_logs), str(logs), ""]).encode())
 
     def refresh(self) -> None:
         """Look at the folders again."""
@@ -122,6 +129,13 @@ class DeltaLibrary:
         return held[1]
 
 
+def _lines(file: Path | None) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines() if file else []
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def _bytes(delta: Delta) -> int:
     tensors = [each for entry in delta.entries.values()
                for each in ((entry.us, entry.vh) if isinstance(entry, Factors) else (entry,))]  # fmt: skip
@@ -132,4 +146,5 @@ def _bytes(delta: Delta) -> int:
 library = DeltaLibrary(
     Path(getattr(shared.cmd_opts, "deltas_dir", None) or Path(paths.models_path, "deltas")),
     Path(paths.data_path, LOG_DIRECTORY),
+    other_logs=Path(paths.data_path, "custom-diffusion-logs.txt"),
 )

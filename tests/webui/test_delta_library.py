@@ -92,3 +92,26 @@ def test_another_file_of_the_same_size_and_time_in_its_place_is_read(library, tm
     os.utime(tmp_path / "other", ns=(1, 1))
     os.replace(tmp_path / "other", path)
     assert next(iter(library.load(library.find("cat")).entries.values()))[0, 0] == 2.0
+
+
+def test_saves_in_a_log_directory_that_was_named_once_are_found_after_a_restart(tmp_path):
+    def started() -> DeltaLibrary:
+        return DeltaLibrary(tmp_path / "deltas", tmp_path / "usual", other_logs=tmp_path / "logs.txt")
+
+    for name in ("first", "die zweite"):
+        delta().save(tmp_path / name / "2026-01-02" / "cat" / "embeddings" / f"cat-{len(name)}.delta.safetensors")
+        library = started()
+        library.look_into(tmp_path / name)
+        library.look_into(tmp_path / name)
+        library.look_into(tmp_path / "usual")
+    library = started()
+    assert list(library.by_steps("cat-5")) == [5, 10]
+    assert library.logs == [tmp_path / "usual", tmp_path / "first", tmp_path / "die zweite"]
+
+
+def test_folders_beside_the_trainings_are_not_searched(library, tmp_path):
+    """A log directory may be a home folder."""
+    delta().save(tmp_path / "home" / "pictures" / "cat" / "cat-5.delta.safetensors")
+    library.look_into(tmp_path / "home")
+    library.refresh()
+    assert library.saves() == []
