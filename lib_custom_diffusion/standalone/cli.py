@@ -186,7 +186,11 @@ def _add_pictures(command: argparse.ArgumentParser) -> None:
     )
     add("--center_crop", action="store_true", help="crop at the centre rather than at random")
     add("--hflip", action="store_true", help="mirror half of the pictures")
-    add("--noaug", action="store_true", help="no random scaling (far away, zoomed in)")
+    add(
+        "--noaug",
+        action=argparse.BooleanOptionalAction,
+        help="no random scaling (far away, zoomed in); so it is for the toy, whose pictures are small, if not said",
+    )
     add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
     add(

@@ -58,7 +58,7 @@ def as_flags(settings: Mapping[str, Any], switches: set[str]) -> list[str]:
         if name in switches:
             if not isinstance(value, bool):
                 raise UserError(f"{name} is on or off: write true or false, not {value!r}")
-            flags += [f"--{name}"] if value else []
+            flags.append(f"--{name}" if value else f"--{name}=False")
         elif isinstance(value, (bool, dict)) or _nested(value):
             raise UserError(f"{name} must be a number or a text, not {value!r}")
         else:

@@ -64,7 +64,7 @@ _SETTINGS = {name for name in TrainingPlan.__dataclass_fields__ if name != "name
 
 
 def _switched(arguments: Sequence[str], switches: set[str]) -> list[str]:
-    """Switches on and off as flags that are there or not; of several the last counts."""
+    """Switches on and off as flags that are there or not, or as --no-NAME where there is that; the last counts."""
     kept: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -73,8 +73,12 @@ def _switched(arguments: Sequence[str], switches: set[str]) -> list[str]:
             continue
         if value.lower() not in _SWITCHED:
             raise UserError(f"{name} is on or off: write {name} or {name}=False, not {argument!r}")
-        kept = [each for each in kept if each != name]
-        kept += [name] if _SWITCHED[value.lower()] else []
+        off = f"--no-{name.removeprefix('--')}"
+        kept = [each for each in kept if each not in (name, off)]
+        if _SWITCHED[value.lower()]:
+            kept.append(name)
+        elif off.removeprefix("--") in switches:
+            kept.append(off)
     return kept
 
 

@@ -23,6 +23,9 @@ from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, lab
 Fields = dict[str, Any]
 """Components by the names of what they fill, see `training_form.entered_plan`."""
 
+_SETTINGS = {"augment": "noaug"}
+"""The settings that boxes switch off when they are ticked."""
+
 
 @dataclass(frozen=True)
 class Face:
@@ -78,7 +81,7 @@ class FormFields:
     def filled(self) -> Fields:
         """The fields that presets fill in."""
         names = {name for values in self.presets.values() for name in values}
-        return {name: field for name, field in self.settings.items() if name in names}
+        return {name: field for name, field in self.settings.items() if _SETTINGS.get(name, name) in names}
 
     def filled_by(self, preset: str) -> list[Any]:
         """What a preset gives to the fields of `filled`."""
@@ -211,9 +214,12 @@ def _first(face: Face) -> Mapping[str, Any]:
     return next(iter(face.presets.values()))
 
 
-def _shown(preset: Mapping[str, Any], name: str) -> Any:
+def _shown(preset: Mapping[str, Any], field: str) -> Any:
     """A preset's value as its field has it: 0 is none."""
-    return (preset[name] or 0) if name in preset else gr.update()
+    name = _SETTINGS.get(field, field)
+    if name not in preset:
+        return gr.update()
+    return not preset[name] if field in _SETTINGS else preset[name] or 0
 
 
 def _result(face: Face) -> Fields:
@@ -323,7 +329,7 @@ def _pictures_settings(face: Face) -> Fields:
         )  # fmt: skip
     with face.row():
         fields["augment"] = gr.Checkbox(
-            label=LABELS["noaug"], value=True, elem_id="cd_augment",
+            label=LABELS["noaug"], value=_shown(_first(face), "augment"), elem_id="cd_augment",
             info="Also show each picture smaller and closer up, so that a few pictures are enough",
         )  # fmt: skip
         fields["hflip"] = gr.Checkbox(

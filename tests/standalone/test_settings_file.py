@@ -33,7 +33,7 @@ training:
 """
 FLAGS = [
     "--instance_prompt=photo of a <new1> cat", "--modifier_token=<new1>+<new2>", "--max_train_steps=250",
-    "--learning_rate=1e-05", "--train_blocks=mid,up", "--hflip",
+    "--learning_rate=1e-05", "--train_blocks=mid,up", "--hflip", "--noaug=False",
 ]  # fmt: skip
 
 

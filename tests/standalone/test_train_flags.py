@@ -70,8 +70,9 @@ def test_a_flag_of_diffusers_with_a_value_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_of_diffusers_is_taken_with_and_without_a_value(name: str) -> None:
+    unsaid = None if name == "noaug" else False  # which the toy's recipe says
     assert [vars(parsed(*given))[name] for given in ([f"--{name}"], [f"--{name}=True"], [f"--{name}=False"], [])] == [
-        True, True, False, False,
+        True, True, False, unsaid,
     ]  # fmt: skip
     assert vars(parsed(f"--{name}", f"--{name}=false"))[name] is False
 
@@ -240,6 +241,18 @@ def test_flags_count_for_more_than_the_file_and_the_file_for_more_than_the_recip
     )
     plan = plan_of(parsed("--config", str(file), "--seed=8", "--hflip=False"))
     assert (plan.seed, plan.hflip, plan.learning_rate, plan.max_train_steps) == (8, False, "0.0001", 300)
+
+
+def test_the_recipe_says_whether_pictures_are_scaled_unless_a_flag_or_the_file_does(tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text("noaug = false")
+    asked = ("--instance_data_dir=x", "--instance_prompt=a <a>")
+    plans = [
+        plan_of(parsed(*asked, *more)).noaug
+        for more in ([], ["--no-noaug"], ["--noaug=False"], ["--config", str(file)], ["--config", str(file), "--noaug"])
+    ]
+    assert plans == [True, False, False, False, True]
+    assert plan_of(parsed(*asked, "--model", str(tmp_path))).noaug is False
 
 
 def test_a_setting_that_there_is_not_is_refused_with_what_may_be_meant(
