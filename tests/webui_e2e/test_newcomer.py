@@ -1,4 +1,4 @@
-"""From an empty install to a picture of the two-faced cat, by mouse and keyboard alone, on a screen of 1280 × 800.
+"""From an empty install to a picture of the raccoon, by mouse and keyboard alone, on a screen of 1280 × 800.
 
 SCREENSHOTS=docs takes the pictures of docs/webui.md that are of this way.
 """
@@ -14,7 +14,7 @@ from conftest import TOY, Page, WebUI
 
 MOST_CLICKS = 8
 SCREEN = {"width": 1280, "height": 800}
-PICTURES = TOY / "concepts" / "two-faced-cat"
+PICTURES = TOY / "concepts" / "raccoon"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ class Newcomer(Page):
 def newcomer(empty: WebUI, browser: Any) -> Iterator[Newcomer]:
     opened = Newcomer(browser.new_page(viewport=SCREEN))
     opened.page.set_default_timeout(120_000)
-    opened.places = {str(PICTURES): "/home/me/pictures/my-cat", str(empty.data): "/home/me/stable-diffusion-webui"}
+    opened.places = {str(PICTURES): "/home/me/pictures/rocky", str(empty.data): "/home/me/stable-diffusion-webui"}
     opened.page.goto(empty.url)
     opened.page.locator("#txt2img_prompt textarea").wait_for()
     opened.page.wait_for_timeout(3000)  # the host's own parts are filled in
@@ -117,25 +117,25 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.wait_for_thumbnails(6)
     page.wait_for_checkpoint("custom-diffusion-toy")
     filled = page.fields()
-    assert (filled["preset"], filled["class"], filled["pictures"]) == ("toy model: thing", "cat", str(PICTURES))
-    page.type("mycat")
+    assert (filled["preset"], filled["class"], filled["pictures"]) == ("toy model: thing", "bear", str(PICTURES))
+    page.type("rocky")
     page.click(page.page.locator("#cd_new_create"))
-    page.wait_for("cd_new_told", "Created mycat", 120)
+    page.wait_for("cd_new_told", "Created rocky", 120)
     page.click(page.page.locator("#cd_class_1 input"))  # as for pictures of one's own
-    page.type("cat")
+    page.type("bear")
     page.page.keyboard.press("Tab")
     page.wait_for_focus("cd_pictures_1")
     page.paste_text("/")
     page.wait_for_thumbnails(0)
     page.paste_text(str(PICTURES))
     page.wait_for_thumbnails(6)
-    page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'mycat'")
+    page.page.wait_for_function("() => document.querySelector('#cd_embedding_1 input').value === 'rocky'")
     page.look("webui-train")
     page.click(page.page.locator("#cd_start"))
     page.page.locator("#ti_progress .cd-loss .smooth").wait_for(timeout=900_000)
     page.look("webui-training")
     told = page.wait_for("cd_outcome", "Finished after 300 steps")
-    assert str(empty.delta("mycat")) in told and "6 pictures were used" in told
+    assert str(empty.delta("rocky")) in told and "6 pictures were used" in told
     page.page.locator("#cd_outcome img").wait_for()
     page.page.locator(".progressDiv").wait_for(state="detached")
     page.look("webui-finished")
@@ -144,8 +144,8 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.click(page.page.locator("#txt2img_generate"))
     drawn = page.drawn(empty.data)
     assert page.clicks <= MOST_CLICKS
-    assert drawn.size == (128, 128) and 'Delta hashes: "mycat: ' in drawn.info["parameters"]
-    assert drawn.info["parameters"].startswith("photo of a mycat cat <delta:mycat:1>")
+    assert drawn.size == (128, 128) and 'Delta hashes: "rocky: ' in drawn.info["parameters"]
+    assert drawn.info["parameters"].startswith("photo of a rocky bear <delta:rocky:1>")
     page.in_sight(page.page.locator("#txt2img_gallery img").first)
     page.look("webui-txt2img")
     assert not page.errors()
@@ -154,14 +154,14 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
 def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
     page = newcomer
     page.tab("Deltas", "#txt2img_extra_tabs")
-    card = page.page.locator("#txt2img_deltas_cards .card[data-name=mycat]")
+    card = page.page.locator("#txt2img_deltas_cards .card[data-name=rocky]")
     card.locator("img.preview").wait_for()
     page.look("webui-cards")
     card.click()
-    assert page.value("txt2img_prompt").strip() == "<delta:mycat:1> mycat cat"
+    assert page.value("txt2img_prompt").strip() == "<delta:rocky:1> rocky bear"
     page.tab("Custom Diffusion Utils")
     page.tab("Inspect", "#cd_utils_tabs")
-    page.choose("cd_inspect_name", "mycat")
+    page.choose("cd_inspect_name", "rocky")
     page.press("cd_inspect")
     page.wait_for("cd_inspect_report", "Layers", 60)
     page.look("webui-utils")
