@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .delta import SUFFIX
 from .errors import UserError
-from .storage import given_path
+from .storage import given_path, visible
 from .tokens import file_name
 
 _LOOKED_AT = 50_000
@@ -19,23 +19,20 @@ _DATE = "-".join("[0-9]" * digits for digits in (4, 2, 2))  # of folders; a dire
 
 
 def files_below(folder: Path, suffixes: Sequence[str] = (SUFFIX,), most: float = math.inf) -> list[Path]:
-    """The files with one of the suffixes in a folder and below it, the nearest first; links to folders are followed.
+    """The files with one of the suffixes in a folder and below it, as `storage.visible` has them, the nearest first.
 
-    Hidden files and folders (.venv, .git) are left out. Raises UserError if there are more files and folders than
-    `most`, of whatever kind.
+    Raises UserError if there are more files and folders than `most`, of whatever kind.
     """
     found: list[Path] = []
     seen = 0
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for root, folders, files in visible(folder):
         seen += len(folders) + len(files)
         if seen > most:
             raise UserError(
                 f"{folder} has more than {most:,} files and folders, too many to look for deltas in; give the folder"
                 " that has them, or a delta's path"
             )
-        of_kind = (file for file in files if file.lower().endswith(tuple(suffixes)) and not file.startswith("."))
-        found += [Path(root, file) for file in of_kind]
+        found += [root / file for file in files if file.lower().endswith(tuple(suffixes))]
     return sorted(found, key=lambda path: (len(path.parts), path))
 
 

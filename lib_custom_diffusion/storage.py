@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -177,3 +177,27 @@ def typed_path(text: str) -> Path:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
     return given_path(text)
+
+
+def visible(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk: a folder, the names of its folders, which may be cut, and of its files; then of those below it.
+
+    Links to folders are followed, and each folder is visited once. Left out are hidden names (.venv, .git), and those
+    that are not in UTF-8, which no page can show and safetensors cannot open.
+    """
+    visited: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in visited else sorted(filter(_is_visible, folders))
+        if real not in visited:
+            visited.add(real)
+            yield Path(root), folders, sorted(filter(_is_visible, files))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and is_utf8(name)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name, as Python has it, stands in UTF-8 on the disk."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

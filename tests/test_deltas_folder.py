@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_hidden_files_and_other_endings_are_left_out_and_links_are_followed(tmp_
     assert list(named_deltas(tmp_path / "deltas")) == ["far"]
     assert [path.name for path in files_below(tmp_path / "deltas", (".bin",))] == ["a.bin"]
     assert named_deltas(tmp_path / "nowhere") == {}
+
+
+def test_a_link_to_the_folder_itself_and_a_name_that_no_page_can_show_do_no_harm(tmp_path: Path) -> None:
+    put(tmp_path, "cat.delta.safetensors")
+    try:
+        (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+        Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.delta.safetensors")).touch()
+    except OSError:
+        pytest.skip("this system makes no links, or no such names")
+    assert files_below(tmp_path) == [tmp_path / "cat.delta.safetensors"]
 
 
 @pytest.mark.parametrize(

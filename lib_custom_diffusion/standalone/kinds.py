@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
+from ..reading.kinds import is_checkpoint
 from .layout import FIRST_TEXT_PREFIX, SECOND_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .weights import Weights
 
@@ -21,7 +22,7 @@ _OTHER_MODELS = (
     ("joint_blocks.0.", "Stable Diffusion 3"),
     ("distilled_guidance_layer.", "Chroma"),
     ("single_stream_modulation.", "FLUX.2"),
-    ("txt_in.individual_token_refiner.", "HunyuanVideo"),
+    ("txt_in.individual_token_refiner.", "HunyuanVideo or HunyuanImage"),
     ("double_blocks.0.img_attn.", "FLUX"),
     ("single_transformer_blocks.0.", "FLUX"),
     ("double_layers.0.", "AuraFlow"),
@@ -31,10 +32,15 @@ _OTHER_MODELS = (
     ("transformer_blocks.0.img_mod.", "Qwen-Image"),
     ("cross_attn.kv_linear.", "PixArt or Sana"),
     ("patchify_proj.", "LTX-Video"),
+    ("time_caption_embed.", "Lumina or OmniGen2"),
+    ("visual_transformer_blocks.", "Kandinsky 5"),
+    ("adaln_modulation_cross_attn.", "Cosmos-Predict2, or a model made of it"),
+    ("condition_embedder.time_embedder.", "Wan, a video model"),
     ("adaln_single.", "PixArt or Sana"),
     ("mlp_t5.", "Hunyuan-DiT"),
     ("attn.add_k_proj.", "Stable Diffusion 3, or another model without a UNet"),
-    ("encoder_hid_proj.", "Kolors"),
+    ("encoder_hid_proj.", "Kolors or DeepFloyd IF"),
+    ("add_embedding.image_norm.", "Kandinsky 2"),
     ("blocks.0.attn.qkv_x.", "Mochi, a video model"),
     ("head.modulation", "Wan, a video model"),
     ("extra_pos_embedder.", "Cosmos, a video model"),
@@ -66,12 +72,14 @@ _NO_MODELS = (
     ("motion_modules.", "an AnimateDiff motion module"),
     ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
+    ("input_hint_block.", "a ControlNet"),
     ("lllite_unet_", "a ControlNet (LLLite)"),
     ("adapter.body.", "a T2I-Adapter"),
     ("body.0.in_conv.", "a T2I-Adapter"),
     ("ip_adapter", "an IP-Adapter"),
     ("layer_structure", "a hypernetwork"),
-    (".0.linear1.weight", "a hypernetwork"),
+    ("768.0.linear", "a hypernetwork"),
+    ("1024.0.linear", "a hypernetwork"),
 )
 
 FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
@@ -188,6 +196,8 @@ def _without_unet(weights: Weights) -> str:
         return "is only the UNet of a diffusers folder; give the folder, which holds model_index.json"
     if _starts(names, "input_blocks.") and _starts(names, "output_blocks."):
         return "is only a UNet, without a text encoder and a VAE; give the whole checkpoint"
+    if is_checkpoint(name for name in names if not name.startswith(VAE_PREFIX)):
+        return "has no UNet, only other parts of a checkpoint; give the whole checkpoint"
     if _starts(names, "decoder.conv_in.") or _starts(names, VAE_PREFIX):
         return "is only a VAE; give the model by --model, and the VAE by --vae"
     if "text_model.encoder.layers." in lines or "transformer.resblocks." in lines:

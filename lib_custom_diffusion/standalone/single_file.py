@@ -30,7 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
 from . import clip, toy
-from .kinds import FIRST_LAYER, is_sdxl, refuse_other_kinds
+from .kinds import FIRST_LAYER, USABLE, is_sdxl, refuse_other_kinds
 from .layout import (
     FIRST_TEXT_PREFIX,
     OPEN_CLIP_PREFIX,
@@ -86,8 +86,10 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     if is_sdxl(weights.tensors):
         return _load_sdxl(weights, described, vae, prediction_type)
     tensors = {_renamed(name): tensor for name, tensor in weights.tensors.items()}
-    second = f"{OPEN_CLIP_PREFIX}ln_final.weight" in tensors
-    if not second and f"{TEXT_PREFIX}text_model.final_layer_norm.weight" not in tensors:
+    second = any(name.startswith(OPEN_CLIP_PREFIX) for name in tensors)
+    if not second and not any(name.startswith(f"{TEXT_PREFIX}text_model.") for name in tensors):
+        if any(name.startswith("cond_stage_model.") for name in tensors):
+            raise UserError(f"{path} has a text encoder of another kind; only {USABLE} can be used")
         raise UserError(f"{path} has no text encoder: it was left out to save room; give the whole checkpoint")
     unet = load_unet(path, tensors, described)
     text_encoder, tokenizer = (_open_clip if second else _clip)(path, tensors, described)
@@ -247,7 +249,14 @@ def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DCondi
         config = unet_config(tensors, described)
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(config)
-    return _filled(path, "UNet", unet, lambda key: tensors.get(unet_name(key, config)))
+    own = {key: unet_name(key, config) for key in unet.state_dict()}
+    others = {name for name in tensors if name.startswith(UNET_PREFIX)}.difference(own.values())
+    if others:
+        raise UserError(
+            f"the UNet of {path} has parts that Stable Diffusion's has not, such as {min(others)}: it is of another kind,"
+            " or quantized; give a file in float16 or float32"
+        )
+    return _filled(path, "UNet", unet, lambda key: tensors.get(own[key]))
 
 
 def load_vae(path: Path, scale: float) -> AutoencoderKL:
@@ -453,9 +462,20 @@ def _filled(path: Path, part: str, model: nn.Module, find: Callable[[str], Tenso
         tensor = find(key)
         if tensor is None:
             raise UserError(f"the {part} of {path} isn't whole: it lacks {key} (by diffusers' name)")
+        if not tensor.is_floating_point():
+            raise UserError(f"the {part} of {path} is quantized ({tensor.dtype}); give a file in float16 or float32")
         if tensor.squeeze().shape != own.squeeze().shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(own.shape)}"
             raise UserError(f"the {part} of {path} is of another kind: {key} (by diffusers' name) is {shapes}")
+        if _is_blank(tensor):
+            raise UserError(
+                f"the {part} of {path} is torn: {key} (by diffusers' name) is nothing but zeros; download it again"
+            )
         state[key] = tensor.reshape(own.shape)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _is_blank(tensor: Tensor) -> bool:
+    """Whether a matrix is nothing but zeros, as where a download had room put aside for it and ended early."""
+    return tensor.ndim > 1 and not tensor.flatten()[-64:].float().any() and not tensor.float().any()

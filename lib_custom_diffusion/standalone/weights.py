@@ -5,7 +5,9 @@ A checkpoint is gigabytes: its tensors are mapped from the file, not copied, unt
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..reading.kinds import START, check_start
 from ..reading.pictures import SIGNATURE
+from ..storage import is_utf8
 
 _AGAIN = "download it again"
 
@@ -85,6 +88,8 @@ def refuse_torn(path: Path) -> None:
 
 def _checked_start(path: Path) -> bytes:
     """The first bytes of a file. Raises UserError, which says what it is, if they are of no file of weights."""
+    if not is_utf8(str(path)):
+        raise UserError(f"{ascii(str(path))} cannot be read, as its name is not in UTF-8; rename it")
     with path.open("rb") as file:
         start = file.read(START)
     try:
@@ -116,9 +121,19 @@ def _check_length(path: Path, start: bytes) -> None:
         with safe_open(str(path), framework="pt"):
             return
     except SafetensorError as error:
-        torn = "file not fully covered" in str(error) or "MetadataIncompleteBuffer" in str(error)
-        what = "torn: it ends before its last tensor does" if torn else f"damaged ({_line(error)})"
+        what = f"damaged ({_line(error)})"
+        if "file not fully covered" in str(error) or "MetadataIncompleteBuffer" in str(error):
+            more = size > 8 + header + _end_of_tensors(path, header)
+            what = "damaged: it goes on after its last tensor" if more else "torn: it ends before its last tensor does"
         raise UserError(f"{path} is {what}; {_AGAIN}") from error
+
+
+def _end_of_tensors(path: Path, header: int) -> int:
+    """Where the last tensor of a safetensors file ends, from the end of its header, which is valid but for that."""
+    with path.open("rb") as file:
+        file.seek(8)
+        described = json.loads(file.read(header))
+    return max(each["data_offsets"][1] for name, each in described.items() if name != "__metadata__")
 
 
 def _archive(path: Path, start: bytes) -> Weights:
@@ -128,13 +143,16 @@ def _archive(path: Path, start: bytes) -> Weights:
             raise UserError(f"{path} is torn: the end of the archive is missing; {_AGAIN}")
         with zipfile.ZipFile(path) as records:
             names = records.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{path} is a TorchScript program, not a model's weights")
         if not any(name.endswith("data.pkl") for name in names):
             inside = f", which holds {names[0]}" if names else ""
             raise UserError(f"{path} is a ZIP archive{inside}; unpack it and give what is in it")
     elif not start.startswith(b"\x80"):
         raise UserError(f"{path} is neither a safetensors file nor a torch archive")
     try:
-        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
+        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of other programs' files
             # Only a path can be mapped, and torch goes by its suffix.
             mapped = zipped and path.suffix.lower() != ".safetensors"
             source: Any = str(path) if mapped else file
@@ -174,7 +192,8 @@ def _refused(path: Path, error: Exception, zipped: bool) -> UserError:
         with suppress(Exception), torch.serialization.safe_globals(_HARMLESS):
             wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) or wanted
     if not wanted:
-        return UserError(f"{path} is damaged or torn: {_AGAIN}")
+        what = "damaged or torn" if zipped else "damaged, torn, or not a file of torch's"
+        return UserError(f"{path} is {what}: {_AGAIN}")
     named = ", ".join(wanted[:3])
     return UserError(
         f"{path} holds more than weights ({named}) and would run code to be read, which is not done;"

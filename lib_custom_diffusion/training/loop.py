@@ -504,6 +504,11 @@ class Trainer:
         first = self.step - len(pending)
         for step, values in enumerate(losses.tolist(), start=first):
             if not math.isfinite(values[0]):
+                if step == 0:  # what was learned so far is nothing
+                    raise UserError(
+                        f"the loss is {values[0]} at the first step: the model or its VAE is damaged, or its numbers are"
+                        " beyond this precision; use --mixed_precision no, another VAE, or another copy of the model"
+                    )
                 raise self._diverged(f"the loss became {values[0]} at step {step + 1}")
             if log is not None:
                 log.add(step + 1, dict(zip(NUMBERS, [*values, *self._rates(step)])))

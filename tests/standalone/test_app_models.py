@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def folder(model: Path, tmp_path: Path) -> Path:
 def test_checkpoints_below_the_folder_can_be_chosen(model: Path, folder: Path) -> None:
     assert Models(str(model), folder).names() == [str(model), "toy", "damaged.safetensors", "small/one"]
     assert Models("toy").names() == ["toy"] and Models("toy", folder / "nowhere").names() == ["toy"]
+
+
+def test_models_behind_a_link_can_be_chosen_and_names_that_no_page_can_show_are_left_out(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "linked").mkdir()
+    try:
+        (tmp_path / "linked" / "models").symlink_to(folder, target_is_directory=True)
+        Path(os.fsdecode(bytes(folder) + b"/caf\xe9.safetensors")).touch()
+    except OSError:
+        pytest.skip("this system makes no links, or no such names")
+    names = Models("toy", tmp_path / "linked").names()
+    assert names == ["toy", "models/damaged.safetensors", "models/small/one"]
 
 
 def test_the_chosen_model_takes_the_place_of_the_other(model: Path, folder: Path) -> None:

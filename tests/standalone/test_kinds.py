@@ -28,18 +28,31 @@ def with_vector(width: int) -> dict[str, tuple[int, ...]]:
 OTHERS = {
     "Stable Diffusion 3": {f"{U}joint_blocks.0.x_block.attn.qkv.weight": (1, 1), f"{U}x_embedder.proj.weight": (1, 1)},
     "FLUX": {f"{U}double_blocks.0.img_attn.qkv.weight": (1, 1)},
+    "FLUX; only Stable": {
+        f"{U}double_blocks.0.img_attn.qkv.weight": (1, 1),
+        f"{U}single_blocks.0.linear1.weight": (1, 1),
+    },
     "FLUX;": {"double_blocks.0.img_attn.norm.key_norm.scale": (1,)},
     "FLUX; only": {"transformer_blocks.0.attn.to_q.weight": (1, 1), "single_transformer_blocks.0.proj_mlp.bias": (1,)},
     "Chroma": {"distilled_guidance_layer.in_proj.bias": (1,), "double_blocks.0.img_attn.qkv.weight": (1, 1)},
-    "HunyuanVideo": {"txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias": (1,)},
+    "HunyuanVideo or": {"txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias": (1,)},
     "Wan, a video model": {f"{U}head.modulation": (1, 2, 3), f"{U}blocks.0.self_attn.q.weight": (1, 1)},
+    "Wan, a video": {"condition_embedder.time_embedder.linear_1.weight": (1, 1), "blocks.0.attn2.to_k.weight": (1, 1)},
+    "Kandinsky 5": {"visual_transformer_blocks.0.cross_attention.to_key.weight": (1, 1)},
+    "Kandinsky 2": {"add_embedding.image_norm.weight": (1,), "down_blocks.0.x": (1,), "mid_block.x": (1,)},
+    "Cosmos-Predict2": {"net.blocks.0.adaln_modulation_cross_attn.1.weight": (1, 1)},
+    "Lumina or OmniGen2": {"time_caption_embed.caption_embedder.0.weight": (1, 1)},
     "LTX-Video": {f"{U}patchify_proj.weight": (1, 1)},
     "Stable Video Diffusion": unet(8) | {f"{U}input_blocks.1.0.time_stack.in_layers.0.weight": (1,)},
     "PixArt or Sana": {"adaln_single.linear.weight": (1, 1), "transformer_blocks.0.attn1.to_q.weight": (1, 1)},
     "Hunyuan-DiT": {"mlp_t5.0.weight": (1, 1), "blocks.0.attn1.Wqkv.weight": (1, 1)},
     "Stable Diffusion 3, or": {"transformer_blocks.0.attn.add_k_proj.weight": (1, 1), "pos_embed.proj.bias": (1,)},
     "Kolors": with_vector(2048) | {"encoder_hid_proj.weight": (2048, 4096)},
-    "Kolors; only": {"encoder_hid_proj.bias": (2048,), "down_blocks.0.resnets.0.conv1.bias": (1,), "mid_block.x": (1,)},
+    "Kolors or DeepFloyd IF; only": {
+        "encoder_hid_proj.bias": (2048,),
+        "down_blocks.0.resnets.0.conv1.bias": (1,),
+        "mid_block.x": (1,),
+    },
     "Qwen-Image": {"transformer_blocks.0.img_mod.1.weight": (1, 1)},
     "Stable Cascade": {"clip_txt_mapper.weight": (1, 1)},
     "AuraFlow": {"double_layers.0.attn.w2q.weight": (1, 1)},
@@ -65,11 +78,16 @@ OTHERS = {
     "an embedding, or another small file": {"<cat-toy>": (768,)},
     "a delta, not a model": {f"{U}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight.US": (320, 4)},
     "only a VAE": {"decoder.conv_in.weight": (512, 4, 3, 3), "encoder.conv_in.weight": (128, 3, 3, 3)},
+    "has no UNet, only other parts": {
+        "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77),
+    },
     "only a text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (1, 1)},
     "only the UNet of a diffusers folder": {"down_blocks.0.resnets.0.conv1.weight": (1,), "mid_block.x": (1,)},
     "only a UNet, without": {"input_blocks.0.0.weight": (320, 4, 3, 3), "output_blocks.0.0.out_layers.0.bias": (1,)},
     "only averaged": {"model_ema.diffusion_modelinput_blocks00weight": (320, 4, 3, 3)},
     "a ControlNet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
+    "a ControlNet,": {"lora_controlnet": (), "input_hint_block.0.weight": (16, 3, 3, 3), "input_blocks.0.0.x": (1,)},
     "a ControlNet .LLLite": {"lllite_unet_input_blocks_4_1_attn1_to_q.conditioning1.0.weight": (4, 4)},
     "a T2I-Adapter": {"adapter.body.0.resnets.0.block1.weight": (4, 4, 3, 3)},
     "a T2I-Adapter,": {"body.0.in_conv.weight": (4, 4, 1, 1), "conv_in.weight": (4, 4, 3, 3), "body.0.x": (1,)},
@@ -101,13 +119,15 @@ def test_a_webui_embedding_is_told_by_its_entries() -> None:
 
 
 IP_ADAPTER = {"image_proj": {"proj.weight": torch.zeros(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(2)}}
+OLDER_HYPERNETWORK = {768: [{"linear1.weight": torch.zeros(2), "linear2.weight": torch.zeros(2)}], "step": 1}
 HYPERNETWORK = {768: [{"linear.0.weight": torch.zeros(2)}], "layer_structure": [1, 2, 1], "activation_func": "relu"}
 ESRGAN = {"params_ema": {"conv_first.weight": torch.zeros(2), "body.0.rdb1.conv1.weight": torch.zeros(2)}}
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(IP_ADAPTER, "is an IP-Adapter"), (HYPERNETWORK, "is a hypernetwork"), (ESRGAN, "is an upscaler"),
+    [(IP_ADAPTER, "is an IP-Adapter"), (HYPERNETWORK, "is a hypernetwork"),
+     (OLDER_HYPERNETWORK, "is a hypernetwork"), (ESRGAN, "is an upscaler"),
      ({"model": {"layers": [{"a": torch.zeros(2)}]}}, "is no Stable Diffusion checkpoint: .*, but model"),
      ({}, "holds no weights")],
 )  # fmt: skip

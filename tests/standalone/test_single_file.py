@@ -137,6 +137,34 @@ def test_a_file_that_lacks_a_part_is_refused_by_its_name(left_out: str, said: st
         load_checkpoint(path)
 
 
+UNET_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({UNET_KEY: torch.ones(64, 64, dtype=torch.int8)}, r"UNet of .* is quantized \(torch\.int8\)"),
+        ({UNET_KEY: torch.ones(2048, 1, dtype=torch.uint8)}, "is quantized"),
+        ({UNET_KEY[:-6] + "scale_weight": torch.ones(())}, r"such as model.*scale_weight: .* or quantized"),
+        ({"model.diffusion_model.position_net.linears.0.bias": torch.ones(4)}, "has parts that .* of another kind"),
+        ({UNET_KEY: torch.zeros(64, 64)}, r"UNet of .* is torn: .*to_k\.weight .* is nothing but zeros"),
+        ({"first_stage_model.encoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}, "the VAE of .* is torn"),
+    ],
+)
+def test_weights_that_would_be_read_as_something_else_are_refused(
+    changed: dict[str, torch.Tensor], said: str, tmp_path: Path
+) -> None:
+    """Quantized, of a model with more parts, and zeros where a download had only put room aside."""
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(saved(tmp_path / "a.safetensors", tiny.sd1() | changed))
+
+
+def test_a_text_encoder_of_another_kind_is_not_called_left_out(tmp_path: Path) -> None:
+    other = parted(tiny.sd1(), "cond_stage_model.") | {"cond_stage_model.transformer.token_emb.weight": torch.ones(4)}
+    with pytest.raises(UserError, match="has a text encoder of another kind"):
+        load_checkpoint(saved(tmp_path / "a.safetensors", other))
+
+
 def _ldm_vae(folder: Path) -> Path:
     own = {name: value for name, value in tiny.sd1().items() if name.startswith("first_stage_model.")}
     return saved(folder / "vae.safetensors", own)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pickle
 import sys
 import types
 import zipfile
@@ -120,6 +121,36 @@ def test_a_torn_download_is_called_torn_however_short_it_is(tmp_path: Path) -> N
             torn.write_bytes(content[: int(len(content) * share)])
             with pytest.raises(UserError, match="torn"):
                 read_weights(torn)
+
+
+def test_a_file_with_something_behind_its_last_tensor_is_not_called_torn(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    with (tmp_path / "a.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="damaged: it goes on after its last tensor"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+def test_archives_of_other_programs_are_refused_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with zipfile.ZipFile(tmp_path / "program.ckpt", "w") as archive:
+        for name in ("code/__torch__.py", "constants.pkl", "data.pkl", "version"):
+            archive.writestr(f"program/{name}", b"\x80\x02}.")
+    with pytest.raises(UserError, match="is a TorchScript program"):
+        read_weights(tmp_path / "program.ckpt")
+    (tmp_path / "any.ckpt").write_bytes(pickle.dumps({"state_dict": {"a": 1}}, 4))
+    with pytest.raises(UserError, match="damaged, torn, or not a file of torch's"):
+        read_weights(tmp_path / "any.ckpt")
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_a_name_that_is_not_utf8_is_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.safetensors"))
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"caf\\udce9.safetensors' cannot be read, as its name is not in UTF-8"):
+        read_weights(path)
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:

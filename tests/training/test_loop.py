@@ -262,6 +262,11 @@ class Broken(TinyBackend):
         return super().predict(*arguments) * (1.0 if self.good >= 0 else float("nan"))  # type: ignore[arg-type]
 
 
+def test_a_loss_that_is_no_number_at_the_first_step_is_not_laid_to_the_learning_rate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nan at the first step: the model or its VAE is damaged"):
+        trainer(tmp_path, backend=Broken(good=0), prior="none").run()
+
+
 def test_loss_that_is_no_number_stops_the_training_and_keeps_the_last_good_save(tmp_path: Path) -> None:
     backend = Broken(good=12)
     with pytest.raises(UserError, match=r"nan at step 13; lower the learning rates \(now 1e-2"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from ...attention import family
 from ...delta import SUFFIX
 from ...errors import UserError
+from ...storage import visible
 from ..diffusers_backend import DiffusersBackend
 from ..models import CHECKPOINT_SUFFIXES, best_device, load_model
 
@@ -60,13 +60,15 @@ class Models:
     def _in_folder(self) -> dict[str, Path]:
         """Checkpoint files and folders in diffusers' layout, by their paths below the models' folder."""
         found: dict[str, Path] = {}
-        for root, folders, files in os.walk(self._models_dir or os.devnull):
+        if self._models_dir is None:
+            return found
+        for root, folders, files in visible(self._models_dir):
+            below = root.relative_to(self._models_dir)
             if "model_index.json" in files:
-                found[Path(root).relative_to(str(self._models_dir)).as_posix()] = Path(root)
+                found[below.as_posix()] = root
                 folders.clear()
                 continue
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            for file in sorted(files):
-                if file.lower().endswith(CHECKPOINT_SUFFIXES) and not file.startswith(".") and SUFFIX not in file:
-                    found[Path(root, file).relative_to(str(self._models_dir)).as_posix()] = Path(root, file)
+            for file in files:
+                if file.lower().endswith(CHECKPOINT_SUFFIXES) and SUFFIX not in file:
+                    found[(below / file).as_posix()] = root / file
         return found
