@@ -21,7 +21,7 @@ from ..text_features import captions_beside
 from . import toy
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
-from .single_file import load_checkpoint, load_vae
+from .single_file import asked_prediction_type, load_checkpoint, load_vae
 from .weights import refuse_torn
 
 logging.set_verbosity_error()
@@ -108,9 +108,9 @@ def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline
     except Exception as error:  # of damaged files and settings, by diffusers, transformers, tokenizers, torch, json
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder} cannot be loaded as a Stable Diffusion model: {reason}") from error
-    if prediction_type is not None:
-        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
-    predicts = pipeline.scheduler.config.get("prediction_type")
+    told = pipeline.scheduler.config.get("prediction_type")
+    predicts = asked_prediction_type(folder, prediction_type, told)
+    pipeline.scheduler.register_to_config(prediction_type=predicts)
     if predicts not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {predicts}; only {' and '.join(PREDICTION_TYPES)} can be trained")
     return pipeline

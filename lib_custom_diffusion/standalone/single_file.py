@@ -7,6 +7,7 @@ the WebUI's way to describe any other model.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ from .layout import (
     vae_name,
 )
 from .weights import Weights, read_weights
+
+logger = logging.getLogger(__name__)
 
 _WAVES = 256
 _HEADS = 8  # of all attentions in Stable Diffusion 1
@@ -94,7 +97,7 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     unet = load_unet(path, tensors, described)
     text_encoder, tokenizer = (_open_clip if second else _clip)(path, tensors, described)
     _check_width(path, unet, text_encoder.config.hidden_size)
-    prediction = prediction_type or _told_prediction_type(described, weights)
+    prediction = asked_prediction_type(path, prediction_type, _told_prediction_type(described, weights))
     if prediction is None:
         prediction = measured_prediction_type(unet) if second else "epsilon"
     side = int(described.model.get("image_size", _SIDE))  # Stability's .yaml files say 64 for both heads
@@ -127,7 +130,8 @@ def _load_sdxl(
     second, tokenizer_2 = _second_of_sdxl(path, tensors)
     _check_width(path, unet, first.config.hidden_size + second.config.hidden_size)
     unet.register_to_config(sample_size=int(described.model.get("image_size", _SIDE_OF_SDXL)))
-    prediction = prediction_type or _told_prediction_type(described, weights) or "epsilon"
+    told = _told_prediction_type(described, weights)
+    prediction = asked_prediction_type(path, prediction_type, told) or "epsilon"
     return StableDiffusionXLPipeline(
         vae=_autoencoder(path, tensors, vae, float(described.model.get("scale_factor", _LATENT_SCALE_OF_SDXL))),
         text_encoder=first,
@@ -253,8 +257,8 @@ def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DCondi
     others = {name for name in tensors if name.startswith(UNET_PREFIX)}.difference(own.values())
     if others:
         raise UserError(
-            f"the UNet of {path} has parts that Stable Diffusion's has not, such as {min(others)}: it is of another kind,"
-            " or quantized; give a file in float16 or float32"
+            f"the UNet of {path} has parts that Stable Diffusion's has not, such as {min(others)}: it is of another"
+            " kind, or quantized; give a file in float16 or float32"
         )
     return _filled(path, "UNet", unet, lambda key: tensors.get(own[key]))
 
@@ -394,6 +398,15 @@ def _text_model(
     positions = torch.arange(config["max_position_embeddings"])[None]
     model.text_model.embeddings.register_buffer("position_ids", positions, persistent=False)
     return _filled(path, "text encoder", model, find)
+
+
+def asked_prediction_type(path: Path, asked: str | None, told: str | None) -> str | None:
+    """What the UNet is to predict: as a person asked, else as the model tells; where they differ, that is said."""
+    if asked is not None and told not in (None, asked):
+        logger.warning(
+            "%s says that it predicts %s; it is used as one that predicts %s, as you asked", path, told, asked
+        )
+    return asked or told
 
 
 def _told_prediction_type(described: Described, weights: Weights) -> str | None:

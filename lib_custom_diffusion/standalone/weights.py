@@ -89,7 +89,7 @@ def refuse_torn(path: Path) -> None:
 def _checked_start(path: Path) -> bytes:
     """The first bytes of a file. Raises UserError, which says what it is, if they are of no file of weights."""
     if not is_utf8(str(path)):
-        raise UserError(f"{ascii(str(path))} cannot be read, as its name is not in UTF-8; rename it")
+        raise UserError(f"{str(path)!a} cannot be read, as its name is not in UTF-8; rename it")
     with path.open("rb") as file:
         start = file.read(START)
     try:

@@ -506,8 +506,8 @@ class Trainer:
             if not math.isfinite(values[0]):
                 if step == 0:  # what was learned so far is nothing
                     raise UserError(
-                        f"the loss is {values[0]} at the first step: the model or its VAE is damaged, or its numbers are"
-                        " beyond this precision; use --mixed_precision no, another VAE, or another copy of the model"
+                        f"the loss is {values[0]} at the first step: the model or its VAE is damaged, or its numbers"
+                        " are beyond this precision; use --mixed_precision no, another VAE, or get the model again"
                     )
                 raise self._diverged(f"the loss became {values[0]} at step {step + 1}")
             if log is not None:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
-from ..reading.document import read_header
+from ..reading.document import Header, read_header
 from ..text_features import captions_beside
 from . import host_text
 
@@ -42,7 +42,8 @@ class HostBackend:
         if model is None:
             raise UserError("no checkpoint is loaded; choose one at the top of the page")
         refuse_kind(model)
-        _refuse_misread_prediction(model)
+        header = _header_of(model)
+        _refuse_misread(model, header)
         self.model = model
         self.reads_sizes: bool = model.is_sdxl
         self.learning = frozenset(learning)
@@ -55,7 +56,7 @@ class HostBackend:
         self.checkpoint_hash: str = model.sd_checkpoint_info.shorthash or ""
         self.device: torch.device = devices.device
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
-        self.alphas_cumprod = _noise_schedule(model)
+        self.alphas_cumprod = _noise_schedule(model, header is not None and "ztsnr" in header.names)
         self.captions = captions_beside(Path(model.sd_checkpoint_info.filename))
         self.resolution = model_resolution(model)
 
@@ -208,16 +209,26 @@ def refuse_kind(model: Any) -> None:
         raise UserError("Segmind's SSD-1B, a distilled SDXL, cannot be trained; choose a whole SDXL")
 
 
-def _refuse_misread_prediction(model: Any) -> None:
-    """Raise UserError for a checkpoint that says it predicts velocity, which the host took for one that predicts noise.
-
-    WebUI 1.10 goes by the .yaml alone, and would draw and train nonsense.
-    """
+def _header_of(model: Any) -> Header | None:
+    """What the checkpoint's file says before its numbers; None if that is no safetensors file, or gone."""
     path = Path(model.sd_checkpoint_info.filename)
-    if model.parameterization == "v" or path.suffix.lower() != ".safetensors" or not path.is_file():
+    return read_header(path) if path.suffix.lower() == ".safetensors" and path.is_file() else None
+
+
+def _refuse_misread(model: Any, header: Header | None) -> None:
+    """Raise UserError for a checkpoint whose file shows that the host's model is not what was meant.
+
+    WebUI 1.10 goes by the .yaml alone for what is predicted, and would draw and train nonsense; and where there is no
+    VAE it has one of any numbers.
+    """
+    if header is None:
         return
-    header = read_header(path)
-    if "v_pred" in header.names or header.metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
+    path = Path(model.sd_checkpoint_info.filename)
+    chosen = getattr(model, "loaded_vae_file", None)
+    if not chosen and not any(name.startswith("first_stage_model.") for name in header.names):
+        raise UserError(f"{path.name} has no VAE, and none is chosen; choose the one that it needs in Settings, VAE")
+    predicts_velocity = header.metadata.get("modelspec.prediction_type") in ("v", "v_prediction")
+    if model.parameterization != "v" and ("v_pred" in header.names or predicts_velocity):
         how = "EpsScaling replaced by VScaling" if model.is_sdxl else "parameterization: v"
         raise UserError(
             f"{path.name} predicts velocity, as it says itself, but the WebUI has loaded it as a model that predicts"
@@ -225,14 +236,15 @@ def _refuse_misread_prediction(model: Any) -> None:
         )
 
 
-def _noise_schedule(model: Any) -> Tensor:
-    """ᾱ (timesteps,) in float32: the checkpoint's own, and with zero terminal SNR if the host is set so.
+def _noise_schedule(model: Any, zero_terminal_snr: bool) -> Tensor:
+    """ᾱ (timesteps,) in float32: the checkpoint's own, with zero terminal SNR if its file or the host's setting has it.
 
     The host has that as a setting, for all models; it counts only together with velocity, as nothing is to be learned
     of a picture that is noise alone when noise is what the UNet says.
     """
     own = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).detach().float().cpu()
-    if model.parameterization == "v" and shared.opts.sd_noise_schedule == "Zero Terminal SNR":
+    zero_terminal_snr |= shared.opts.sd_noise_schedule == "Zero Terminal SNR"
+    if model.parameterization == "v" and zero_terminal_snr:
         return sd_models.rescale_zero_terminal_snr_abar(own.clone())
     return own
 

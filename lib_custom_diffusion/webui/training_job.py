@@ -83,10 +83,10 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
     shared.state.textinfo = "Preparing…"
     plan.check_settings(wording)
-    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
-    plan = _as_the_host_has_it(plan, wording)
     refuse_untrainable(shared.sd_model)
     backend = HostBackend(plan.tokens)
+    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
+    plan = _as_the_host_has_it(plan, wording)
     _ask_before_words_are_trained_over(plan, wording)
     return plan, backend
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.app import models as app_models
 from lib_custom_diffusion.standalone.app.models import Models
 
 
@@ -46,6 +47,24 @@ def test_the_chosen_model_takes_the_place_of_the_other(model: Path, folder: Path
     assert models.name == "small/one" and models.get() is not first and models.get().name == "one"
     models.choose(str(model))
     assert models.get().name == model.stem
+
+
+def test_what_was_said_of_the_first_model_is_not_said_of_the_others(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def load(name: str, _dtype: object, _device: object, *more: object) -> object:
+        given.append((Path(name).name, *more))
+        return object()
+
+    monkeypatch.setattr(app_models, "load_model", load)
+    models = Models(str(model), folder, Path("a.vae"), "v_prediction")
+    models.get()
+    for name in ("small/one", str(model)):
+        models.choose(name)
+    first = (model.name, Path("a.vae"), "v_prediction")
+    assert given == [first, ("one", None, None), first]
 
 
 def test_a_model_to_try_things_with_is_known_by_what_it_is_and_not_by_its_name(model: Path) -> None:

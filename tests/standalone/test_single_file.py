@@ -242,6 +242,14 @@ def test_what_the_unet_predicts_is_told_by_the_option_the_yaml_the_metadata_or_a
     assert load_checkpoint(path, prediction_type=option).scheduler.config.prediction_type == predicts
 
 
+def test_where_a_person_and_the_file_disagree_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd1() | {"v_pred": torch.tensor([])})
+    load_checkpoint(path, prediction_type="v_prediction")
+    assert not caplog.messages
+    load_checkpoint(path, prediction_type="epsilon")
+    assert "says that it predicts v_prediction; it is used as one that predicts epsilon" in caplog.text
+
+
 def test_zero_terminal_snr_is_told_by_its_key(tmp_path: Path) -> None:
     keys = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     scheduler = load_checkpoint(saved(tmp_path / "a.safetensors", tiny.sd1() | keys)).scheduler

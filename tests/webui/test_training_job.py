@@ -74,6 +74,14 @@ def test_a_precision_that_cannot_be_trained_in_is_refused(host, plan, monkeypatc
         train(plan)
 
 
+def test_a_model_that_cannot_be_trained_is_refused_before_a_word_for_it_is_asked_for(host, plan):
+    host.model.diffusion_model.in_channels = 9
+    for word in Path(shared.cmd_opts.embeddings_dir).iterdir():
+        word.unlink()
+    with pytest.raises(UserError, match="takes 9 channels"):
+        train(plan)
+
+
 def test_forge_and_reforge_are_told_where_to_train_before_anything_is_read(host, plan, tmp_path):
     host.forge_objects = host.first_stage_model = None
     with pytest.raises(

@@ -11,7 +11,7 @@ from host import LEFT, TinyHostModel, TinySDXL
 from modules import sd_hijack, sd_models, shared
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_custom_diffusion.backend import Sizes
@@ -219,6 +219,13 @@ def test_a_vae_beyond_float16_is_run_in_float32_for_that_picture(xl):
     posterior = HostBackend().encode_pictures(torch.full((1, 3, 16, 16), 0.5))
     assert torch.equal(posterior.mean, torch.full((1, 4, 2, 2), 0.25))
     assert vae.quant_conv.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("parameterization", "last"), [("v", 0.0), ("eps", 0.01)])
+def test_zero_terminal_snr_is_told_by_the_checkpoints_file(xl, tmp_path, parameterization, last):
+    save_file({"first_stage_model.x": torch.zeros(1), "ztsnr": torch.zeros(0)}, tmp_path / "noob.safetensors")
+    xl.sd_checkpoint_info.filename, xl.parameterization = str(tmp_path / "noob.safetensors"), parameterization
+    assert HostBackend().alphas_cumprod[-1].item() == pytest.approx(last)
 
 
 @pytest.mark.parametrize(("parameterization", "last"), [("v", 0.0), ("eps", 0.01)])

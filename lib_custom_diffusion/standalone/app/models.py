@@ -18,7 +18,8 @@ from ..models import CHECKPOINT_SUFFIXES, best_device, load_model
 class Models:
     """The model that the page works with, one at a time. Whoever computes on it, or chooses another, holds `lock`.
 
-    models_dir: a folder with checkpoints to choose from; the other arguments are those of `load_model`.
+    models_dir: a folder with checkpoints to choose from. The other arguments are those of `load_model`, for the model
+    of that name alone.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Models:
     def get(self) -> DiffusersBackend:
         """The model, loaded if it is not yet: in half precision on a GPU. Raises UserError as `load_model` does."""
         if self.loaded is None:
-            self.loaded = self._load(self.name)
+            self.loaded = self._load(self.name, self.name == self._started_with)
         return self.loaded
 
     @property
@@ -49,13 +50,14 @@ class Models:
         found = self._in_folder()
         if name not in self.names():
             raise UserError(f"there is no model {name!r} to choose")
-        self.loaded = self._load(str(found.get(name, name)))
+        self.loaded = self._load(str(found.get(name, name)), name == self._started_with)
         self.name = name
 
-    def _load(self, name: str) -> DiffusersBackend:
+    def _load(self, name: str, as_started: bool) -> DiffusersBackend:
         device = best_device()
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        return load_model(name, dtype, device, self._vae, self._prediction_type)
+        vae, prediction_type = (self._vae, self._prediction_type) if as_started else (None, None)
+        return load_model(name, dtype, device, vae, prediction_type)
 
     def _in_folder(self) -> dict[str, Path]:
         """Checkpoint files and folders in diffusers' layout, by their paths below the models' folder."""
