@@ -273,6 +273,9 @@ def load_vae(path: Path, scale: float) -> AutoencoderKL:
         found = sorted(file for folder in inside for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
         if not found:
             raise UserError(f"{path} holds no VAE: it has no .safetensors and no .bin file")
+        found = [file for file in found if file.name.startswith("diffusion_pytorch_model")] or found
+        if len(found) > 1 and not found[0].name.startswith("diffusion_pytorch_model"):
+            raise UserError(f"{path} holds {len(found)} files; give the one that is the VAE, such as {found[0].name}")
         path = found[-1]
     if not path.is_file():
         raise UserError(f"there is no VAE {path}")

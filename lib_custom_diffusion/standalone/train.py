@@ -76,7 +76,7 @@ def train(options: argparse.Namespace) -> int:
     if parallel.rank() == 0:
         for sentence in needless(options):
             print(sentence)
-        _tell(report, options.model)
+        _tell(report, options)
         if not report.interrupted:
             _hand_on(report, backend, plan, options, repository)
     return 130 if report.interrupted else 0
@@ -208,7 +208,7 @@ class Terminal:
         return self._bar
 
 
-def _tell(report: Report, model: str) -> None:
+def _tell(report: Report, options: argparse.Namespace) -> None:
     """What there is now, and what to do next."""
     print(*report.notes, sep="\n")
     if report.interrupted:
@@ -218,7 +218,9 @@ def _tell(report: Report, model: str) -> None:
         return
     print(*(f"wrote {path}" for path in report.result.files), sep="\n")
     prompt = report.prompt.rpartition(" <delta:")[0]
-    print(f"try it: {command('generate', '--model', model, '--prompt', f'{prompt} <delta:{report.delta}:1>')}")
+    flags = {name: getattr(options, name) for name in ("model", "vae", "prediction_type")}
+    given = [part for name, value in flags.items() if value is not None for part in (f"--{name}", value)]
+    print(f"try it: {command('generate', *given, '--prompt', f'{prompt} <delta:{report.delta}:1>')}")
 
 
 def draw_regularization(

@@ -109,15 +109,18 @@ def test_every_way_to_train_on_one_file_works_without_a_network(
     tmp_path: Path,
     pictures: Path,
     offline: list[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = saved(tmp_path / "my model (v1).SAFETENSORS", tiny.sd1())
     output = tmp_path / "out"
     assert main([
         "train", "--model", str(path), "--instance_data_dir", str(pictures), "--instance_prompt", "a <new1> cat",
         "--output_dir", str(output), "--max_train_steps", "1", "--resolution", "64", "--prior", "none",
-        "--train_batch_size", "1",
+        "--train_batch_size", "1", "--vae", str(_ldm_vae(tmp_path)), "--prediction_type", "epsilon",
     ]) == 0  # fmt: skip
     assert offline == []
+    # The command to try it with has what was said of the model.
+    assert f"--vae {tmp_path / 'vae.safetensors'} --prediction_type epsilon --prompt" in capsys.readouterr().out
     assert Delta.load(output / "new1.delta.safetensors").embeddings["<new1>"].shape == (1, tiny.WIDTH)
 
 
@@ -218,6 +221,8 @@ def test_a_vae_of_other_latents_or_none_at_all_is_refused(tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no VAE"):
         load_checkpoint(path, tmp_path / "empty")
+    with pytest.raises(UserError, match=r"holds 4 files; give the one that is the VAE, such as a\.safetensors"):
+        load_checkpoint(path, saved(tmp_path / "z.safetensors", flux).parent)
 
 
 @pytest.mark.parametrize(

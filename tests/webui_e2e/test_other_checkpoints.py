@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
+import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import PROMPT, WebUI
 from lib_custom_diffusion.tokens import embedding_pt, embedding_sdxl
@@ -101,3 +104,45 @@ def test_the_first_step_is_the_command_lines_and_pictures_stay_the_same(
     prompt = f"a {chosen.word} house"
     assert webui.picture(f"{prompt} <delta:{name}:1>")[0] != webui.picture(prompt)[0]
     assert webui.picture(PROMPT)[0] == chosen.before
+
+
+def refusal(webui: WebUI, pictures: Path) -> str:
+    """What is said instead of a training."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        webui.ask_to_train("nosuchword", pictures, **SETTINGS)
+    return json.loads(error.value.read())["detail"]
+
+
+def test_kinds_in_turn_leave_each_other_as_they_were_and_some_are_refused(
+    webui: WebUI, pictures: Path, thing: Path, untouched: str
+) -> None:
+    from tiny_models import write_checkpoint, write_inpainting, write_stable_diffusion_2
+
+    folder = webui.data / "models" / "Stable-diffusion"
+    write_checkpoint(folder, "turnxl", velocity=True)
+    write_stable_diffusion_2(folder, "turn2", "v")
+    write_inpainting(folder, "turn9")
+    tensors = load_file(folder / "toy.safetensors")
+    save_file(
+        {n: t for n, t in tensors.items() if not n.startswith("first_stage_model.")}, folder / "pruned.safetensors"
+    )
+    shutil.copy(folder / "toy.yaml", folder / "pruned.yaml")
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap")
+
+    def drawn(name: str) -> str:
+        webui.post("/sdapi/v1/options", sd_model_checkpoint=f"{name}.safetensors")
+        return webui.picture(PROMPT)[0]
+
+    before = {name: drawn(name) for name in ("turnxl", "turn9", "turn2", "toy")}
+    assert before["toy"] == untouched and len(set(before.values())) == 4
+    refined = [
+        webui.picture(prompt, refiner_checkpoint="turnxl.safetensors", refiner_switch_at=0.5)[0]
+        for prompt in ("a thing house", f"a thing house <delta:{thing.name.partition('.')[0]}:1>")
+    ]
+    assert refined[0] != refined[1]  # the delta acts on the model that it fits
+    assert {name: drawn(name) for name in before} == before
+    for name, said in (("turn9", "takes 9 channels, not 4"), ("pruned", "pruned.safetensors has no VAE")):
+        drawn(name)
+        assert said in refusal(webui, pictures)
+    assert drawn("toy") == untouched

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "standalone"))
@@ -162,15 +162,27 @@ def write_stable_diffusion_2(folder: Path, name: str, prediction: str) -> Path:
     return path
 
 
+def write_inpainting(folder: Path, name: str) -> Path:
+    """The same Stable Diffusion 2 as one for inpainting, of nine channels."""
+    path = write_stable_diffusion_2(folder, name, "eps")
+    tensors, first = load_file(path), "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = torch.cat([tensors[first], tensors[first][:, :4], tensors[first][:, :1]], dim=1)
+    save_file(tensors, path)
+    config = path.with_suffix(".yaml").read_text().replace("LatentDiffusion", "LatentInpaintDiffusion")
+    config = config.replace("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null")
+    path.with_suffix(".yaml").write_text(config.replace("        in_channels: 4\n", "        in_channels: 9\n"))
+    return path
+
+
 def write_checkpoint(folder: Path, name: str, velocity: bool = False) -> Path:
     """Write NAME.safetensors and NAME.yaml, as the WebUI reads them, and the folder of the tokenizer; the first's path.
 
-    velocity: what it predicts, as its keys and the .yaml say; else noise.
+    velocity: what it predicts, with zero terminal SNR, as its keys and the .yaml say; else noise.
     """
     pipeline = make_sdxl(OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS, OPEN_CLIP_WIDTH // 64, 4 * OPEN_CLIP_WIDTH)
     tensors = sdxl(pipeline) | {"conditioner.embedders.1.model.logit_scale": torch.tensor(1.0)}
     if velocity:
-        tensors["v_pred"] = torch.tensor([])
+        tensors |= {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     path = folder / f"{name}.safetensors"
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
     tokenizer = folder / f"{name}-tokenizer"
