@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +12,17 @@ class UserError(Exception):
     The message is one line: what was wrong, with the value, and what to do about it. The command line prints it and
     exits with 2; the WebUI shows it where the result would have been. Neither prints a traceback.
     """
+
+
+class NotSaved(UserError):
+    """A file or folder could not be written, the disk being full or the place another's.
+
+    reason: the system's.
+    """
+
+    def __init__(self, path: Path, reason: str | None, advice: str = "what was saved before is untouched") -> None:
+        super().__init__(f"cannot save {path}: {reason}; {advice}")
+        self.reason = reason
 
 
 class Interrupted(UserError):
@@ -31,11 +43,13 @@ def check_range(settings: object, name: str, low: float, high: float, label: Cal
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise UserError for a text with halves of letters, as of JSON's "\\ud800" or of bytes that are no UTF-8.
+    """Raise UserError for a text with NULs or halves of letters, as of JSON's "\\ud800" or bytes that are no UTF-8.
 
     what: the text's name.
     """
     try:
-        text.encode()
+        whole = text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{what} {text!r} has bytes that are no letters; type it anew") from None
+        whole = b"\0"
+    if b"\0" in whole:
+        raise UserError(f"{what} {text!r} has bytes that are no letters; type it anew")

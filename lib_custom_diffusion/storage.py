@@ -18,7 +18,7 @@ from typing import BinaryIO
 import safetensors.torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import NotSaved, UserError
 
 _ASIDE = ".tmp"
 _UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
@@ -63,7 +63,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`: written aside, flushed to the disk, then renamed over whatever was there.
 
     What a process that was killed at this has left aside is removed when another first writes a file with the same
-    suffix into the folder. Raises UserError where the disk is full or the folder cannot be written; what was at `path`
+    suffix into the folder. Raises NotSaved where the disk is full or the folder cannot be written; what was at `path`
     is then untouched.
     """
     try:
@@ -71,7 +71,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         _remove_leftovers(path.parent.absolute(), path.suffix)
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
+        raise NotSaved(path, error.strerror, "choose another folder, or make room there") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -83,7 +83,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         Path(aside).unlink(missing_ok=True)
-        raise UserError(f"cannot save {path}: {error.strerror}; what was saved before is untouched") from error
+        raise NotSaved(path, error.strerror) from error
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -167,7 +167,12 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def given_path(text: str | Path) -> Path:
-    """A path of a flag, a field or a file: ~ is the home folder even where no shell has said so, as after --flag=."""
+    """A path of a flag, a field or a file: ~ is the home folder even where no shell has said so, as after --flag=.
+
+    Raises UserError for a text that no path can be.
+    """
+    if "\0" in str(text):
+        raise UserError(f"{str(text)!r} is no path; type it anew")
     return Path(os.path.expanduser(text))  # which leaves ~somebody as it is; pathlib's raises
 
 

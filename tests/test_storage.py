@@ -113,6 +113,8 @@ def test_a_tilde_is_the_home_folder_and_somebody_without_one_stays_as_written(mo
     monkeypatch.setenv("USERPROFILE", "/home/me")
     assert storage.given_path("~/cats") == Path("/home/me/cats")
     assert storage.given_path("~nobody-at-all/cats") == Path("~nobody-at-all/cats")
+    with pytest.raises(UserError, match=r"'a\\x00b' is no path"):
+        storage.given_path("a\0b")
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + "/sub", "loop", "loop/sub", "file/sub"])

@@ -329,8 +329,8 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--logging_dir",
-        type=os.path.expanduser,
-        default="logs",
+        type=given_path,
+        default=Path("logs"),
         help="folder for TensorBoard's logs, from --output_dir",
     )
     add(

@@ -151,7 +151,7 @@ def run_training(
     plan: TrainingPlan,
     output: Path,
     recorder: Callable[[], Recorder] | None = None,
-    logging_dir: str = "logs",
+    logging_dir: Path = Path("logs"),
 ) -> Report:
     """Train into a folder, with progress bars; `Host` says what the last two are.
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..delta import SUFFIX, Delta
-from ..errors import UserError
+from ..errors import NotSaved, UserError
 from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
 from .identity import Identity
@@ -69,7 +69,8 @@ def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
 def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState, keep: int | None = None) -> Path:
     """Write checkpoint-STEP with the delta, the embeddings and the state; then remove all but this and `keep` - 1.
 
-    Those of later steps, which a run that went on from an earlier one has left behind, are removed first.
+    Those of later steps, which a run that went on from an earlier one has left behind, are removed first. Raises
+    NotSaved where it cannot be written.
     """
     final = folder / f"checkpoint-{state.step}"
     aside = folder / f".checkpoint-{state.step}.tmp"
@@ -83,12 +84,12 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     try:
         save_result(aside, name, delta)
         write_atomically(aside / _STATE, safetensors_bytes(state.tensors, {"training": json.dumps(metadata)}))
-    except UserError:
+        if final.exists():
+            final.rename(folder / f"{_REPLACED}{state.step}")
+        aside.rename(final)
+    except (NotSaved, OSError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if final.exists():
-        final.rename(folder / f"{_REPLACED}{state.step}")
-    aside.rename(final)
+        raise NotSaved(final, error.reason if isinstance(error, NotSaved) else error.strerror) from error
     shutil.rmtree(folder / f"{_REPLACED}{state.step}", ignore_errors=True)
     if keep is not None:
         others = [path for path in _checkpoints(folder) if path != final]

@@ -8,6 +8,7 @@ replaces is replaced when its first save is on the disk.
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import logging
 import time
@@ -30,10 +31,11 @@ from ..data.buckets import size_multiple
 from ..data.captions import has_pictures
 from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictures
 from ..delta import SUFFIX
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, NotSaved, UserError
 from ..storage import FolderLock, check_writable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
+from .event_file import is_for_tensorboard
 from .identity import Identity, content_hash, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult, check_precision
 from .losslog import LOSS_CSV, LossTable, Recorder
@@ -93,7 +95,7 @@ class Host:
     loss_table: LossTable = LOSS_CSV
     picture_suffix: str = "png"
     recorder: Callable[[], Recorder] | None = None
-    logging_dir: str = "logs"
+    logging_dir: Path = Path("logs")
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,8 @@ class TrainingJob:
     def _check_folders(self) -> None:
         check_writable(self.host.folder)
         check_writable(self.target.parent)
+        if is_for_tensorboard(self.plan.report_to):
+            check_writable(self.host.folder / self.host.logging_dir)
         plan, wording = self.plan, self.face.wording
         there = [*self.replaced, *([self.target] if self.target.exists() else [])]
         if there and self.resume is None and not plan.overwrite:
@@ -400,12 +404,13 @@ class TrainingJob:
     def _keep_previews(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Show the previews, and save them as NAME-STEP, or NAME-STEP-NUMBER if there are several."""
         folder = self.host.folder / _PREVIEWS
-        folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(pictures):
             stem = f"{self.name}-{step}" + (f"-{number}" if len(pictures) > 1 else "")
             self.last_preview = picture
             self.face.preview(picture)
-            picture.save(folder / f"{stem}.{self.host.picture_suffix}")
+            content = io.BytesIO()
+            picture.save(content, Image.registered_extensions()[f".{self.host.picture_suffix.lower()}"])
+            write_atomically(folder / f"{stem}.{self.host.picture_suffix}", content.getvalue())
 
     # What comes of it.
 
@@ -430,19 +435,23 @@ class TrainingJob:
         As it was learned it stays in the training's folder, or in its last save. What can't be made so small is kept
         whole.
         """
-        limit, whole = self.plan.limit, result.files[0]
+        limit, learned = self.plan.limit, result.files[0]
+        notes = []
         if limit is not None:
+            whole = learned
             if whole == self.target:
                 whole = self.host.folder / f"checkpoint-{result.step}" / whole.name
             self.face.preparing("Compressing what was learned", 0, 1)
             try:
                 return [compressed_text(compress_file(whole, self.target, limit, lambda: self.backend))]
             except UserError as error:
-                write_atomically(self.target, whole.read_bytes())
-                return [f"It is not compressed: {error}."]
-        if whole != self.target:
-            write_atomically(self.target, whole.read_bytes())
-        return []
+                notes.append(f"It is not compressed: {error}.")
+        if learned != self.target:
+            try:
+                write_atomically(self.target, learned.read_bytes())
+            except NotSaved as error:
+                raise UserError(f"{error}. What was learned is in {learned}") from error
+        return notes
 
 
 def _used(what: str, found: int, left_out: dict[str, str]) -> str:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypass
 from ..backend import MOST_SEED, Backend, Conditioning, Sizes, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import Delta, Provenance
-from ..errors import UserError, check_range
+from ..errors import NotSaved, UserError, check_range
 from ..injection import TrainableDelta
 from ..storage import FolderLock
 from ..text_features import concept_words, read_captions
 from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
+from .event_file import is_for_tensorboard
 from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
@@ -239,7 +239,7 @@ class Trainer:
         allow_changes: bool = False,
         on_save: Callable[[int], None] = lambda step: None,
         recorder: Recorder | None = None,
-        logging_dir: str = "logs",
+        logging_dir: Path = Path("logs"),
     ) -> None:
         config.check()
         check_precision(config.mixed_precision, backend.device)
@@ -321,7 +321,12 @@ class Trainer:
                 else:
                     on_progress(Progress(self.step, total, math.nan))
                 if save and main:
-                    self._save_checkpoint(log)
+                    try:
+                        self._save_checkpoint(log)
+                    except NotSaved as error:
+                        if self.step < total:
+                            raise
+                        logger.warning("%s. The delta, which is smaller, may still be saved", error)
                 if validate and main:
                     pictures = self._validation_pictures()
                     if log is not None:
@@ -337,6 +342,10 @@ class Trainer:
             delta = self.learned()
             files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
             return TrainingResult(delta, self.step, self.step < total, files)
+        except NotSaved as error:
+            last = checkpoints.resolve_checkpoint(self.output_dir, "latest")
+            advice = f"resume from {last}" if last else "start again"
+            raise UserError(f"{error}. Once that is mended, {advice}") from error
         finally:
             self.delta.remove()
             self.backend.gradient_checkpointing(False)
@@ -345,9 +354,7 @@ class Trainer:
                 log.close()
 
     def _log(self) -> LossLog:
-        asked = self.config.report_to
-        tensorboard = asked == "tensorboard" or (asked == "all" and find_spec("tensorboard") is not None)
-        logs = self.output_dir / self.logging_dir if tensorboard else None
+        logs = self.output_dir / self.logging_dir if is_for_tensorboard(self.config.report_to) else None
         return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder)
 
     def learned(self) -> Delta:

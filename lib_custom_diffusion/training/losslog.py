@@ -7,16 +7,15 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
-import numpy as np
 from PIL import Image
 
-from ..errors import UserError
 from ..storage import write_atomically
+from .event_file import EventFile
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,13 @@ class LossTable:
 
 LOSS_CSV = LossTable()
 
+_PARTS = {
+    "_file": "the losses are no longer written down",
+    "_events": "TensorBoard's log is no longer written",
+    "_recorder": "what follows the training is no longer told of it",
+}
+"""Of a log, by attribute, and what is told when one of them fails."""
+
 
 class Recorder(Protocol):
     """What else is told of a training."""
@@ -70,7 +76,8 @@ class LossLog:
 
     Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
     The file of another training is not touched before `replace_old`; until then the rows stand beside it.
-    A disk that is full costs the log, not the training: what cannot be written is told once, and then left out.
+    A disk that is full costs what is written there, not the training, and so does a recorder that fails: each is told
+    once, and then left out.
     """
 
     def __init__(
@@ -78,45 +85,42 @@ class LossLog:
     ) -> None:
         self._table = table
         self._file: TextIO | None = None
-        self._writer: Any = None
+        self._events: EventFile | None = None
+        self._recorder = recorder
         self._path = folder / table.name
         self._aside = folder / f".{table.name}.new.tmp"
-        make_writer = _summary_writer() if logs is not None else None
-        self._recorder = recorder
-        with self._sparing_the_training():
-            folder.mkdir(parents=True, exist_ok=True)
-            if table.every:
+        if table.every:
+            with self._sparing_the_training("_file"):
+                folder.mkdir(parents=True, exist_ok=True)
                 if not resume_step and self._path.is_file():
                     self._file = self._aside.open("w", newline="", encoding="utf-8")
                     csv.writer(self._file).writerow(table.columns)
                 else:
                     self._file = _continued(self._path, table.columns, resume_step)
-            if make_writer is not None:
-                self._writer = make_writer(str(logs), purge_step=resume_step + 1)
+        if logs is not None:
+            with self._sparing_the_training("_events"):
+                self._events = EventFile(logs, resume_step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """One step's NUMBERS."""
-        if self._recorder is not None:
-            self._recorder.add(step, numbers)
-        with self._sparing_the_training():
+        with self._sparing_the_training("_file"):
             if self._file is not None and step % self._table.every == 0:
                 csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
-            if self._writer is not None:
-                for name, value in numbers.items():
-                    self._writer.add_scalar(name, value, step)
+        for part in ("_events", "_recorder"):
+            with self._sparing_the_training(part):
+                if getattr(self, part) is not None:
+                    getattr(self, part).add(step, numbers)
 
     def add_pictures(self, step: int, pictures: list[Image.Image]) -> None:
         """Validation pictures, which go to TensorBoard and the recorder alone."""
-        if self._recorder is not None:
-            self._recorder.add_pictures(step, pictures)
-        with self._sparing_the_training():
-            if self._writer is not None:
-                stacked = np.stack([np.asarray(picture) for picture in pictures])
-                self._writer.add_images("validation", stacked, step, dataformats="NHWC")
+        for part in ("_events", "_recorder"):
+            with self._sparing_the_training(part):
+                if getattr(self, part) is not None:
+                    getattr(self, part).add_pictures(step, pictures)
 
     def replace_old(self) -> None:
         """Put the rows in the place of the file that was there, if there was one."""
-        with self._sparing_the_training():
+        with self._sparing_the_training("_file"):
             if self._file is not None and self._aside.is_file():
                 self._file.close()
                 os.replace(self._aside, self._path)
@@ -124,30 +128,27 @@ class LossLog:
 
     def flush(self) -> None:
         """Bring what was added to the disk."""
-        with self._sparing_the_training():
-            if self._file is not None:
-                self._file.flush()
-            if self._writer is not None:
-                self._writer.flush()
+        for part in ("_file", "_events"):
+            with self._sparing_the_training(part):
+                if getattr(self, part) is not None:
+                    getattr(self, part).flush()
 
     def close(self) -> None:
         """Flush and close the files. Rows of a training that saved nothing are dropped: the old ones still stand."""
-        if self._recorder is not None:
-            self._recorder.close()
-        with self._sparing_the_training():
-            if self._file is not None:
-                self._file.close()
+        for part in _PARTS:
+            with self._sparing_the_training(part):
+                if getattr(self, part) is not None:
+                    getattr(self, part).close()
+        with suppress(OSError):
             self._aside.unlink(missing_ok=True)
-            if self._writer is not None:
-                self._writer.close()
 
     @contextmanager
-    def _sparing_the_training(self) -> Iterator[None]:
+    def _sparing_the_training(self, part: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, UserError) as error:
-            self._file = self._writer = None
-            logger.warning("the losses are no longer written down: %s. The training goes on", error)
+        except Exception as error:  # services' libraries all raise their own
+            setattr(self, part, None)
+            logger.warning("%s: %s. The training goes on", _PARTS[part], error)
 
 
 def _continued(path: Path, columns: Sequence[str], resume_step: int) -> TextIO:
@@ -170,12 +171,3 @@ def _is_row(row: Sequence[str], header: Sequence[str], resume_step: int) -> bool
 
 def _in_columns(row: Mapping[str, str], columns: Sequence[str]) -> list[str]:
     return [row.get(column, "") for column in columns]
-
-
-def _summary_writer() -> Callable[..., Any]:
-    """TensorBoard's writer. Raises UserError if it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("TensorBoard is not installed; pip install tensorboard, or use --report_to none") from error
-    return SummaryWriter

@@ -276,7 +276,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
     def _check_class_folders(self, wording: Wording) -> None:
         """Refuse to draw class pictures among those to be learned, and those of two classes into one folder."""
         concepts = self.named_concepts()
-        own = {concept.instance_data_dir.resolve() for concept in concepts}
+        own = {path.parent.resolve() for each in concepts for path in find_pictures(each.instance_data_dir)}
         drawn: dict[Path, str] = {}
         for number, concept in enumerate(concepts, start=1):
             folder = concept.class_data_dir

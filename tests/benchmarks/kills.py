@@ -7,8 +7,7 @@ starts or compresses. Each goes on from its last save. After each stop all saves
 each step once; in the end the compressed delta, the word, loss.csv and the last save must be those of a training that
 nobody stopped, to the byte, and nothing may be left over.
 
-Started again with the same folder it goes on where it was. Most runs are forks of this process, which has imported
-everything and read the model; the others begin as people begin them.
+Started again with the same folder it goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,59 +25,37 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # each run's first optimizer step would import it
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "standalone"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "standalone"))
 from lib_custom_diffusion.delta import Delta
-from lib_custom_diffusion.standalone import cli, train
-from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.training.checkpoints import load_state
 from tiny_pipeline import stable_diffusion_2
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ("new1.delta.safetensors", "new1.pt", "loss.csv")
 KINDLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Run:
-    """A command in a process of its own."""
+    """The command in a program of its own, as people start it."""
 
-    def __init__(self, arguments: list[str], log: Path, anew: bool = False) -> None:
-        """anew: by a program that has imported nothing yet, as people start it."""
-        self._program, self.code = None, None
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        if anew:
-            self._program = subprocess.Popen(
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        with log.open("wb") as said:
+            self.program = subprocess.Popen(
                 [sys.executable, "-m", "lib_custom_diffusion", *arguments], stdout=said, stderr=said, cwd=ROOT
             )
-            self.process = self._program.pid
-        else:
-            self.process = os.fork()
-        if self.process == 0:
-            os.dup2(said, 1)
-            os.dup2(said, 2)
-            status = 70
-            try:
-                status = cli.main(arguments)
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-        os.close(said)
+
+    @property
+    def code(self) -> int | None:
+        return self.program.returncode
 
     def ended(self) -> bool:
-        if self.code is None and self._program is not None:
-            self.code = self._program.poll()
-        elif self.code is None:
-            done, status = os.waitpid(self.process, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if done else None
-        return self.code is not None
+        return self.program.poll() is not None
 
     def wait(self) -> int:
-        while not self.ended():
-            time.sleep(0.05)
-        assert self.code is not None
-        return self.code
+        return self.program.wait()
 
 
 def timed(arguments: list[str], log: Path) -> float:
@@ -103,26 +80,30 @@ def stop(run: Run, number: int, rng: random.Random, longest: float, saves: Path 
             seen |= {path.name.strip(".").removesuffix(".tmp") for path in saves.glob("*checkpoint-*")} - before
         if len(seen) >= wanted or (not aimed and time.monotonic() > until):
             time.sleep(rng.uniform(0, 0.02))
-            os.kill(run.process, number)
+            run.program.send_signal(number)
             run.wait()
             return True
         time.sleep(0.003)
     return False
 
 
-def torn(output: Path, kindly: bool) -> list[str]:
-    """What is wrong with what a stopped training left; after a kind stop nothing may lie about either."""
+def leftovers(output: Path) -> set[Path]:
+    """What is written aside until it is whole, and the lock."""
+    return {path for path in output.rglob("*") if path.name.startswith(".")}
+
+
+def torn(output: Path) -> list[str]:
+    """What is wrong with the saves and the losses that a stopped training left."""
     steps = []
     for save in output.glob("checkpoint-*"):
         steps.append(load_state(save).step)
         Delta.load(save / RESULTS[0])
         torch.load(save / RESULTS[1], weights_only=True)
-    wrong = [str(path) for path in output.rglob("*") if kindly and path.name.startswith(".")]
     lines = (output / "loss.csv").read_text().splitlines() if (output / "loss.csv").is_file() else []
     logged = [int(row[0]) for row in csv.reader(lines[1:]) if row and row[0].isdecimal()]
     if logged != list(range(1, len(logged) + 1)) or len(logged) < max(steps, default=0):
-        wrong.append(f"loss.csv has steps {logged}, the last save {max(steps, default=0)}")
-    return wrong
+        return [f"loss.csv has steps {logged}, the last save {max(steps, default=0)}"]
+    return []
 
 
 def differing(whole: Path, output: Path, steps: int) -> list[str]:
@@ -164,7 +145,8 @@ def trainings(folder: Path, count: Count, options: argparse.Namespace, rng: rand
     print(f"a training of {options.steps} steps takes {longest:.1f} s", flush=True)
     while count["stops"] < options.count or output.exists():
         number = signal.SIGKILL if rng.random() < 0.5 else rng.choice(KINDLY)
-        run = Run(again, log, anew=rng.random() < 0.03)
+        before = leftovers(output)  # of a kill; a run that is stopped while it starts has not cleaned up yet
+        run = Run(again, log)
         if count["stops"] >= options.count:
             run.wait()
         elif stop(run, number, rng, longest, output):
@@ -175,7 +157,8 @@ def trainings(folder: Path, count: Count, options: argparse.Namespace, rng: rand
             count.add(f"WRONG exit status {run.code} by {number.name}")
             print(said[-2000:], flush=True)
         if output.exists():
-            found = torn(output, run.code == 130)
+            found = torn(output)
+            found += [f"left over: {path}" for path in leftovers(output) - before if run.code == 130]
             found += differing(whole, output, options.steps) if run.code == 0 else []
             for each in found:
                 count.add(f"WRONG {each}")
@@ -192,7 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # both are ignored in what a shell runs in the background
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     folder = options.folder.absolute()
@@ -201,8 +184,6 @@ def main() -> None:
         (folder / "pictures").mkdir()
         for colour in ("red", "green", "blue"):
             Image.new("RGB", (64, 64), colour).save(folder / "pictures" / f"{colour}.png")
-    small = load_model(str(folder / "model"))
-    train.load_model = lambda name, *more: small if name == str(folder / "model") else load_model(name, *more)
     count = Count(folder / "count.json")
     rng = random.Random(options.seed + sum(count.done.values()))
     trainings(folder, count, options, rng)

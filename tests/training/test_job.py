@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from lib_custom_diffusion.data.concepts import Concept
 from lib_custom_diffusion.delta import Delta
-from lib_custom_diffusion.errors import Interrupted, UserError
+from lib_custom_diffusion.errors import Interrupted, NotSaved, UserError
 from lib_custom_diffusion.storage import FolderLock
 from lib_custom_diffusion.training import checkpoints, job
 from lib_custom_diffusion.training.job import Host, Report, TrainingJob
@@ -143,6 +144,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             "instance_prompt of concept 1 'a \\ud800 <new1>' has",
         ),
         ({"validation_prompt": "\udcff"}, "validation_prompt '\\udcff' has bytes that are no letters"),
+        ({"validation_prompt": "a\0b"}, "validation_prompt 'a\\x00b' has bytes that are no letters"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
@@ -172,10 +174,11 @@ def test_class_pictures_are_not_drawn_among_those_to_be_learned_nor_two_classes_
     plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TinyBackend, "generate", lambda *_: pytest.fail("pictures were drawn"))
-    [cat], others = plan.concepts, folder_of(tmp_path / "others", "a.png")
-    dog = Concept("photo of a <new2> dog", others, "dog", class_data_dir=tmp_path / "classes")
+    [cat], others = plan.concepts, tmp_path / "others" / "3_things"
+    folder_of(tmp_path / "others" / "3_things", "a.png")
+    dog = Concept("photo of a <new2> dog", tmp_path / "others", "dog", class_data_dir=tmp_path / "classes")
     for first, said in (
-        (tmp_path / "others" / ".." / "others", "class_data_dir of concept 1 is .*, where pictures to be learned are"),
+        (others / ".." / "3_things", "class_data_dir of concept 1 is .*, where pictures to be learned are"),
         (tmp_path / "classes", "class_data_dir of concept 2 is .*classes, where those of 'cat' are drawn"),
     ):
         asked = replace(
@@ -452,6 +455,40 @@ def test_a_full_disk_costs_copies_and_settings_and_not_the_training(
     monkeypatch.setattr(job, "write_atomically", full)
     assert run(plan, tmp_path / "out", copies=True).step == 4
     assert "No space left on device. The training goes on" in caplog.text
+
+
+def test_a_full_disk_leaves_no_half_of_a_preview(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("cannot save it: No space left on device")
+
+    monkeypatch.setattr(job, "write_atomically", full)
+    run(replace(plan, validation_prompt="a <new1>", validation_steps=2), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_full_disk_where_the_delta_is_used_says_where_it_is(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, target = job.write_atomically, tmp_path / "deltas" / DELTA
+
+    def full_there(path: Path, content: bytes) -> None:
+        if path == target:
+            raise NotSaved(path, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(job, "write_atomically", full_there)
+    with pytest.raises(UserError, match=re.escape(f"What was learned is in {tmp_path / 'out' / DELTA}")):
+        run(plan, tmp_path / "out", delta=target)
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_written_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "logs").touch()
+    with pytest.raises(UserError, match=r"cannot write to \S+logs: it is no folder"):
+        run(replace(plan, report_to="tensorboard"), tmp_path / "out", logging_dir=tmp_path / "logs")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_resolution_that_the_unet_cannot_halve_is_refused_by_name(

@@ -18,7 +18,7 @@ from torch import Tensor
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.delta import Delta
-from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.errors import NotSaved, UserError
 from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.training import checkpoints
@@ -291,11 +291,28 @@ def test_full_disk_at_a_save_keeps_the_save_before(tmp_path: Path, monkeypatch: 
     def no_space(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(
+        UserError, match=r"cannot save \S+/checkpoint-14: No space left .* resume from \S+/checkpoint-7$"
+    ):
         trainer(tmp_path).run(fill_disk_after_first_save)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "loss.csv"]
     monkeypatch.undo()
     assert trainer(tmp_path, checkpoints.resolve_checkpoint(tmp_path, "latest")).run().step == 20
+
+
+def test_the_delta_is_kept_where_there_is_no_room_for_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*_: object) -> None:
+        raise NotSaved(tmp_path / "checkpoint-20", "No space left on device")
+
+    def fill_disk(progress: Progress) -> None:
+        if progress.step == 20:
+            monkeypatch.setattr(checkpoints, "save_checkpoint", no_room)
+
+    result = trainer(tmp_path).run(fill_disk)
+    assert Delta.load(result.files[0]).provenance.steps == 20 and "No space left" in caplog.text
+    assert not (tmp_path / "checkpoint-20").exists()
 
 
 def test_validation_pictures_are_of_fixed_seeds_and_do_not_change_the_training(tmp_path: Path) -> None:

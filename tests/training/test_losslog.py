@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lib_custom_diffusion.training.losslog import LOSS_CSV, NUMBERS, LossLog
 
@@ -64,7 +65,7 @@ def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest
 
 
 class FullDisk:
-    def write(self, text: str) -> int:
+    def write(self, text: object) -> int:
         raise OSError(28, "No space left on device")
 
     def flush(self) -> None:
@@ -81,3 +82,53 @@ def test_a_full_disk_costs_the_log_and_not_the_training(tmp_path: Path, caplog: 
         log.flush()
     log.close()
     assert caplog.text.count("No space left on device") == 1
+
+
+class Deaf:
+    """A service whose network is gone."""
+
+    def add(self, *_: object) -> None:
+        raise RuntimeError("no route to host")
+
+    add_pictures = add
+
+    def close(self) -> None:
+        raise AssertionError("it was left out")
+
+
+def test_a_service_that_fails_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = LossLog(tmp_path, 0, None, LOSS_CSV, Deaf())
+    log.add(1, numbers(1.0))
+    log.add_pictures(1, [])
+    log.add(2, numbers(2.0))
+    log.close()
+    assert len((tmp_path / "loss.csv").read_text().splitlines()) == 3
+    assert caplog.text.count("no route to host") == 1
+
+
+def test_tensorboard_that_cannot_be_written_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    log = LossLog(tmp_path, 0, tmp_path / "logs", LOSS_CSV)
+    assert log._events is not None
+    log._events.close()
+    log._events._file = log._events._records._writer = FullDisk()  # type: ignore[assignment]
+    for step in (1, 2, 3):
+        log.add(step, numbers(1.0))
+        log.flush()
+    log.close()
+    assert len((tmp_path / "loss.csv").read_text().splitlines()) == 4
+    assert caplog.text.count("TensorBoard's log is no longer written: [Errno 28]") == 1
+
+
+def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        log = LossLog(tmp_path, resume_step, tmp_path / "logs", LOSS_CSV)
+        for step in steps:
+            log.add(step, numbers(step + resume_step))
+        log.add_pictures(steps[-1], [Image.new("RGB", (8, 6), "red")] * 2)
+        log.close()
+    events = reader.EventAccumulator(str(tmp_path / "logs"), {"images": 0})
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 5), (4, 6)]
+    assert (events.Images("validation")[-1].width, events.Images("validation")[-1].height) == (16, 6)

@@ -1,0 +1,67 @@
+"""TensorBoard's file of a training, written at once.
+
+The writer that comes with TensorBoard writes in a thread of its own, which dies with a traceback when the disk is full.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+
+
+def is_for_tensorboard(report_to: str) -> bool:
+    """Whether a training writes such a file; with "all" where TensorBoard is installed."""
+    return report_to == "tensorboard" or (report_to == "all" and find_spec("tensorboard") is not None)
+
+
+class EventFile:
+    """A new file in a folder, beside those of runs before. Raises OSError where it cannot be written.
+
+    first_step: what older files tell of it and of later steps no longer counts.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            from torch.utils.tensorboard import summary
+        except ImportError as error:
+            raise UserError("TensorBoard is not installed; pip install tensorboard, or use --report_to none") from error
+        self._event, self._summary = Event, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step, by name."""
+        for name, value in numbers.items():
+            self._write(step=step, summary=self._summary.scalar(name, value))
+
+    def add_pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Pictures of one size."""
+        stacked = np.stack([np.asarray(picture) for picture in pictures])
+        self._write(step=step, summary=self._summary.image("validation", stacked, dataformats="NHWC"))
+
+    def flush(self) -> None:
+        """Bring what was added to the disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
