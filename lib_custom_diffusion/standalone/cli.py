@@ -36,8 +36,8 @@ _D = TrainingConfig()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         return options.run(options)
     except UserError as error:

@@ -196,6 +196,17 @@ def test_ctrl_c_while_libraries_are_imported_is_told_in_a_word(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_ctrl_c_before_the_flags_are_read_is_told_in_a_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logging.basicConfig", stopped)
+    assert cli.main(["info", "nothing"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_pictures_in_buckets_and_a_small_file(
     model: Path,
     pictures: Path,
