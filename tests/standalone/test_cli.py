@@ -203,7 +203,7 @@ def test_ctrl_c_before_the_flags_are_read_is_told_in_a_word(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("logging.basicConfig", stopped)
-    assert cli.main(["info", "nothing"]) == 130
+    assert main(["info", "nothing"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
