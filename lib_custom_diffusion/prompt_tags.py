@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from .errors import UserError
 
+MOST_WEIGHT = 1e6
+"""Below which weights are, that the numbers of a picture may stay numbers."""
+
 
 def weight_of(arguments: Sequence[object]) -> float:
     """The weight that a tag's arguments say: `0.8` or, as the WebUI's Lora has it, `unet=0.8`; 1 without any.
 
-    `unet=` counts where both are given. Raises UserError for a weight that is no finite number, for more than one, and
-    for other names: a delta acts on the UNet, and what its words say to the text encoder has no weight.
+    `unet=` counts where both are given. Raises UserError for a weight that is no number, for more than one, and for
+    other names: a delta acts on the UNet, and what its words say to the text encoder has no weight.
     """
     positional = [str(each).strip() for each in arguments if "=" not in str(each)]
     named = dict(str(each).split("=", 1) for each in arguments if "=" in str(each))
@@ -28,4 +31,6 @@ def weight_of(arguments: Sequence[object]) -> float:
         weight = math.nan
     if not math.isfinite(weight):
         raise UserError(f"its weight should be a number, not {text!r}")
+    if abs(weight) >= MOST_WEIGHT:
+        raise UserError(f"its weight should be below {MOST_WEIGHT:,.0f}, not {text!r}")
     return weight

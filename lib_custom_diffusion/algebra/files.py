@@ -20,6 +20,7 @@ from ..backend import Backend
 from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError
 from ..formats import Base, Imported
+from ..prompt_tags import MOST_WEIGHT
 from ..storage import write_atomically
 from ..text_features import Moments, read_captions, second_moments, spoken_features
 from ..tokens import tokens_in
@@ -54,7 +55,7 @@ def parse_weights(text: str, count: int) -> list[float]:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f'the weights {text!r} should be numbers such as "0.7,0.3"') from None
-    if len(weights) != count or not all(abs(weight) < 1e6 for weight in weights):
+    if len(weights) != count or not all(abs(weight) < MOST_WEIGHT for weight in weights):
         wanted = "one number, for the one file" if count == 1 else f"{count} numbers, one for each file"
         raise UserError(f"the weights {text!r} should be {wanted}")
     return weights

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..attention import architecture
 from ..backend import Conditioning, LatentDistribution, Sampling, Sizes
+from ..errors import UserError
 from ..text_features import BUNDLED_CAPTIONS, lengthened
 from ..tokens import split_at_tokens
 from .pieces import COMMA, Piece, in_pieces
@@ -159,7 +160,8 @@ class DiffusersBackend:
     ) -> list[Image.Image]:
         """Pictures by DPM-Solver++ (2M). A negative prompt may use the tokens in `vectors` as well.
 
-        Of prompt and negative prompt the one with fewer pieces gets empty ones, as where the WebUI pads them.
+        Of prompt and negative prompt the one with fewer pieces gets empty ones, as where the WebUI pads them. Raises
+        UserError where the numbers overflow.
         """
         width, height = sampling.size or (self.resolution, self.resolution)
         sampling.check()
@@ -179,6 +181,11 @@ class DiffusersBackend:
                 height=height,
                 output_type="latent",
             ).images
+            if not torch.isfinite(latents).all():
+                raise UserError(
+                    f"the numbers of the picture ran away ({batch[0][:80]}); lower the weights of deltas, or the"
+                    " guidance scale"
+                )
             for part in latents.split(max(1, _DECODED_CELLS // latents[0, 0].numel())):
                 pictures += self._decode(part)
         return pictures
@@ -211,7 +218,7 @@ class DiffusersBackend:
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def _tokenized(self, text: str) -> list[int]:
-        return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
+        return self.pipeline.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def _encode_text(self, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> list[Any]:
         """Each text encoder's output for the captions' first pieces, then for all second ones, and so on.

@@ -76,6 +76,8 @@ def load_model(
     Nothing but a name of the Hub asks for a network. Raises UserError if there is no such model, or it is none that
     can be trained.
     """
+    if not name.strip():
+        raise UserError("the name of the model is empty; give toy, a folder or a file")
     path = toy.CHECKPOINT if name == "toy" else given_path(name)
     if path.name == "model_index.json":  # as file dialogs give a folder
         path = path.parent

@@ -7,6 +7,7 @@ import re
 from ..errors import UserError
 from ..prompt_tags import weight_of
 
+_BEGUN = "<delta:"
 _TAG = re.compile(r"<delta:([^>]+)>")
 _DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
 _ARGUMENT = re.compile(r"\s*|[^:]*=[^:]*|\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?(nan|inf)\s*")
@@ -15,10 +16,13 @@ _ARGUMENT = re.compile(r"\s*|[^:]*=[^:]*|\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)
 def split_deltas(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     """The prompt without its delta tags, and their names and weights in order; a weight left out is 1.
 
-    A name may have colons in it, as a path of Windows has. Raises UserError as `weight_of` does.
+    A name may have colons in it, as a path of Windows has. Raises UserError as `weight_of` does, and for a tag that has
+    no end or no name.
     """
-    deltas = [_name_and_weight(tag) for tag in _TAG.findall(prompt)]
-    return re.sub(r" {2,}", " ", _TAG.sub("", prompt)).strip(), deltas
+    deltas, text = [_name_and_weight(tag) for tag in _TAG.findall(prompt)], _TAG.sub("", prompt)
+    if _BEGUN in text:
+        raise UserError(f"a tag {_BEGUN} of the prompt has no name or no >; write {_BEGUN}NAME:0.8>")
+    return re.sub(r" {2,}", " ", text).strip(), deltas
 
 
 def _name_and_weight(tag: str) -> tuple[str, float]:

@@ -328,12 +328,12 @@ class Trainer:
                             raise
                         logger.warning("%s. The delta, which is smaller, may still be saved", error)
                 if validate and main:
-                    pictures = self._validation_pictures()
-                    if log is not None:
-                        log.add_pictures(self.step, pictures)
                     try:
+                        pictures = self._validation_pictures()
+                        if log is not None:
+                            log.add_pictures(self.step, pictures)
                         on_pictures(self.step, pictures)
-                    except (OSError, UserError) as error:
+                    except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
                         logger.warning(
                             "the pictures of step %d are not kept: %s. The training goes on", self.step, error
                         )
@@ -534,11 +534,12 @@ class Trainer:
         prompts = [self.config.validation_prompt or ""] * count
         seeds = [self.config.seed + index for index in range(count)]
         self.backend.autoencoder_aside(False)
-        with torch.no_grad():
-            sampling = usual_sampling(self.backend.architecture)
-            pictures = self.backend.generate(prompts, seeds, sampling, self.vectors)
-        self.backend.autoencoder_aside(True)
-        return pictures
+        try:
+            with torch.no_grad():
+                sampling = usual_sampling(self.backend.architecture)
+                return self.backend.generate(prompts, seeds, sampling, self.vectors)
+        finally:
+            self.backend.autoencoder_aside(True)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by a name for the state file, in the optimizer's order."""

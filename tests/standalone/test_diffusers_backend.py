@@ -6,8 +6,9 @@ import torch
 
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Sampling
+from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.injection import TrainableDelta
+from lib_custom_diffusion.injection import Injection, TrainableDelta
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from tiny_pipeline import WIDTH, stable_diffusion_2
 
@@ -185,3 +186,10 @@ def test_large_pictures_are_decoded_one_by_one_to_the_same_pictures(
     alone = draw()
     assert decoded == [1, 1]
     assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, alone, strict=True))
+
+
+def test_numbers_that_run_away_are_no_picture(backend: DiffusersBackend) -> None:
+    layers = projections(backend.unet, "crossattn_kv")
+    entries = {key: torch.full_like(layer.module.weight, 1e38) for key, layer in layers.items()}
+    with Injection(backend.unet, [(Delta(entries), 1e5)]), pytest.raises(UserError, match="lower the weights of delta"):
+        backend.generate(["a cat"], [0], Sampling(steps=1), {})

@@ -30,3 +30,9 @@ def test_names_may_be_paths_of_windows_and_have_colons(tag: str, name: str, weig
 def test_weights_that_are_no_numbers_are_told(tag: str) -> None:
     with pytest.raises(UserError, match="weight should be a number"):
         split_deltas(f"<delta:{tag}>")
+
+
+@pytest.mark.parametrize("prompt", ["a cat <delta:", "a cat <delta:new1", "<delta:>", "<delta:a:1> and <delta:b:1"])
+def test_a_tag_without_an_end_or_a_name_is_no_words(prompt: str) -> None:
+    with pytest.raises(UserError, match="a tag <delta: of the prompt has no name or no >"):
+        split_deltas(prompt)

@@ -503,6 +503,18 @@ def test_pictures_that_cannot_be_kept_cost_no_training(tmp_path: Path, caplog: p
     assert result.step == 20 and "pictures of step 5 are not kept" in caplog.text
 
 
+def test_pictures_that_cannot_be_drawn_cost_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: object) -> list:
+        raise UserError("the numbers ran away")
+
+    backend = TinyBackend()
+    monkeypatch.setattr(backend, "generate", overflow)
+    result = trainer(tmp_path, backend=backend, validation_prompt="a <new1>", validation_steps=5).run()
+    assert result.step == 20 and "pictures of step 5 are not kept: the numbers ran away" in caplog.text
+
+
 def test_two_trainings_into_one_folder_are_refused(tmp_path: Path) -> None:
     def other(progress: Progress) -> None:
         with pytest.raises(UserError, match="another training is writing into"):

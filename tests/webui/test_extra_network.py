@@ -168,6 +168,7 @@ def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(networ
         ("other:1", "does not fit this model"),
         ("wide:1", "its word <w> is 5 numbers wide"),
         ("cat:much", "its weight should be a number, not 'much'"),
+        ("cat:1e38", "its weight should be below 1,000,000, not '1e38'"),
         ("cat:nan", "its weight should be a number, not 'nan'"),
         ("cat:unet=-inf", "its weight should be a number, not '-inf'"),
         ("cat:0.5:te=1", "te= says nothing of a delta"),
