@@ -6,8 +6,9 @@ report says what that cost. A model is loaded only when it is needed, after the 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,6 +160,13 @@ class Converted:
         return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
 
 
+def refuse_inputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
+    """Raise UserError where a result would take the place of a file that it is made of."""
+    for output, source in itertools.product(outputs, sources):
+        if output.exists() and source.exists() and output.samefile(source):
+            raise UserError(f"{output} is what it is made of, and would be lost; give another output")
+
+
 def compress_file(
     source: Path,
     output: Path,
@@ -172,6 +180,7 @@ def compress_file(
 
     Raises UserError for a file that is none, one that does not fit the model, and a limit that cannot be kept.
     """
+    refuse_inputs([output], [source])
     tell("Reading the file")
     read = _Read.all([source])
     [delta] = read.deltas
@@ -219,6 +228,7 @@ def blend_files(
     Raises UserError for files of different models, and as `compress_file` does.
     """
     tell("Reading the files")
+    refuse_inputs([output], sources)
     read = _Read.all(sources)
     blended = blend(read.deltas, weights)
     delta, error = blended.delta, None
@@ -248,6 +258,7 @@ def merge_files(
     does not have, and as `merge` does.
     """
     tell("Reading the files")
+    refuse_inputs([output], sources)
     read = _Read.all(sources)
     deltas = read.deltas
     if len(target_prompts) not in (0, len(deltas)):

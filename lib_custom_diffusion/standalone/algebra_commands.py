@@ -20,6 +20,7 @@ from ..algebra.files import (
     parse_prompts,
     parse_weights,
     plain_word_note,
+    refuse_inputs,
     rename_file,
     renamed_lines,
 )
@@ -191,6 +192,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 def _convert(options: argparse.Namespace) -> int:
     done = convert_files(options.files, options.to, _loader_of(options), options.rank, exact=options.exact)
     paths = _paths(options.output, options.to, done.files)
+    refuse_inputs(paths, options.files)
     _tell_dropped(done.dropped)
     for path, content in paths.items():
         write_atomically(path, content)

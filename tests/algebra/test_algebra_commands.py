@@ -92,6 +92,15 @@ def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -
     assert "constraint residual" in printed and "plain sum" in printed
 
 
+@pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert"])
+def test_what_a_result_is_made_of_is_not_replaced_by_it(command: str) -> None:
+    save("a.delta.safetensors", 1)
+    before = Path("a.delta.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is what it is made of, and would be lost"):
+        run(*command.split(), "--output", "./a.delta.safetensors", "--", "a.delta.safetensors")
+    assert Path("a.delta.safetensors").read_bytes() == before
+
+
 def test_rename_replaces_a_delta_file_and_no_other() -> None:
     save("a.delta.safetensors", 1)
     assert run("rename", "a.delta.safetensors", "<new1>", "<my-cat>") == 0
