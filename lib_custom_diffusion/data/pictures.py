@@ -35,6 +35,11 @@ _PLUG_INS = {
     ".jxl": "pillow-jxl-plugin",
 }  # fmt: skip
 """Kinds of pictures that Pillow reads with a plug-in, and what has it."""
+_NOT_READ = (
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".svg", ".exr", ".hdr", ".xcf", ".kra", ".ico",
+    ".pcx", ".eps", ".ai", ".pdf", ".dds", ".mp4", ".mov", ".webm",
+)  # fmt: skip
+"""Kinds of pictures, of cameras' raw data and of films that are not read here."""
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "pillow-jxl-plugin": "pillow_jxl"}
 _REPEATED = re.compile(r"(\d+)_.")
 
@@ -126,12 +131,17 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def unread_pictures(folder: Path) -> dict[str, str]:
-    """The pictures in a folder that a plug-in of Pillow would read if it were installed: name, and what is to do."""
-    return {
-        path.name: f"a picture that needs pip install {_PLUG_INS[path.suffix.lower()]}, or to be saved as JPEG"
-        for path in _listed(folder)
-        if path.suffix.lower() in _PLUG_INS and not is_picture(path) and not path.name.startswith(".")
-    }
+    """The pictures in a folder that are not read here, or need a plug-in of Pillow: name, and what is to do."""
+    unread = {}
+    for path in _listed(folder):
+        kind = path.suffix.lower()
+        if is_picture(path) or path.name.startswith("."):
+            continue
+        if kind in _PLUG_INS:
+            unread[path.name] = f"a picture that needs pip install {_PLUG_INS[kind]}, or to be saved as JPEG"
+        elif kind in _NOT_READ:
+            unread[path.name] = "of a kind that is not read here; save it as JPEG"
+    return unread
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -152,6 +162,8 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened) or opened  # never None, which some versions' types allow
+            if upright.mode == "F":
+                raise ValueError("it is in floating point, and what is white is not known; save it as PNG")
             if upright.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
                 upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
             if "transparency" not in upright.info and not {"A", "a"} & set(upright.getbands()):

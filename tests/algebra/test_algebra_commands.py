@@ -114,6 +114,12 @@ def test_rename_replaces_a_delta_file_and_no_other() -> None:
     assert list(Delta.load(Path("b.delta.safetensors")).embeddings) == ["<other>"]
 
 
+def test_a_word_with_a_nul_is_no_word() -> None:
+    save("a.delta.safetensors", 1)
+    with pytest.raises(UserError, match="should be one word"):
+        run("rename", "a.delta.safetensors", "<new1>", "<a\0>")
+
+
 def test_convert_to_lora_and_back(capsys: pytest.CaptureFixture[str]) -> None:
     delta = save("a.delta.safetensors", 1)
     assert run("convert", "a.delta.safetensors", "--to", "lora", "--output", "a.safetensors", "--model", "toy") == 0

@@ -328,3 +328,17 @@ def test_pictures_directly_in_a_folder_come_before_folders_with_repeats(tmp_path
 def test_a_folder_of_other_folders_points_to_the_one_with_pictures(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no pictures, but the folder .*holiday in it has; give that one"):
         find_pictures(folders(tmp_path, empty=0, holiday=1))
+
+
+def test_pictures_and_films_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name in ("raw.CR2", "drawing.svg", "film.mp4", "notes.txt", ".hidden.svg"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"drawing\.svg is of a kind that is not read here; save it as JPEG"):
+        find_pictures(tmp_path)
+    assert sorted(unread_pictures(tmp_path)) == ["drawing.svg", "film.mp4", "raw.CR2"]
+
+
+def test_floating_point_pictures_are_left_out_rather_than_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UnusablePicture, match="floating point"):
+        load_picture(tmp_path / "a.tif")
