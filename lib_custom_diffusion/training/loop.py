@@ -563,8 +563,13 @@ class Trainer:
         if self.state is None:
             return
         tensors, parameters = self.state.tensors, self._parameters()
+        missing = [name for name in parameters if name not in tensors]  # in a training with other settings
+        if missing:
+            words = [token for token in self.vectors if f"embedding.{token}" in missing]
+            what = [*words, "the layers"] if len(missing) > len(words) else words
+            logger.warning("not in the save as they are trained now, and begun anew: %s", ", ".join(what))
         for name, parameter in parameters.items():
-            if name not in tensors:  # one that a training with other settings had not
+            if name in missing:
                 continue
             if tensors[name].shape != parameter.shape:
                 raise UserError(

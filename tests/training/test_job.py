@@ -534,3 +534,17 @@ def test_an_optimizer_that_does_not_work_here_is_refused_before_encoding(
     with pytest.raises(UserError, match="does not work here"):
         run(replace(plan, optimizer="sgd"), tmp_path / "out", backend=backend)
     assert backend.pictures_encoded == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"rank": 2}, "begun anew: the layers"), ({"modifier_token": ()}, "begun anew: <new2>")]
+)
+def test_what_a_save_does_not_have_is_said_to_begin_anew(
+    plan: TrainingPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], said: str
+) -> None:
+    run(replace(plan, name="x", max_train_steps=2), tmp_path / "out")
+    concept = replace(plan.concepts[0], instance_prompt="photo of a <new1> <new2> cat")
+    words = replace(plan, name="x", concepts=(concept,), modifier_token=("<new1>",))
+    more = replace(words, resume_from_checkpoint="latest", allow_changes=True, **change)
+    run(more, tmp_path / "out")
+    assert said in caplog.text
