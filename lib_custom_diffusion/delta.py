@@ -36,6 +36,7 @@ SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
 _DEEPEST = 50  # of settings in settings
+_MOST_STEPS = 1_000_000_000
 _UNPACKED = 128  # bytes in memory for one in the file, at most; one bit for each of K's and V's numbers makes 64
 
 
@@ -258,4 +259,6 @@ def _provenance(metadata: Mapping[str, str]) -> Provenance:
     for name, value in asdict(Provenance()).items():
         if type(getattr(found, name)) is not type(value):
             raise UserError(f"its custom_diffusion metadata is damaged: {name} is {getattr(found, name)!r}")
+    if not 0 <= found.steps < _MOST_STEPS:
+        raise UserError(f"its custom_diffusion metadata is damaged: steps is {str(found.steps)[:40]}")
     return found

@@ -18,6 +18,7 @@ from ..errors import UserError
 from . import kinds, pickles, pictures
 
 _DIMENSIONS = 8
+_MOST_TENSORS = 20_000  # each takes time to read; a LoRA of SDXL's text encoders and UNet has some 2,500
 _DEPTH = 4  # of dicts in dicts; no format here has more than three
 _SPARE = 1 << 20  # bytes that tensors may take beyond the file's size, for those that share their numbers
 WIDEST = 8192  # of a layer: a few bytes of factors must not stand for gigabytes. SDXL's cross-attention has 2048
@@ -139,6 +140,8 @@ def _safetensors(path: Path, size: int) -> Document:
         names, metadata = list(file.keys()), file.metadata() or {}
         if kinds.is_checkpoint(names):
             raise UserError(kinds.CHECKPOINT)
+        if len(names) > _MOST_TENSORS:
+            raise UserError(f"it has {len(names):,} tensors, more than any delta, LoRA or embedding")
         tensors = {}
         for name in names:
             try:

@@ -1,11 +1,14 @@
 """Reading safely: nothing is executed, nothing impossible is believed."""
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.delta import Delta
@@ -99,3 +102,22 @@ def test_dicts_deeper_than_any_format_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_file_to_write_says_which_are_known() -> None:
     with pytest.raises(UserError, match="no format 'ckpt'; choose from delta, adobe"):
         formats.write(Delta({}), "ckpt")
+
+
+def test_more_tensors_than_any_format_has_are_not_read_one_by_one(tmp_path: Path) -> None:
+    header = {f"k{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(20_001)}
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(UserError, match="it has 20,001 tensors, more than any"):
+        read_document(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("steps", [-1, 10**400])
+def test_steps_that_no_training_has_are_damage(tmp_path: Path, steps: int) -> None:
+    Delta({KEY: torch.zeros(2, 2)}).save(tmp_path / "a.delta.safetensors")
+    tensors = load_file(tmp_path / "a.delta.safetensors")
+    with safe_open(tmp_path / "a.delta.safetensors", "pt") as file:
+        metadata = {**file.metadata(), "custom_diffusion": json.dumps({"steps": steps})}
+    save_file(tensors, tmp_path / "a.delta.safetensors", metadata)
+    with pytest.raises(UserError, match="metadata is damaged: steps is"):
+        Delta.load(tmp_path / "a.delta.safetensors")
