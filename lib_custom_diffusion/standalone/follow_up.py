@@ -11,8 +11,13 @@ _PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
 
 def command(*arguments: object) -> str:
     """`python -m lib_custom_diffusion` with the arguments, for this system's shell."""
+    return f"python -m lib_custom_diffusion {quoted(*arguments)}"
+
+
+def quoted(*arguments: object) -> str:
+    """The arguments for this system's shell."""
     quote = _for_windows if sys.platform == "win32" else shlex.quote
-    return " ".join(["python -m lib_custom_diffusion", *(quote(str(argument)) for argument in arguments)])
+    return " ".join(quote(str(argument)) for argument in arguments)
 
 
 def _for_windows(argument: str) -> str:

@@ -9,6 +9,7 @@ from ..data import regularization
 from ..errors import check_range
 from ..storage import check_writable
 from ..tokens import file_name
+from .follow_up import quoted
 from .generate import sampling_of
 from .models import load_model
 from .train import draw_regularization
@@ -27,5 +28,6 @@ def regularize(options: argparse.Namespace) -> int:
         picked = regularization.pick(backend, options.pick_from, options.class_prompt, options.num_class_images)
         regularization.write_listing(picked, folder)
         print(f"picked {len(picked)} pictures, nearest {picked[0].caption!r}, furthest {picked[-1].caption!r}")
-    print(f"use it: --with_prior_preservation --class_prompt {options.class_prompt!r} --class_data_dir {folder}")
+    flags = quoted("--with_prior_preservation", "--class_prompt", options.class_prompt, "--class_data_dir", folder)
+    print(f"use it: {flags}")
     return 0

@@ -32,9 +32,8 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         try:
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-            from tensorboard.summary.writer.record_writer import RecordWriter
-            from torch.utils.tensorboard import summary
+            from torch.utils.tensorboard import RecordWriter, summary
+            from torch.utils.tensorboard.writer import Event, SessionLog
         except ImportError as error:
             raise UserError("TensorBoard is not installed; pip install tensorboard, or use --report_to none") from error
         self._event, self._summary = Event, summary

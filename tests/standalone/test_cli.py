@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -306,8 +307,10 @@ def test_generate_applies_a_delta_by_name_and_by_path(model: Path, pictures: Pat
     assert plain == off != named == given
 
 
-def test_regularize_draws_what_is_missing_and_picks(model: Path, pictures: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "class"
+def test_regularize_draws_what_is_missing_and_picks(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "its class"
     arguments = ["regularize", "--model", str(model), "--class_prompt", "cat", "--class_data_dir", str(folder),
                  "--num_inference_steps", "2"]  # fmt: skip
     assert main([*arguments, "--num_class_images", "1"]) == 0
@@ -317,6 +320,7 @@ def test_regularize_draws_what_is_missing_and_picks(model: Path, pictures: Path,
     assert (folder / "0001.txt").read_text() == "cat\n"
     assert main([*arguments[:-4], "--class_data_dir", str(tmp_path / "picked"), "--pick_from", str(folder)]) == 0
     assert (tmp_path / "picked" / "caption.txt").read_text() == "cat\ncat\n"
+    assert shlex.split(capsys.readouterr().out.splitlines()[0])[-1] == str(folder)
 
 
 def test_info_for_people_and_programs(
