@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..attention import SELECTIONS
@@ -31,6 +31,8 @@ from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 INTERRUPTED = 130
 LICENSE = "creativeml-openrail-m"
 """Of Stable Diffusion 1, and of what diffusers' script puts on the Hub."""
+_SHAPES_OF_DIFFUSERS = {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine", "polynomial": "linear"}
+"""Schedules of its script, which has them with one cycle and power 1, and what they then are."""
 _D = TrainingConfig()
 
 
@@ -39,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `info FILE | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return 0
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -78,7 +85,13 @@ def _values(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """What is wrong is told in a sentence, without a list of all flags before it."""
+    """What is wrong is told in a sentence, without a list of all flags before it.
+
+    A flag is written out: the beginning of one may be another program's, such as --caption.
+    """
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__(allow_abbrev=False, **told)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists all there is")
@@ -276,7 +289,13 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply the rates by batch, accumulation steps, processes, and 2 with prior preservation",
     )
-    add("--lr_scheduler", choices=SHAPES, default=_D.lr_scheduler, help="what becomes of the rates until the last step")
+    add(
+        "--lr_scheduler",
+        type=lambda shape: _SHAPES_OF_DIFFUSERS.get(shape, shape),
+        choices=SHAPES,
+        default=_D.lr_scheduler,
+        help="what becomes of the rates until the last step",
+    )
     add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
     add(
         "--optimizer",

@@ -19,45 +19,96 @@ _RENAMED = {
     "num_vectors_per_token": "--vectors_per_token", "v_parameterization": "--prediction_type v_prediction",
     "masked_loss": "--use_alpha", "alpha_mask": "--use_alpha", "use_lion_optimizer": "--optimizer lion",
     "huggingface_repo_id": "--hub_model_id", "huggingface_token": "--hub_token",
+    "resume": "--resume_from_checkpoint", "save_every_n_epochs": "--checkpointing_steps",
+    "save_n_epoch_ratio": "--checkpointing_steps", "save_last_n_epochs": "--checkpoints_total_limit",
+    "sample_every_n_epochs": "--validation_steps", "full_fp16": "--mixed_precision fp16",
+    "full_bf16": "--mixed_precision bf16",
+    **dict.fromkeys(("caption_prefix", "caption_suffix", "use_object_template", "use_style_template"),
+                    "--caption_source template"),
     # diffusers' advanced SDXL LoRA script
     "pretrained_vae_model_name_or_path": "--vae", "dataset_name": "--instance_data_dir",
     "token_abstraction": "--modifier_token", "num_new_tokens_per_abstraction": "--vectors_per_token",
-    "random_flip": "--hflip", "lora_unet_blocks": "--train_blocks",
+    "random_flip": "--hflip", "lora_unet_blocks": "--train_blocks", "validation_epochs": "--validation_steps",
+    "caption_column": "--caption_source txt", "adam_weight_decay_text_encoder": "--adam_weight_decay",
+    # diffusers' textual inversion
+    "placeholder_token": "--modifier_token", "num_vectors": "--vectors_per_token",
+    "save_steps": "--checkpointing_steps",
+    # Adobe's train.py and sample.py
+    "datapath": "--instance_data_dir", "caption": "--instance_prompt", "reg_datapath": "--class_data_dir",
+    "reg_caption": "--class_prompt", "batch_size": "--train_batch_size", "logdir": "--output_dir",
+    **dict.fromkeys(("datapath2", "caption2", "reg_datapath2", "reg_caption2"), "--concepts_list"),
+    **dict.fromkeys(("resume_from_checkpoint_custom", "ckpt"), "--model"),
+    "ddim_steps": "--num_inference_steps", "scale": "--guidance_scale", "n_samples": "--num_images",
+    "outdir": "--output",
 }  # fmt: skip
 _ALWAYS = {
-    **dict.fromkeys(("cache_latents", "cache_latents_to_disk", "vae_batch_size"),
+    **dict.fromkeys(("cache_latents", "cache_latents_to_disk", "vae_batch_size", "cache_info", "skip_cache_check"),
                     "all pictures are encoded before the first step"),
-    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn"), "PyTorch's own attention takes as little memory"),
-    **dict.fromkeys(("train_text_encoder_ti", "train_text_encoder_ti_frac", "network_train_unet_only"),
+    **dict.fromkeys(("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
+                    "captions without a new word are encoded before the first step"),
+    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "enable_npu_flash_attention"),
+                    "PyTorch's own attention takes as little memory"),
+    **dict.fromkeys(("train_text_encoder_ti", "train_text_encoder_ti_frac", "network_train_unet_only",
+                     "network_train_text_encoder_only", "train_text_encoder", "train_text_encoder_frac"),
                     "new words are always learned, and the text encoder never changes"),
     **dict.fromkeys(("network_module", "network_alpha", "network_args", "save_model_as", "output_kohya_format"),
                     "convert --to lora makes a LoRA of the result"),
-    **dict.fromkeys(("v2", "clip_skip"), "the model's own files say that"),
+    **dict.fromkeys(("v2", "clip_skip", "zero_terminal_snr", "base"), "the model's own files say that"),
     **dict.fromkeys(("max_data_loader_n_workers", "persistent_data_loader_workers"),
                     "no picture is read during the training"),
     **dict.fromkeys(("repeats", "dataset_repeats"), "--max_train_steps alone says how long it takes"),
     "max_token_length": "captions of any length are read whole",
     "random_crop": "that is so without --center_crop",
-    **dict.fromkeys(("prodigy_safeguard_warmup", "prodigy_use_bias_correction", "prodigy_beta3", "optimizer_args"),
-                    "optimizers keep their own defaults for what no flag says"),
+    **dict.fromkeys(("prodigy_safeguard_warmup", "prodigy_use_bias_correction", "prodigy_beta3", "prodigy_decouple",
+                     "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "lr_scheduler_num_cycles",
+                     "lr_scheduler_power", "lr_decay_steps", "lr_num_cycles", "lr_power"),
+                    "optimizers and schedules keep their own defaults for what no flag says"),
+    **dict.fromkeys(("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale"),
+                    "--resize_mode bucket takes sizes of about as many pixels as --resolution has"),
+    **dict.fromkeys(("save_state", "save_state_on_train_end"), "every save has all that is needed to go on"),
+    "output_config": "every training writes config.json, which --config takes",
+    "weighted_captions": "captions are text, brackets and all",
+    "wandb_api_key": "wandb reads it from WANDB_API_KEY",
+    "gpus": "accelerate launch tells which to use",
+    "delta_ckpt": "prompts of generate name the delta: <delta:FILE:1>",
+    "compress": "compressed deltas are read as they are",
 }  # fmt: skip
+_LACKING = {
+    "adaptive_noise_scale", "base_weights", "base_weights_multiplier", "caption_dropout_every_n_epochs",
+    "caption_dropout_rate", "caption_separator", "caption_tag_dropout_rate", "color_aug",
+    "conditioning_data_dir", "crops_coords_top_left_h", "crops_coords_top_left_w", "dataset_config_name",
+    "ddim_eta", "ddp_timeout", "debiased_estimation_loss", "debug_dataset", "dim_from_weights",
+    "do_edm_style_training", "dynamo_backend", "enable_wildcard", "face_crop_aug_range", "fp8_base",
+    "fused_backward_pass", "highvram", "huber_c", "huber_schedule", "image_column", "image_interpolation_mode",
+    "in_json", "ip_noise_gamma", "keep_tokens", "keep_tokens_separator", "learnable_property", "log_prefix",
+    "log_tracker_name", "loss_type", "lowram", "max_timestep", "metadata_author", "metadata_description",
+    "metadata_license", "metadata_tags", "metadata_title", "min_timestep", "multires_noise_discount",
+    "multires_noise_iterations", "network_dropout", "network_weights", "no_half_vae", "no_metadata", "no_test",
+    "noise_offset_random_strength", "sample_at_first", "sample_sampler", "save_precision",
+    "scale_v_pred_loss_like_noise_pred", "scale_weight_norms", "secondary_separator", "shuffle_caption",
+    "token_warmup_min", "token_warmup_step", "tokenizer_cache_dir", "training_comment", "use_blora", "use_dora",
+    "v_pred_like_loss", "wandb_run_name",
+}  # fmt: skip
+_NEAR = 0.8  # what is less alike is another thing more often than a slip
 
 
 def is_foreign(name: str) -> bool:
-    """Whether it is another program's name of a setting that has another name here, or is not needed."""
-    return name in _RENAMED or name in _ALWAYS
+    """Whether it is another program's name of a setting that has another name here, is not needed, or has no like."""
+    return name in _RENAMED or name in _ALWAYS or name in _LACKING
 
 
 def instead_of(unknown: Sequence[str], flags: Collection[str]) -> str:
     """A sentence on flags that there are not: what to write instead of each. flags: those that there are."""
     told = []
     for flag in unknown:
-        name = flag.removeprefix("--")
-        near = difflib.get_close_matches(flag, flags, 1)
+        name = flag.removeprefix("--").replace("-", "_")  # Adobe's have hyphens
+        near = difflib.get_close_matches(flag, flags, 1, _NEAR)
         if name in _RENAMED and _RENAMED[name].split()[0] in flags:
             told.append(f"for {flag} write {_RENAMED[name]}")
         elif name in _ALWAYS:
             told.append(f"leave {flag} out, as {_ALWAYS[name]}")
+        elif name in _LACKING:
+            told.append(f"leave {flag} out, as there is nothing like it here")
         elif near:
             told.append(f"there is no {flag}; did you mean {near[0]}?")
         else:

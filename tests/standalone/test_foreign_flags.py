@@ -7,14 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lib_custom_diffusion.standalone import cli, foreign_flags
+from lib_custom_diffusion.training.schedule import Schedule
 
 # As in the guides of sd-scripts (docs/train_network.md) and diffusers (advanced_diffusion_training/README.md).
 KOHYA = """train --pretrained_model_name_or_path=model.safetensors --train_data_dir=data --output_dir=out
     --output_name=cat --save_model_as=safetensors --max_train_steps=400 --learning_rate=1e-4 --optimizer_type=AdamW8bit
     --xformers --mixed_precision=fp16 --cache_latents --gradient_checkpointing --network_module=networks.lora
     --network_dim 16"""
+# Of all that its network script takes, what is neither a flag here nor in another table.
+MORE_OF_KOHYA = """caption_dropout_rate cache_text_encoder_outputs color_aug full_bf16 huber_c in_json keep_tokens
+    loss_type lr_scheduler_num_cycles max_timestep min_bucket_reso multires_noise_iterations network_dropout
+    network_weights resume sample_at_first save_every_n_epochs save_precision save_state scale_weight_norms
+    shuffle_caption weighted_captions zero_terminal_snr"""
+ADOBE = (
+    "train --base=x.yaml --caption=x --datapath=x --reg_datapath2=x --delta-ckpt=x --no-test --batch_size=2 --gpus=0,"
+)
 ADVANCED = """train --pretrained_model_name_or_path=base --pretrained_vae_model_name_or_path=vae --dataset_name=./data
     --instance_prompt=TOK --token_abstraction=TOK --train_text_encoder_ti --train_text_encoder_ti_frac=0.5
     --text_encoder_lr=1.0 --optimizer=prodigy --prodigy_safeguard_warmup=True --repeats=1 --rank=32 --snr_gamma=5.0"""
@@ -36,6 +46,20 @@ def test_all_flags_of_kohyas_users_are_answered_at_once(capsys: pytest.CaptureFi
     assert "--mixed_precision" not in said and "16" not in said
 
 
+@pytest.mark.parametrize("arguments", ["train " + " --".join(["", *MORE_OF_KOHYA.split()]), ADOBE])
+def test_no_known_flag_is_taken_for_a_mistyped_one(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = told(arguments, capsys)
+    assert "there is no -" not in said and "did you mean" not in said
+    for flag in re.findall("--[-a-z0-9_]+", arguments):
+        assert f"for {flag} write" in said or f"leave {flag} out, as" in said
+
+
+def test_generate_answers_the_flags_of_adobes_sampling(capsys: pytest.CaptureFixture[str]) -> None:
+    said = told("generate --prompt x --delta_ckpt a.ckpt --ckpt m --ddim_steps 200 --scale 6 --compress", capsys)
+    assert "leave --delta_ckpt out, as prompts of generate name the delta: <delta:FILE:1>" in said
+    assert "for --ddim_steps write --num_inference_steps; for --scale write --guidance_scale" in said
+
+
 def test_all_flags_of_the_advanced_scripts_users_are_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(ADVANCED, capsys)
     assert "for --token_abstraction write --modifier_token" in said
@@ -43,9 +67,9 @@ def test_all_flags_of_the_advanced_scripts_users_are_answered_at_once(capsys: py
     assert "for --text_encoder_lr write --embedding_learning_rate" in said and "--snr_gamma" not in said
 
 
-def test_what_is_to_be_written_instead_is_a_flag_of_train() -> None:
+def test_what_is_to_be_written_instead_is_a_flag_of_train_or_generate() -> None:
     commands = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
-    flags = commands["train"]._option_string_actions
+    flags = {**commands["generate"]._option_string_actions, **commands["train"]._option_string_actions}
     for new in foreign_flags._RENAMED.values():
         flag, _, value = new.partition(" ")
         assert flag in flags and (not value or value in flags[flag].choices), new
@@ -75,3 +99,18 @@ def test_a_file_of_kohyas_settings_is_answered_alike(tmp_path: Path, capsys: pyt
 
 def test_optimizers_may_be_written_as_elsewhere() -> None:
     assert cli._parsed(["train", "--optimizer", "AdamW8bit"]).optimizer == "adamw8bit"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("constant_with_warmup", "constant"), ("polynomial", "linear"),
+                                              ("cosine_with_restarts", "cosine")])  # fmt: skip
+def test_schedules_may_be_written_as_in_diffusers_and_are_the_same(theirs: str, ours: str) -> None:
+    from diffusers.optimization import get_scheduler
+
+    assert cli._parsed(["train", "--lr_scheduler", theirs]).lr_scheduler == ours
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    other = get_scheduler(theirs, optimizer, num_warmup_steps=0, num_training_steps=10)
+    own = Schedule.parse("1.0", ours)
+    for step in range(10):
+        assert own.rate_at(step, 10) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        other.step()

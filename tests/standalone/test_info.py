@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,12 @@ def test_foreign_files_are_described(
     assert cli.main(["info", str(tmp_path / "a b.SAFETENSORS")]) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in said), printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    save_file(PAIR, tmp_path / "a.safetensors")
+    piped = f"{sys.executable} -m lib_custom_diffusion info {tmp_path / 'a.safetensors'} | true"
+    assert subprocess.run(piped, shell=True, capture_output=True, text=True, check=True).stderr == ""
 
 
 @pytest.mark.parametrize(
