@@ -228,6 +228,8 @@ def architecture(unet: nn.Module) -> str:
 
 
 _FAMILIES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL"}
+TOY = "toy model"
+"""What `family` calls the small models to try things with."""
 _LEAST_TEXT_WIDTH = 512  # of CLIP's text encoders; those of small models to try things with are narrower
 
 
@@ -235,5 +237,5 @@ def family(architecture: str) -> str:
     """What people call the models of an `architecture`; one without a name of its own keeps its word."""
     shape = re.fullmatch(r"crossattn-\d+x(\d+)", architecture)
     if shape and int(shape[1]) < _LEAST_TEXT_WIDTH:
-        return "toy model"
+        return TOY
     return _FAMILIES.get(architecture, architecture)

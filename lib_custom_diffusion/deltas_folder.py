@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .delta import SUFFIX
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .storage import given_path, visible
 from .tokens import file_name
 
@@ -95,7 +95,7 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
     if name not in named:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         there = ", ".join(names[:_SHOWN]) or "none"
-        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}{more}")
+        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}{more}{did_you_mean(name, names)}")
     return named[name]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+_SUFFIX = re.compile(r"(\.delta)?\.(safetensors|pt|bin|ckpt)$")
 
 
 class UserError(Exception):
@@ -40,6 +44,13 @@ def check_range(settings: object, name: str, low: float, high: float, label: Cal
     if value > high:
         raise UserError(f"{label(name)} must be {high:,} or less, not {value}")
     raise UserError(f"{label(name)} must be {low} or more, not {value}")
+
+
+def did_you_mean(name: str, there: Iterable[str]) -> str:
+    """For the end of a message: which name that is there is nearly that one, suffix and case aside; "" for none."""
+    plain = {_SUFFIX.sub("", each.casefold()): each for each in there}
+    near = difflib.get_close_matches(_SUFFIX.sub("", name.casefold()), plain, 1)
+    return f". Did you mean {plain[near[0]]}?" if near else ""
 
 
 def check_text(text: str, what: str) -> None:

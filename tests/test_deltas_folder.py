@@ -29,8 +29,10 @@ def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_
     }
     assert find_delta(tmp_path, "pets/cat") == tmp_path / "pets" / "cat.delta.safetensors"
     assert find_delta(tmp_path, "pets/dog") == tmp_path / "pets" / "dog.delta.safetensors"
-    with pytest.raises(UserError, match=r"there is no delta 'bird' in .* which has cat, dog, pets/cat"):
+    with pytest.raises(UserError, match=r"there is no delta 'bird' in .* which has cat, dog, pets/cat$"):
         find_delta(tmp_path, "bird")
+    with pytest.raises(UserError, match=r"which has cat, dog, pets/cat\. Did you mean cat\?"):
+        find_delta(tmp_path, "Cart")
     with pytest.raises(UserError, match="choose a delta"):
         find_delta(tmp_path, "")
 

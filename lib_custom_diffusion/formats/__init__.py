@@ -16,7 +16,7 @@ from ..delta import Delta, Factors
 from ..errors import UserError
 from ..reading import Document, read_document
 from . import adobe, diffusers, embeddings, kohya, legacy
-from .base import Base
+from .base import Base, give_model
 from .imported import Imported, dropped_text
 from .kohya import how_to_use
 
@@ -89,6 +89,7 @@ __all__ = [
     "Base",
     "Imported",
     "dropped_text",
+    "give_model",
     "how_to_use",
     "read",
     "read_words",

@@ -17,7 +17,7 @@ from ..attention import KEY_PREFIX
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import Document, archive, matrix, vectors
-from .base import Base, difference, needed, resnets_of
+from .base import Base, difference, give_model, needed, resnets_of
 from .imported import Imported
 from .names import diffusers_path, is_standard, key_of
 
@@ -40,7 +40,7 @@ def read(document: Document, base: Base | None) -> Imported:
     if base is None and not is_standard(str(name).removesuffix(".weight") for name in weights):
         raise UserError(
             "its layers are not those of Stable Diffusion 1 or 2, and what they are called depends on the model;"
-            " give the model it was trained on by --model"
+            f" {give_model()} (--model toy if that was the toy model)"
         )
     for name, value in weights.items():
         key = _key(str(name), base)
@@ -78,7 +78,10 @@ def _tokens(content: dict[str, Any], weights: dict[str, Any]) -> dict[str, Tenso
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """The file by its name: u and v where all entries are factors, else full weights, which take a base."""
     compressed = all(isinstance(entry, Factors) for entry in delta.entries.values())
-    weights = {key: _written(key, entry, None if compressed else base) for key, entry in delta.entries.items()}
+    weights = {
+        key: _written(key, entry, None if compressed else base, delta.provenance.architecture)
+        for key, entry in delta.entries.items()
+    }
     if kind == "adobe":
         embed = {"embed": torch.cat([v.float() for v in delta.embeddings.values()])} if delta.embeddings else {}
         return {NAMES[kind]: archive({"state_dict": {**weights, **embed}})}
@@ -88,8 +91,8 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     return {NAMES[kind]: archive({"unet": unet, "modifier_token": tokens})}
 
 
-def _written(key: str, entry: Entry, base: Base | None) -> Any:
+def _written(key: str, entry: Entry, base: Base | None, architecture: str) -> Any:
     if base is None and isinstance(entry, Factors):
         return {"u": entry.us.float(), "v": entry.vh.float()}
     matrix_ = dense(entry)
-    return needed(base, "Adobe's format").weight(key, matrix_) + matrix_
+    return needed(base, "Adobe's format", architecture=architecture).weight(key, matrix_) + matrix_

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..attention import projections
+from ..attention import TOY, family, projections
 from ..delta import Delta, Entry
 from ..errors import UserError
 
@@ -55,10 +55,17 @@ def _resnets(unet: nn.Module) -> int:
     return int(count if isinstance(count, int) else count[0])
 
 
-def needed(base: Base | None, what: str, why: str = "holds full weights, not differences") -> Base:
-    """The base. Raises UserError if there is none."""
+def give_model(architecture: str = "") -> str:
+    """What to do where the model is missing, which has that architecture, if it is known."""
+    return f"give the model it was trained on by --model{' toy' if family(architecture) == TOY else ''}"
+
+
+def needed(
+    base: Base | None, what: str, why: str = "holds full weights, not differences", architecture: str = ""
+) -> Base:
+    """The base. Raises UserError if there is none. architecture: of the delta, if it is known."""
     if base is None:
-        raise UserError(f"{what} {why}; give the model it was trained on by --model")
+        raise UserError(f"{what} {why}; {give_model(architecture)}")
     return base
 
 
@@ -76,7 +83,7 @@ def resnets_of(delta: Delta, base: Base | None) -> int:
         return base.resnets
     if delta.provenance.architecture not in _STANDARD:
         raise UserError(
-            f"how layers are named in a model of the kind {delta.provenance.architecture} depends on the model;"
-            " give it by --model"
+            f"how layers are named in a {family(delta.provenance.architecture)} depends on the model;"
+            f" {give_model(delta.provenance.architecture)}"
         )
     return _STANDARD_RESNETS

@@ -52,7 +52,7 @@ def read(document: Document, base: Base | None) -> Imported:
 
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """Full weights of all cross-attention layers of the base: the loader wants all, changed or not."""
-    base = needed(base, "diffusers' format")
+    base = needed(base, "diffusers' format", architecture=delta.provenance.architecture)
     text_alone = all(reads_text(key) for key in delta.entries)
     for key, entry in delta.entries.items():
         base.weight(key, dense(entry))

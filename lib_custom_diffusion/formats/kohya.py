@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..reading import Document, vectors
 from ..storage import safetensors_bytes
 from ..tokens import embedding_pt, embedding_sdxl, file_names
-from .base import Base, resnets_of
+from .base import Base, give_model, resnets_of
 from .embeddings import diffusers_file, side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard
@@ -63,7 +63,7 @@ def read(document: Document, base: Base | None) -> Imported:
         if not twice:
             raise UserError(
                 "its layers are not those of Stable Diffusion 1 or 2, and what they are called depends on the model;"
-                " give the model it was trained on by --model"
+                f" {give_model()} (--model toy if that was the toy model)"
             )
     for name, value in document.content.items():
         bundled, (place, part) = _BUNDLED.fullmatch(str(name)), places[str(name)]

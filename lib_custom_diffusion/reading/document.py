@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from . import kinds, pickles, pictures
 
 _DIMENSIONS = 8
@@ -96,11 +96,19 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
+        raise UserError(f"there is no file {path}{did_you_mean(path.name, _beside(path))}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_line(error)})") from error
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of the files that may have been meant."""
+    try:
+        return sorted(each.name for each in path.parent.iterdir() if each.is_file())
+    except OSError:
+        return []
 
 
 def archive(content: Mapping[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool =
     add("--max_size", help="of the file, such as 5MB")
     if rank:
         add("--rank", type=int, help="of every layer")
-    add("--energy", type=float, help="share of the squared effect that is kept, such as 0.99")
+    add("--energy", type=float, help="share of its effect that is kept (squared), such as 0.99")
 
 
 def limit_of(options: argparse.Namespace) -> Limit | None:
@@ -75,12 +75,12 @@ def _compress(options: argparse.Namespace) -> int:
 def _compressed_report(done: Compressed) -> str:
     if done.unchanged:
         return f"{done.path}: {compressed_text(done)}"
-    measured = "on captions held out" if done.weighed else "of the matrices themselves (no --model given)"
+    measured = "on captions kept for measuring" if done.weighed else "in its numbers; give --model for that on prompts"
     return (
         f"{done.path}: {done.size / 1e6:.2f} MB, was {done.size_before / 1e6:.2f} MB"
         f" ({done.size_before / done.size:.1f} times smaller)\n"
-        f"relative error {done.error:.2%} {measured}\n"
-        f"{done.layers[0]} of {done.layers[1]} layers, {done.quantized_layers} of them quantized,"
+        f"differs from the original by {done.error:.2%} ({measured})\n"
+        f"{done.layers[0]} of {done.layers[1]} layers kept, {done.quantized_layers} of them stored in fewer bits,"
         f" ranks {done.ranks[0]} to {done.ranks[1]}"
     )
 
@@ -102,7 +102,7 @@ def _blend(options: argparse.Namespace) -> int:
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     if done.error is not None:
-        print(f"compressed with a relative error of {done.error:.2%}")
+        print(f"compressed; differs from the exact sum by {done.error:.2%}")
     print(f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}")
     return 0
 
@@ -142,11 +142,11 @@ def _merge(options: argparse.Namespace) -> int:
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     print(
         f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}\n"
-        f"{done.target_rows[0]} of {done.target_rows[1]} target rows kept,"
-        f" constraint residual {done.residual:.1e} (as stored {done.stored_residual:.1e})\n"
-        f"difference from each concept's own file on its own prompts: {', '.join(f'{off:.1%}' for off in done.off)}\n"
-        f"change on {done.captions} captions: {done.change:.4g};"
-        f" by the plain sum of the deltas it would be {done.change_of_sum:.4g}"
+        f"on its own prompts each concept differs from its own file by: {', '.join(f'{off:.1%}' for off in done.off)}\n"
+        f"{done.captions} other captions are changed by {done.change:.4g}; adding the deltas up would change them by"
+        f" {done.change_of_sum:.4g}\n"
+        f"asked of it: {done.target_rows[0]} of {done.target_rows[1]} word positions, the others being alike; missed by"
+        f" {done.residual:.1e} of their effect, {done.stored_residual:.1e} once rounded for the file"
     )
     return 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import formats
-from ..attention import short_name
+from ..attention import family, short_name
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_document
@@ -69,22 +69,25 @@ def _text(content: dict[str, Any]) -> str:
     if content["note"]:
         return f"{lines[0]}\n{content['note']}"
     if content["kind"] == DELTA:
+        made_for = content["architecture"]
+        also = f" ({made_for})" if made_for != family(made_for) else ""
         lines.append(
-            f"made for {content['architecture'] or 'an unknown architecture'}"
-            f", checkpoint {content['checkpoint'] or 'unknown'}, {content['steps']} steps"
+            f"made for {family(made_for) or 'a kind of model that it does not name'}{also}, checkpoint"
+            f" {content['checkpoint'] or 'unknown'}, trained for {content['steps']} steps"
         )
     if content["left_out"]:
         lines.append(f"beside what a delta can hold: {content['left_out']}")
     for token, found in content["tokens"].items():
         kind = f", a kind of {found['class_word']}" if found["class_word"] else ""
-        lines.append(f"token {token}: {found['vectors']} vector(s) of {found['width']}{kind}")
+        vectors = f"{found['vectors']} vector{'s' if found['vectors'] > 1 else ''}"
+        lines.append(f"word {token}: {vectors} of {found['width']} numbers{kind}")
     if not content["layers"]:
         return "\n".join(lines)
     largest = max((layer["norm"] for layer in content["layers"].values()), default=0.0) or 1.0
-    lines.append(f"{len(content['layers'])} layers:")
+    count = len(content["layers"])
+    lines.append(f"{count} layer{'s' if count > 1 else ''}, with how strongly each is changed:")
     for key, layer in content["layers"].items():
         shape = "×".join(map(str, layer["shape"])) + (f" rank {layer['rank']}" if layer["rank"] else "")
-        lines.append(
-            f"  {short_name(key):32} {shape:18} norm {layer['norm']:9.4f} {'█' * round(20 * layer['norm'] / largest)}"
-        )
+        bar = "█" * round(20 * layer["norm"] / largest)
+        lines.append(f"  {short_name(key):32} {shape:18} {layer['norm']:9.4f} {bar}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..algebra.files import (
 from ..delta import SUFFIX
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError
-from ..formats import KINDS, dropped_text
+from ..formats import KINDS, dropped_text, give_model
 from ..storage import write_atomically
 from ..tokens import file_name
 from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, table
@@ -37,6 +38,7 @@ LIMITS = ("file size", "rank", "share of the effect")
 """What compression can keep to."""
 _LORA = "lora"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+_GIVE_MODEL = re.compile(rf"{re.escape(give_model())}.*")
 _STAGES = 4  # the most that an operation of `algebra` tells of
 
 
@@ -84,13 +86,13 @@ def _compress(host: Host) -> list[Action]:
         done = compress_file(source, output, limit, host.loaded(weighed), quantized=not float16, tell=_stages(show))
         if done.unchanged:
             return _delta_outcome(host, "Not compressed", done, {"Why": compressed_text(done)})
-        measured = "on captions held out" if done.weighed else "of the matrices themselves"
+        measured = "(on captions kept for measuring)" if done.weighed else "(in its numbers)"
         rows = {
             "Before": megabytes(done.size_before),
             "Smaller": f"{done.size_before / done.size:.1f} times",
-            "Relative error": f"{done.error:.2%} {measured}",
+            "Differs from the original by": f"{done.error:.2%} {measured}",
             "Layers": f"{done.layers[0]} of {done.layers[1]}, ranks {done.ranks[0]} to {done.ranks[1]}",
-            "Quantized": f"{done.quantized_layers} layers" if done.quantized_layers else "",
+            "In fewer bits": f"{done.quantized_layers} layers" if done.quantized_layers else "",
         }
         return _delta_outcome(host, "Compressed", done, rows)
 
@@ -117,7 +119,7 @@ def _blend(host: Host) -> list[Action]:
         done = blend_files(
             sources, parse_weights(weights or "", len(sources)), output, limit, host.loaded(), _stages(show)
         )
-        rows = {"Relative error": "none: the sum is exact" if done.error is None else f"{done.error:.2%}"}
+        rows = {"Differs from the sum by": "nothing: the sum is exact" if done.error is None else f"{done.error:.2%}"}
         return _delta_outcome(host, "Blended", done, rows)
 
     return [Action(button, run, [names, weights, size, result, overwrite])]
@@ -143,9 +145,9 @@ def _merge(host: Host) -> list[Action]:
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
         rows = {
             "Difference from each file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
-            f"Change on {done.captions} other captions": f"{done.change:.4g}; by a plain sum {done.change_of_sum:.4g}",
-            "Text features of the prompts": f"{done.target_rows[0]} of {done.target_rows[1]}, without duplicates",
-            "Constraint residual (0 is exact)": f"{done.residual:.1e}, as stored {done.stored_residual:.1e}",
+            f"Change of {done.captions} other captions": f"{done.change:.4g}; by adding up {done.change_of_sum:.4g}",
+            "Asked of it": f"{done.target_rows[0]} of {done.target_rows[1]} word positions, the others being alike",
+            "Missed of that (0 is exact)": f"{done.residual:.1e}, once rounded for the file {done.stored_residual:.1e}",
         }
         return _delta_outcome(host, "Merged", done, rows)
 
@@ -219,13 +221,13 @@ def _convert(host: Host) -> list[Action]:
         try:
             done = convert_files(sources, kind, host.loaded(fits), int(rank) or None, _stages(show))
         except UserError as error:
-            raise UserError(_by_their_names(str(error), uploads or ())) from error
+            raise UserError(_for_a_page(str(error), uploads or ())) from error
         name = result or sources[0].name.removesuffix(SUFFIX).removesuffix(sources[0].suffix)
         paths = _places(host, name, kind, list(done.files), overwrite)
         for path, content in zip(paths, done.files.values(), strict=True):
             write_atomically(path, content)
         rows = {
-            f"File {number}" if len(paths) > 1 else "File": f"{path.absolute()} ({megabytes(path.stat().st_size)})"
+            _called(kind, number, len(paths)): f"{path.absolute()} ({megabytes(path.stat().st_size)})"
             for number, path in enumerate(paths, start=1)
         }
         if kind == _LORA and host.loras_dir:
@@ -238,8 +240,16 @@ def _convert(host: Host) -> list[Action]:
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
 
 
-def _by_their_names(message: str, uploads: Sequence[Any]) -> str:
-    """A message with uploaded files named as a person knows them, not by where gradio has put them."""
+def _called(kind: str, number: int, count: int) -> str:
+    """What a file of a result is called; beside a LoRA there are its words, as embeddings."""
+    if kind in LORAS:
+        return "File" if number == 1 else "Its word" if count == 2 else f"Its word {number - 1}"
+    return "File" if count == 1 else f"File {number}"
+
+
+def _for_a_page(message: str, uploads: Sequence[Any]) -> str:
+    """A message without flags of the command line, and with uploaded files named as a person knows them."""
+    message = _GIVE_MODEL.sub("load the model it was trained on, and tick Made for the loaded model", message)
     for upload in uploads:
         message = message.replace(upload.name, Path(upload.name).name)
     return message

@@ -11,7 +11,7 @@ from modules import hashes, paths, shared
 
 from ..delta import Delta, Factors
 from ..deltas_folder import named_deltas, named_saves, steps_of_save
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..storage import write_atomically
 
 LOG_DIRECTORY = "textual_inversion"
@@ -94,7 +94,8 @@ class DeltaLibrary:
             self.refresh()
         found = self._by_name.get(name) or self._saves.get(name)
         if found is None:
-            raise UserError(f"there is no delta {name!r} in {self.folder}")
+            near = did_you_mean(name, [*self._saves, *self._by_name])
+            raise UserError(f"there is no delta {name!r} in {self.folder}{near}")
         return found
 
     def by_steps(self, name: str) -> dict[int, DeltaOnDisk]:

@@ -112,6 +112,16 @@ def test_a_compressed_file_of_a_unet_of_another_layout_is_refused_without_a_mode
     assert formats.read(path, Base({}, {}, resnets=1)).delta.entries
 
 
+@pytest.mark.parametrize("kind", ["adobe", "diffusers", "lora-diffusers"])
+@pytest.mark.parametrize(
+    ("architecture", "given"), [("crossattn-7x128", "--model toy$"), ("crossattn-7x1000", "--model$")]
+)
+def test_the_toy_is_named_where_it_is_the_model_that_is_missing(kind: str, architecture: str, given: str) -> None:
+    delta = Delta(changes(), {}, Provenance(architecture))
+    with pytest.raises(UserError, match=f"give the model it was trained on by {given}"):
+        formats.write(delta, kind)
+
+
 def test_the_written_file_is_laid_out_as_adobes_loader_expects(tmp_path: Path) -> None:
     """Its sample.py: st["state_dict"], names of LDM, "embed" reshaped to (-1, width); load_model: st["unet"]."""
     delta = Delta(changes(), {"<new1>": torch.randn(1, 6)}, Provenance("sd1"))

@@ -335,7 +335,7 @@ def test_info_for_people_and_programs(
     assert told["tokens"] == {"<new1>": {"vectors": 1, "width": 48, "class_word": "cat"}}
     assert len(told["layers"]) == 8
     assert main(["info", str(path)]) == 0
-    assert "token <new1>: 1 vector(s) of 48, a kind of cat" in capsys.readouterr().out
+    assert "word <new1>: 1 vector of 48 numbers, a kind of cat" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

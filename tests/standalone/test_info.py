@@ -20,11 +20,11 @@ PAIR = {f"{LAYER}.lora_up.weight": torch.ones(4, 2), f"{LAYER}.lora_down.weight"
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        (PAIR, [": a LoRA,", "1 layers:", "4×8 rank 2"]),
+        (PAIR, [": a LoRA,", "1 layer, with", "4×8 rank 2"]),
         ({**PAIR, f"{LAYER}.dora_scale": torch.ones(1, 8)}, [": a DoRA,", "depends on the weights of its model"]),
         ({**PAIR, "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)}, ["1 of the text encoder"]),
         ({f"{LAYER}.lokr_w1": torch.ones(2, 2), f"{LAYER}.lokr_w2": torch.ones(2, 4)}, [": a LoKr,", "4×8"]),
-        ({"<cat>": torch.ones(2, 8)}, [": an embedding,", "token <cat>: 2 vector(s) of 8"]),
+        ({"<cat>": torch.ones(2, 8)}, [": an embedding,", "word <cat>: 2 vectors of 8 numbers"]),
     ],
 )
 def test_foreign_files_are_described(
@@ -53,6 +53,17 @@ def test_what_is_none_of_them_is_one_line(
     assert cli.main(["info", str(tmp_path / "a.delta.safetensors")]) == 2
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", ["mug", "mugs.delta.safetensors", "MUG.delta.safetensors"])
+def test_a_file_of_nearly_that_name_is_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    (tmp_path / "mug.delta.safetensors").touch()
+    (tmp_path / "cat.delta.safetensors").touch()
+    for command in (["info"], ["compress", "--rank", "4"], ["merge", "--output", str(tmp_path / "new.safetensors")]):
+        assert cli.main([command[0], str(tmp_path / asked), *command[1:]]) == 2
+        assert capsys.readouterr().err.endswith(". Did you mean mug.delta.safetensors?\n")
 
 
 def test_a_delta_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,12 @@ def library(tmp_path) -> DeltaLibrary:
     return DeltaLibrary(tmp_path)
 
 
+def test_a_delta_of_nearly_that_name_is_suggested(tmp_path):
+    (tmp_path / "my-cat.delta.safetensors").touch()
+    with pytest.raises(UserError, match=r"there is no delta 'mycat' in .*\. Did you mean my-cat\?"):
+        DeltaLibrary(tmp_path).find("mycat")
+
+
 def test_a_delta_is_found_by_its_file_name_also_one_that_was_added_since(library, tmp_path):
     library.refresh()
     delta().save(tmp_path / "cat.delta.safetensors")

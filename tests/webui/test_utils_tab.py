@@ -57,14 +57,14 @@ def test_compress_writes_a_smaller_file_and_tells_the_error(made, tmp_path):
     small = Delta.load(tmp_path / "deltas" / "cat-small.delta.safetensors")
     assert all(isinstance(entry, Factors) and entry.us.shape[1] == 1 for entry in small.entries.values())
     assert delta == "cat-small" and opens["visible"]
-    assert "Relative error" in told and "on captions held out" in told
+    assert "Differs from the original by" in told and "on captions kept for measuring" in told
     [card] = made["cd_utils_open"].events
     assert card.js == "customDiffusionShowCard" and [part.elem_id for part in card.inputs] == ["cd_utils_delta"]
 
 
 def test_compress_of_what_fits_says_so(made, tmp_path):
     told = report(made["cd_compress"].press(cd_compress_name="cat"))  # to 5 MB
-    assert "Not compressed" in told and "small enough already" in told and "Relative error" not in told
+    assert "Not compressed" in told and "small enough already" in told and "Differs from the original by" not in told
     original, copy = (tmp_path / "deltas" / f"{name}.delta.safetensors" for name in ("cat", "cat-small"))
     assert copy.read_bytes() == original.read_bytes()
 
@@ -99,8 +99,8 @@ def test_blend_adds_up_and_tells_of_renamed_words(made, tmp_path):
 
 def test_merge_tells_the_residual(made, tmp_path):
     told = report(made["cd_merge"].press(cd_merge_names=["cat"], cd_merge_result="merged"))
-    assert "Constraint residual" in told and "by a plain sum" in told
-    assert float(re.search(r"Constraint residual \(0 is exact\)</th><td>([^,<]+),", told)[1]) < 1e-3
+    assert "Missed of that" in told and "by adding up" in told
+    assert float(re.search(r"Missed of that \(0 is exact\)</th><td>([^,<]+),", told)[1]) < 1e-3
     cat, merged = (Delta.load(tmp_path / "deltas" / f"{name}.delta.safetensors") for name in ("cat", "merged"))
     assert set(merged.entries) == set(cat.entries) and set(merged.embeddings) == set(cat.embeddings)
 
@@ -110,6 +110,7 @@ def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     told = report(made["cd_convert"].press(**entered))
     lora = tmp_path / "Lora" / "cat.safetensors"  # where the host finds it by <lora:cat:1>
     assert str(lora) in told and "&lt;lora:cat:1&gt;" in told
+    assert f"Its word</th><td>{tmp_path / 'deltas' / 'cat-words' / 'new1.pt'}" in told
     assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
     assert "cut to rank 1" in told and "write embedding:new1" in told
     assert (tmp_path / "deltas" / "cat-words" / "new1.pt").is_file()
@@ -127,6 +128,12 @@ def test_an_upload_that_is_refused_is_named_as_a_person_knows_it(made, tmp_path)
     uploaded.write_text("<html></html>")
     told = report(made["cd_convert"].press(cd_convert_uploads=[SimpleNamespace(name=str(uploaded))]))
     assert told.startswith("<div class='error'>page.safetensors: it is a web page")
+
+
+def test_a_model_that_is_missing_is_asked_for_in_the_words_of_the_page(made):
+    entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_kind": "diffusers", "cd_convert_fits": False}
+    told = report(made["cd_convert"].press(**entered))
+    assert told.endswith("load the model it was trained on, and tick Made for the loaded model</div>")
 
 
 def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...attention import family
+from ...attention import TOY, family
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...storage import visible
@@ -39,7 +39,7 @@ class Models:
     @property
     def small(self) -> bool:
         """Whether it is the toy, by whatever name, or another model to try things with: its presets are others."""
-        return self.name == "toy" if self.loaded is None else family(self.loaded.architecture) == "toy model"
+        return self.name == "toy" if self.loaded is None else family(self.loaded.architecture) == TOY
 
     def names(self) -> list[str]:
         """What can be chosen: the model that the app was started with, the toy, and what is in the models' folder."""
