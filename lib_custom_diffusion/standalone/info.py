@@ -72,7 +72,7 @@ def _text(content: dict[str, Any]) -> str:
         made_for = content["architecture"]
         also = f" ({made_for})" if made_for != family(made_for) else ""
         lines.append(
-            f"made for {family(made_for) or 'a kind of model that it does not name'}{also}, checkpoint"
+            f"made for {family(made_for) or 'a kind of model that it does not name'}{also}; checkpoint"
             f" {content['checkpoint'] or 'unknown'}, trained for {content['steps']} steps"
         )
     if content["left_out"]:
