@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import safetensors.torch
 from torch import Tensor
@@ -177,10 +179,12 @@ def given_path(text: str | Path) -> Path:
 
 
 def typed_path(text: str) -> Path:
-    """A path as people type it, or as Windows copies it: within quotation marks."""
+    """A path as people type it, or as systems copy it: within quotation marks, or as file:///…"""
     text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+    if len(text) > 1 and ((text[0] == text[-1] and text[0] in "\"'") or text[0] + text[-1] == "“”"):
         text = text[1:-1].strip()
+    if text.lower().startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
     return given_path(text)
 
 

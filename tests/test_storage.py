@@ -102,7 +102,15 @@ def test_order_in_which_metadata_was_given_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "path"),
-    [(' "C:/my pictures" ', "C:/my pictures"), ("'/a b'", "/a b"), ("/a'b", "/a'b"), ('"', '"'), ("~/cats", "~/cats")],
+    [
+        (' "C:/my pictures" ', "C:/my pictures"),
+        ("'/a b'", "/a b"),
+        ("/a'b", "/a'b"),
+        ('"', '"'),
+        ("~/cats", "~/cats"),
+        ("“/a b”", "/a b"),
+        ("file:///a%20b", "/a b"),
+    ],
 )
 def test_a_path_may_be_quoted_as_it_was_copied(typed: str, path: str) -> None:
     assert storage.typed_path(typed) == Path(path).expanduser()

@@ -37,7 +37,8 @@ class Face:
     template: makes the field for a template of captions.
     presets:  what each kind of thing fills in; the form starts with the first.
     note:     what is said of a preset (HTML), with the folder of pictures that was entered, "" for none.
-    keep:     keeps pictures that were dragged in (their files) and says in which folder; None if none can be.
+    keep:     keeps pictures that were dragged in (their files), beside those in the folder that is chosen if they were
+              dragged in before, and says in which folder; None if none can be.
     """
 
     row: Callable[[], Any]
@@ -46,7 +47,7 @@ class Face:
     template: Callable[[], gr.components.IOComponent]
     presets: Mapping[str, Mapping[str, Any]]
     note: Callable[[str, str], str]
-    keep: Callable[[Sequence[str]], str] | None = None
+    keep: Callable[[Sequence[str], str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def essential_fields(face: Face) -> Essentials:
         )
         keep = face.keep
         uploads.upload(
-            fn=lambda files: keep([file.name for file in files]), inputs=[uploads],
-            outputs=[concept["instance_data_dir"]], show_progress=False,
+            fn=lambda files, folder: keep([file.name for file in files], folder or ""),
+            inputs=[uploads, concept["instance_data_dir"]], outputs=[concept["instance_data_dir"]], queue=False,
+            show_progress=False,
         ).then(fn=lambda: None, inputs=[], outputs=[uploads], queue=False, show_progress=False)  # fmt: skip
     strip = gr.HTML(elem_id="cd_strip")
     with face.row():

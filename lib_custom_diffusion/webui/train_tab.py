@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import torch
 from gradio.context import Context
-from modules import paths, script_callbacks, sd_hijack, sd_models, sd_samplers, shared
+from modules import script_callbacks, sd_hijack, sd_models, sd_samplers, shared
 from modules.call_queue import wrap_gradio_gpu_call, wrap_queued_call
 from modules.textual_inversion import textual_inversion
 from modules.ui_common import create_refresh_button
@@ -32,7 +32,7 @@ from .host_backend import model_resolution
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, add_fetching, failed, last, succeeded
 from .toy_model import example, no_checkpoint, toy_button, toy_chosen
-from .training_job import estimate, template_file, timings_file, train
+from .training_job import estimate, logs_in, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -73,7 +73,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     shown = [prompt, send, card, compare, delta, outcome]
 
     def opened() -> list[Any]:
-        library.look_into(Path(paths.data_path, log_directory.value))  # as it was kept under Settings → Defaults
+        library.look_into(logs_in(log_directory.value or ""))  # as it was kept under Settings → Defaults
         names = [gr.update(choices=_embedding_names()) for _ in words]
         return [gr.update(visible=no_checkpoint()), resumable_html(), *names, *_suiting_preset(fields)]
 

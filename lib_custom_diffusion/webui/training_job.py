@@ -20,6 +20,7 @@ from ..backend import Sampling
 from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
+from ..storage import typed_path
 from ..training.job import Host, Report, dated_folder
 from ..training.loop import Progress
 from ..training.losslog import LossTable
@@ -47,7 +48,7 @@ def train(
     """
     plan, backend = _begin(plan, wording)
     backend.preview = preview
-    logs = Path(paths.data_path, log_directory)
+    logs = logs_in(log_directory)
     folder = dated_folder(logs, plan, wording)
     library.look_into(logs)
     target = library.folder / f"{plan.result_name}{SUFFIX}"
@@ -65,6 +66,11 @@ def estimate(plan: TrainingPlan) -> str:
     plan, backend = _begin(plan, PAGE)
     with ready_for_training(backend.model):
         return estimate_time(plan, Host(backend, Path()), HostScreen(), timings_file())
+
+
+def logs_in(directory: str) -> Path:
+    """The log directory that a person has entered, from the host's data folder; the usual one if it is empty."""
+    return Path(paths.data_path, typed_path(directory) if directory.strip() else LOG_DIRECTORY)
 
 
 def template_file(name: str) -> Path:

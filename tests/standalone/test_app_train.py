@@ -72,10 +72,14 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: 
 
 def test_pictures_that_are_dragged_in_are_kept_in_a_folder_of_their_own(page: Page, pictures: Path) -> None:
     dragged = [SimpleNamespace(name=str(path)) for path in sorted(pictures.glob("*.png"))]
-    folder = Path(page.parts["cd_upload"].events[0].fn(dragged))
+    keep = page.parts["cd_upload"].events[0].fn
+    folder = Path(keep(dragged, str(pictures)))
     assert folder.parent == (page.logs / "pictures").resolve()
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert kept == {Path(each.name).name: Path(each.name).read_bytes() for each in dragged} and kept
+    more = Path(keep(dragged[:1], str(folder)))  # of the same name as one before
+    named = Path(dragged[0].name)
+    assert more != folder and {path.name for path in more.iterdir()} == {*kept, f"{named.stem}-2.png"}
     assert [part.elem_id for part in page.parts["cd_upload"].events[0].outputs] == ["cd_pictures_1"]
 
 

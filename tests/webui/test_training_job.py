@@ -27,7 +27,7 @@ from lib_custom_diffusion.ui.training_form import entered_plan
 from lib_custom_diffusion.ui.training_page import outcome_html
 from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
-from lib_custom_diffusion.webui.training_job import estimate, template_file, train
+from lib_custom_diffusion.webui.training_job import estimate, logs_in, template_file, train
 
 CONCEPT = {"modifier_token": "mycat", "class_prompt": "cat"}
 
@@ -57,6 +57,14 @@ def same_as_before(host, before: torch.Tensor) -> bool:
         and sd_hijack.model_hijack.optimizations[-1:] in ([], [None])
         and shared.parallel_processing_allowed
     )
+
+
+@pytest.mark.parametrize(
+    ("entered", "folder"),
+    [("logs", "logs"), ('"logs"', "logs"), ("", "textual_inversion"), (" ", "textual_inversion"), ("'/x y'", "/x y")],
+)
+def test_the_log_directory_may_be_quoted_as_it_was_copied_or_empty(entered, folder):
+    assert logs_in(entered) == Path(paths.data_path, folder)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import html
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -64,14 +65,24 @@ class _Place:
         loaded = Loaded(backend.architecture, backend.resolution) if backend else None
         return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, self.timings)
 
-    def keep(self, files: Sequence[str]) -> str:
-        """Copy pictures that were dragged in to a folder of their own, and say which."""
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d %H.%M.%S")
-        folder = self.logs / "pictures" / stamp
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copyfile(file, folder / Path(file).name)
-        return str(folder.resolve())
+    def keep(self, files: Sequence[str], before: str) -> str:
+        """Copy pictures that were dragged in to a folder of their own, and say which.
+
+        before: the folder that was chosen; pictures that were dragged into it are among the new ones.
+        """
+        kept = (self.logs / "pictures").resolve()
+        folder = _new(kept, datetime.datetime.now().strftime("%Y-%m-%d %H.%M.%S"))
+        folder.mkdir(parents=True)
+        earlier = sorted(Path(before).glob("*")) if Path(before).parent == kept else []
+        for file in [*earlier, *map(Path, files)]:
+            shutil.copyfile(file, _new(folder, file.stem, file.suffix))
+        return str(folder)
+
+
+def _new(folder: Path, stem: str, suffix: str = "") -> Path:
+    """A path that is not there yet: cat.png, cat-2.png."""
+    names = (f"{stem}-{number}{suffix}" for number in itertools.count(2))
+    return next(path for name in itertools.chain([f"{stem}{suffix}"], names) if not (path := folder / name).exists())
 
 
 class _Screen:
