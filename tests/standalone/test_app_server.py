@@ -92,7 +92,30 @@ def test_no_page_shows_it_in_a_frame_and_it_loads_nothing_from_elsewhere(app: Cl
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("path", ["/file={}", "/file/{}", "//file={}", "/file=../../{}", "/file=/proc/self/environ"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/file={}",
+        "/file/{}",
+        "//file={}",
+        "/file=../../{}",
+        "/file=/proc/self/environ",
+        "/file%3D{}",
+        "/%66ile={}",
+        "/file=%2e%2f{}",
+        "/file={}%00.png",
+        "/file=%00{}",
+        "/./file={}",
+        "/x/../file={}",
+        "/file=file:{}",
+        "/FILE={}",
+        "/static/..%2f..%2f{}",
+        "/assets/..%2f{}",
+        "/file=https://example.com/{}",
+        "/file=\\{}",
+        "/file;={}",
+    ],
+)
 def test_files_are_not_served_from_the_working_directory(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +147,20 @@ def test_nothing_is_fetched_from_elsewhere_for_whoever_asks(app: Client) -> None
     assert app.get("/proxy=https://example.com/x", headers=OWN).status_code == 403
 
 
-@pytest.mark.parametrize("host", ["example.com", "127.0.0.1.example.com", "example.com:7860", 'a"b'])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.com",
+        "127.0.0.1.example.com",
+        "example.com:7860",
+        'a"b',
+        "0.0.0.0:7860",
+        "[::]:7860",
+        "localhost.example.com",
+        "localhost.",
+        "127.0.0.1@example.com",
+    ],
+)
 def test_names_that_are_not_its_own_are_refused(app: Client, host: str) -> None:
     assert app.get("/", headers={"Host": host}).status_code == 403
 
