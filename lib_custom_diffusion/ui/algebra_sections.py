@@ -128,7 +128,7 @@ def _blend(host: Host) -> list[Action]:
 def _merge(host: Host) -> list[Action]:
     gr.HTML(
         "<p>Combines concepts that were trained separately, so that each word keeps its effect and little else changes"
-        " (constrained least squares). Uses the loaded model.</p>"
+        ". Uses the loaded model.</p>"
     )
     names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(

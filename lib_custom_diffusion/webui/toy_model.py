@@ -66,8 +66,9 @@ def example() -> tuple[str, str]:
 def toy_button(part: str) -> None:
     """A button that installs the toy and chooses it, as checkpoint and as preset of the training form, by the page."""
     gr.HTML(
-        "<p>No checkpoint yet? The toy model is a very small model of drawings that trains in minutes on any computer."
-        " This copies it to your checkpoints, selects it, and fills in the training form with an example.</p>"
+        "<p>No checkpoint yet, or just trying? The toy model is a very small model of drawings that trains in minutes"
+        " on any computer. This copies it to your checkpoints, selects it, and fills in the training form with an"
+        " example.</p>"
     )
     button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
     told = gr.HTML(elem_id=f"{part}_told")
