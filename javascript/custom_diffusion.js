@@ -4,17 +4,6 @@ function refreshCustomDiffusionCards(_event, tab) {
     gradioApp().getElementById(tab + '_cd_refresh_cards').click();
 }
 
-// The host has the cards of a page that is opened brought by gradio's queue, which may drop them.
-onUiLoaded(function() {
-    for (const tab of ['txt2img', 'img2img']) {
-        gradioApp().getElementById(tab + '_extra_tabs').addEventListener('click', function(event) {
-            const opened = event.target.closest('.tab-nav > button')?.textContent.trim() === 'Deltas';
-            const cards = gradioApp().getElementById(tab + '_deltas_cards');
-            if (opened && !cards?.querySelector('.card, .nocards')) refreshCustomDiffusionCards(null, tab);
-        });
-    }
-});
-
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one. It fills nothing in if
     // the same is to be said again, so what is there is hidden, not removed.

@@ -52,17 +52,6 @@ def test_pasted_infotext_names_the_delta_as_it_is_called_here(webui: WebUI, page
     assert fingerprint(page.draw(webui.data)) == picture
 
 
-def test_cards_that_gradio_did_not_bring_come_when_their_page_is_opened(webui: WebUI, page: Page) -> None:
-    page.page.wait_for_timeout(3000)  # what it does bring
-    page.page.evaluate("() => { document.getElementById('txt2img_deltas_cards').innerHTML = ''; }")
-    shutil.copy(webui.delta("thing"), webui.delta("more"))  # gradio draws nothing anew that is the same
-    try:
-        open_cards(page)
-        assert set(page.cards().evaluate_all("all => all.map(card => card.dataset.name)")) >= {"thing", "more"}
-    finally:
-        webui.delta("more").unlink()
-
-
 def test_a_card_is_found_by_its_word_and_by_its_folder(webui: WebUI, page: Page) -> None:
     inner = webui.data / "models/deltas/animals/inner.delta.safetensors"
     inner.parent.mkdir()
