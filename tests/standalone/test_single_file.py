@@ -162,6 +162,16 @@ def test_weights_that_would_be_read_as_something_else_are_refused(
         load_checkpoint(saved(tmp_path / "a.safetensors", tiny.sd1() | changed))
 
 
+def test_layers_that_are_zero_before_any_training_are_not_torn(tmp_path: Path) -> None:
+    """As LDM's code makes them."""
+    ends = (".out.2.weight", "proj_out.weight", "out_layers.3.weight")
+    new = {
+        name: torch.zeros_like(each) if name.endswith(ends) and name.startswith("model.") else each
+        for name, each in tiny.sd1().items()
+    }
+    assert not load_checkpoint(saved(tmp_path / "a.safetensors", new)).unet.conv_out.weight.any()
+
+
 def test_a_text_encoder_of_another_kind_is_not_called_left_out(tmp_path: Path) -> None:
     other = parted(tiny.sd1(), "cond_stage_model.") | {"cond_stage_model.transformer.token_emb.weight": torch.ones(4)}
     with pytest.raises(UserError, match="has a text encoder of another kind"):
