@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,7 +10,6 @@ from PIL import Image
 from lib_custom_diffusion.training.recipes import RECIPES, TOY_RECIPES
 from lib_custom_diffusion.ui.preset_note import PURPOSES, Loaded, preset_note
 from lib_custom_diffusion.ui.timings import Circumstances, Timing, keep_timing
-from lib_custom_diffusion.ui.training_fields import FormFields
 
 PET = RECIPES["thing or pet"]
 
@@ -44,10 +42,3 @@ def test_the_cost_is_that_of_the_machine_the_model_and_the_pictures(timings: Pat
 def test_what_was_not_measured_is_not_guessed(timings: Path, preset: str, loaded: Loaded | None) -> None:
     told = preset_note(preset, RECIPES[preset], "", loaded, timings)
     assert "is known after the first training" in told and "About" not in told
-
-
-def test_a_preset_unticks_the_box_of_what_it_switches_off_and_ticks_it_again() -> None:
-    boxes: dict[str, Any] = {"augment": None, "max_train_steps": None, "snr_gamma": None}
-    fields = FormFields(None, [], boxes, None, {**RECIPES, **TOY_RECIPES})  # type: ignore[arg-type]
-    assert fields.filled_by("toy model: thing") == [False, 300, 5.0]
-    assert fields.filled_by("thing or pet") == [True, 250, 0]

@@ -17,7 +17,7 @@ from PIL import Image
 from lib_custom_diffusion.data.pictures import find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.training.plan import TrainingPlan
-from lib_custom_diffusion.training.recipes import RECIPES
+from lib_custom_diffusion.training.recipes import RECIPES, TOY_RECIPES
 from lib_custom_diffusion.ui.training_fields import Face, FormFields, advanced_fields, essential_fields
 from lib_custom_diffusion.ui.training_form import LABELS, entered_plan
 from lib_custom_diffusion.webui import train_tab
@@ -270,3 +270,10 @@ def test_concepts_have_a_field_for_each_part(made):
     parts = {"modifier_token", "class_prompt", "instance_data_dir", "class_data_dir"}
     assert [set(concept) for concept in shown().concepts] == [parts] * 4
     assert Path(made["cd_log_directory"].value) == Path("textual_inversion")
+
+
+def test_a_preset_unticks_the_box_of_what_it_switches_off_and_ticks_it_again() -> None:
+    boxes = {"augment": None, "max_train_steps": None, "snr_gamma": None}
+    made = FormFields(None, [], boxes, None, {**RECIPES, **TOY_RECIPES})
+    assert made.filled_by("toy model: thing") == [False, 300, 5.0]
+    assert made.filled_by("thing or pet") == [True, 250, 0]
