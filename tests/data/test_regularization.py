@@ -143,7 +143,7 @@ def test_nothing_to_draw_from_or_to_is_an_error(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="not 1 and 0"):
         generate(Painter(), "cat", tmp_path, 1, Sampling(batch_size=0), 0)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*file"):
+    with pytest.raises(UserError, match=r"cannot save .*file"):
         generate(Painter(), "cat", tmp_path / "file", 1, PAIRS, 0)
 
     def no_space(_descriptor: int) -> None:
