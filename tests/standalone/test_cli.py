@@ -283,8 +283,8 @@ def test_two_launched_processes_learn_what_one_learns(model: Path, pictures: Pat
     assert said[0].read_text().count("wrote ") == 2 and not said[1].read_text()  # files, by the main process alone
     states = [load_file(tmp_path / name / "checkpoint-3" / "state.safetensors") for name in ("one", "two")]
     for key, one in states[0].items():
-        # Adam divides by the gradient's size: where that is nearly 0, rounding shows, in changes of up to 2.4e-4.
-        assert torch.allclose(states[1][key], one, rtol=1e-3, atol=1e-6), key
+        # Adam divides by the gradient's size: where that is nearly 0, rounding shows in a single number by 1 %.
+        assert (states[1][key] - one).norm() <= 2e-3 * one.norm(), key
 
 
 def test_generate_applies_a_delta_by_name_and_by_path(model: Path, pictures: Path, tmp_path: Path) -> None:
