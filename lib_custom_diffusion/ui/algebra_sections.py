@@ -235,7 +235,7 @@ def _convert(host: Host) -> list[Action]:
         if kind in LORAS:
             rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""
-        return Outcome(_report("Converted", rows, done.dropped, done.notes), delta=delta, files=paths)
+        return Outcome(_report("Converted", rows, done.dropped, done.notes), delta=delta)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
 
@@ -329,7 +329,7 @@ class _stages:
 def _delta_outcome(host: Host, verb: str, done: Result, rows: Mapping[str, str]) -> Outcome:
     shared = {"File": str(done.path), "Size": megabytes(done.size), "Words": ", ".join(done.words)}
     report = _report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
-    return Outcome(report, delta=done.path.name.removesuffix(SUFFIX), files=[done.path])
+    return Outcome(report, delta=done.path.name.removesuffix(SUFFIX))
 
 
 def _report(verb: str, rows: Mapping[str, str], dropped: Mapping[Path, Sequence[str]], notes: Sequence[str]) -> str:

@@ -31,15 +31,11 @@ class Show(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an action. report: HTML. pictures: to show. delta: the name of a delta in the folder, to be opened.
-
-    files: what was written, to be taken along.
-    """
+    """What came of an action. report: HTML. pictures: to show. delta: the name of one in the folder, to be opened."""
 
     report: str
     pictures: Sequence[Path] = ()
     delta: str = ""
-    files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
