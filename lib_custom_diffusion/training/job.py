@@ -25,7 +25,7 @@ from PIL import Image
 from .. import __version__
 from ..algebra.files import compress_file, compressed_text
 from ..attention import cross_attentions, projections, refuse_bypassed
-from ..backend import Backend, Sampling
+from ..backend import Backend, usual_sampling
 from ..data import regularization
 from ..data.buckets import size_multiple
 from ..data.captions import has_pictures
@@ -359,7 +359,7 @@ class TrainingJob:
         elif plan.num_class_images and not folder.is_file():
             regularization.generate(
                 backend, concept.class_prompt, folder, plan.num_class_images,
-                Sampling(batch_size=plan.sample_batch_size), plan.seed,
+                replace(usual_sampling(backend.architecture), batch_size=plan.sample_batch_size), plan.seed,
                 partial(self._preparing, f"Drawing {concept.class_prompt}"),
             )  # fmt: skip
 

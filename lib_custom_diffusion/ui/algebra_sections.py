@@ -243,7 +243,8 @@ def _convert(host: Host) -> list[Action]:
 def _called(kind: str, number: int, count: int) -> str:
     """What a file of a result is called; beside a LoRA there are its words, as embeddings."""
     if kind in LORAS:
-        return "File" if number == 1 else "Its word" if count == 2 else f"Its word {number - 1}"
+        which = "" if count == 2 else f" {number - 1}"
+        return "File" if number == 1 else f"Its word{which}, for other programs"
     return "File" if count == 1 else f"File {number}"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 
-from ..backend import Sampling
+from ..backend import Backend, Sampling, usual_sampling
 from ..data.regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
 from ..errors import UserError
 from .utilities import Action, Host, Outcome, Section, Show, folder_of
@@ -60,7 +61,10 @@ def _draw(host: Host) -> list[Action]:
             visible=bool(host.samplers), elem_id="cd_reg_sampler",
         )  # fmt: skip
         steps = gr.Slider(label="Sampling steps", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps")
-        scale = gr.Slider(label="CFG Scale", minimum=1.0, maximum=30.0, step=0.5, value=6.0, elem_id="cd_reg_cfg")
+        scale = gr.Slider(
+            label="CFG Scale", minimum=0, maximum=30.0, step=0.5, value=0, info="0 for what suits the model",
+            elem_id="cd_reg_cfg",
+        )  # fmt: skip
     with gr.Row():
         side = gr.Number(
             label="Width and height", value=0, precision=0, info="0 for the model's own size",
@@ -87,9 +91,9 @@ def _draw(host: Host) -> list[Action]:
     ) -> Outcome:  # fmt: skip
         target = folder_of(folder, "a folder for the pictures")
         size = (int(side), int(side)) if side else None
-        sampling = Sampling(int(steps), float(scale), "", size, int(batch or 0))
         first = int(seed or 0)
-        sampling.check(first, _LABELS.__getitem__)
+        asked = Sampling(int(steps), float(scale), "", size, int(batch or 0))
+        asked.check(first, _LABELS.__getitem__)
 
         def tell(done: int, total: int) -> None:
             show(done, total, f"{done} of {total} pictures")
@@ -97,7 +101,8 @@ def _draw(host: Host) -> list[Action]:
         if source == SOURCES[0]:
             if not (prompt or "").strip():
                 raise UserError("Prompt is empty; say what to draw, such as photo of a cat")
-            drawn = generate(host.backend(sampler), prompt, target, int(count or 0), sampling, first, tell)
+            backend = host.backend(sampler)
+            drawn = generate(backend, prompt, target, int(count or 0), _suiting(asked, backend), first, tell)
         else:
             if source == SOURCES[1]:
                 prompts = captions_of(folder_of(captions, "the folder of captioned pictures"), int(times or 0))
@@ -107,7 +112,8 @@ def _draw(host: Host) -> list[Action]:
                 if path is None:
                     raise UserError("choose a template")
                 prompts = template_captions(path, prompt or "", int(count or 0), first, words)
-            drawn = generate_captions(host.backend(sampler), prompts, target, sampling, first, tell)
+            backend = host.backend(sampler)
+            drawn = generate_captions(backend, prompts, target, _suiting(asked, backend), first, tell)
         report = f"<p>{_pictures(len(drawn))} drawn into <code>{html.escape(str(target))}</code>.</p>"
         return Outcome(report, pictures=drawn[:_SHOWN])
 
@@ -122,6 +128,12 @@ _LABELS = {
     "seed": "Seed",
 }  # fmt: skip
 """What the page calls what `Sampling.check` looks at."""
+
+
+def _suiting(asked: Sampling, backend: Backend) -> Sampling:
+    """With the CFG scale that suits the model, unless another was asked for."""
+    usual = usual_sampling(backend.architecture).guidance_scale
+    return replace(asked, guidance_scale=asked.guidance_scale or usual)
 
 
 def _fields_of(source: str) -> list[dict]:

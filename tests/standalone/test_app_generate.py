@@ -16,6 +16,7 @@ from lib_custom_diffusion.standalone.app.generate_tab import add_generate_tab
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
 from lib_custom_diffusion.standalone.app.prompt_history import KEPT, PromptHistory
+from lib_custom_diffusion.standalone.app.reopened_pages import ReopenedPages
 from lib_custom_diffusion.ui.utilities import Lists
 from page import Part, parts
 
@@ -28,7 +29,9 @@ def history(tmp_path: Path) -> PromptHistory:
 @pytest.fixture
 def made(model: Path, tmp_path: Path, history: PromptHistory) -> dict[str, Part]:
     with gr.Blocks() as blocks:
-        add_generate_tab(Models(str(model)), tmp_path / "deltas", Jobs(threading.Lock()), Lists(), history)
+        add_generate_tab(
+            Models(str(model)), tmp_path / "deltas", Jobs(threading.Lock()), Lists(), history, ReopenedPages()
+        )
     return parts(blocks)
 
 
@@ -65,6 +68,20 @@ def test_a_picture_that_does_not_say_how_it_was_made_changes_nothing(made: dict[
     Image.new("RGB", (8, 8)).save(tmp_path / "half.png", pnginfo=text)
     prompt, _, steps, *_ = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=str(tmp_path / "half.png")))
     assert prompt == "a dog\nSeed: 3" and steps == gr.update()
+
+
+def test_a_page_opened_later_shows_the_last_pictures_and_no_refusal(made: dict[str, Part]) -> None:
+    opened = made["cd_again"].events[0]
+    assert [each.elem_id for each in opened.outputs] == ["cd_gallery", "cd_gen_outcome", "cd_gen_history"]
+    assert len(list(opened.fn())) == 1  # there is nothing yet
+    drawn = {"cd_gen_steps": 1, "cd_gen_count": 1, "cd_gen_seed": 5, "cd_gen_width": 16, "cd_gen_height": 8}
+    *_, here = made["cd_generate"].press(cd_gen_prompt="a cat", **drawn)
+    *_, later = opened.fn()
+    assert later == here and "Seed 5" in later[1]
+    *_, refused = made["cd_generate"].press(cd_gen_prompt="<delta:nobody:1>", **drawn)
+    assert "there is no delta" in refused[1]
+    *_, later = opened.fn()
+    assert later == here
 
 
 def test_half_a_size_is_refused(made: dict[str, Part]) -> None:

@@ -30,7 +30,11 @@ class Client:
     def __init__(self, address: str = "127.0.0.1", token: str = "", host: str = "127.0.0.1:7860") -> None:
         with gr.Blocks() as page:
             gr.Textbox()
-        self.app, self.host, self.cookies = application(page, address, token), host, httpx.Cookies()
+        self.app, self.host, self.cookies = (
+            application(page, Jobs(threading.Lock()), address, token),
+            host,
+            httpx.Cookies(),
+        )
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], content: str = "") -> httpx.Response:
         async def answered() -> httpx.Response:

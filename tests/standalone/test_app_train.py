@@ -16,6 +16,7 @@ import pytest
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
+from lib_custom_diffusion.standalone.app.reopened_pages import ReopenedPages
 from lib_custom_diffusion.standalone.app.train_tab import build_train_tab
 from lib_custom_diffusion.standalone.cli import parser
 from lib_custom_diffusion.standalone.train import plan_of
@@ -32,7 +33,9 @@ class Page:
         self.models = Models(str(model))
         self.jobs = Jobs(self.models.lock)
         with gr.Blocks() as self.blocks:
-            build_train_tab(self.jobs, self.models, self.deltas, self.logs, lambda *parts: self.sent.append(parts))
+            build_train_tab(
+                self.jobs, self.models, self.deltas, self.logs, lambda *parts: self.sent.append(parts), ReopenedPages()
+            )
         self.parts: dict[str, Part] = parts(self.blocks)
 
     def press(self, button: str, **entered: Any) -> list[Any]:
@@ -95,7 +98,7 @@ def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
     events = list(zip(page.blocks.dependencies, page.blocks.fns, strict=True))
-    [(on_load, opened), _] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
+    [_, (on_load, opened)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
     shown = [part.component._id for part in page.parts["cd_start"].events[0].outputs]
     assert on_load["outputs"] == shown
     nothing = [(gr.update(),) * 6]
@@ -114,7 +117,7 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     assert later[3:] == there[3:]  # what was refused is shown only where it was asked for
     with page.models.lock:  # the next one waits
         again = page.parts["cd_start"].press(**entered(pictures, cd_steps=3, cd_name="again"))
-        next(again)
+        next(again), next(again)
         here = opened()
         next(here), next(here)
     assert "Finished after 3 steps" in list(here)[-1][3] and "Finished after 3 steps" in list(again)[-1][3]

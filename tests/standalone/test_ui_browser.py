@@ -239,6 +239,31 @@ def test_a_delta_is_inspected_and_compressed(page: Page, deltas: Path) -> None:
     page.look("app-compress")
 
 
+def test_a_page_opened_later_shows_what_came_of_the_last_utility_and_the_last_pictures(page: Page) -> None:
+    for part, value in {"cd_gen_prompt": "a cat", "cd_gen_steps": 2, "cd_gen_count": 1, "cd_gen_seed": 7}.items():
+        page.fill(part, value)
+    generate(page)
+    page.tab("Utilities")
+    page.tab("Compress", "#cd_utils_tabs")
+    for result in ("once", "once"):  # the second is refused
+        page.choose("cd_compress_name", "mug")
+        page.fill("cd_compress_result", result)
+        page.page.locator("#cd_compress_weighed input").uncheck()
+        page.press("cd_compress")
+        page.page.wait_for_function("document.querySelector('#cd_utils_outcome.prose').innerText.includes('once')")
+    page.wait_for("cd_utils_outcome", "already")
+    for _ in range(10):  # each page waits for what goes on, and those that are gone must not hold up the next
+        page.page.reload()
+        page.page.wait_for_selector("#cd_gen_prompt textarea")
+    page.wait_for("cd_gen_outcome", "Seed 7")
+    assert len(page.pictures("cd_gallery")) == 1
+    page.tab("Utilities")
+    assert "Not compressed" in page.wait_for("cd_utils_outcome", "once.delta.safetensors")
+    page.press("cd_utils_open")
+    page.wait_for("cd_utils_opened", "Layers")
+    page.look("app-reopened")
+
+
 def test_regularization_pictures_are_drawn_from_a_template(page: Page, tmp_path: Path) -> None:
     page.tab("Utilities")
     page.page.locator("#cd_reg_source label", has_text="a template").click()
@@ -357,6 +382,26 @@ def test_a_page_that_has_lost_its_connection_shows_the_training_again(
     page.press("cd_stop")
     page.wait_for("cd_outcome", "Interrupted and saved")
     assert "<delta:lost:1>" in opened.input_value("#cd_try_prompt textarea")
+    opened.close()
+
+
+def test_an_answer_that_is_dropped_without_a_word_is_fetched(browser: Any, address: str, tmp_path: Path) -> None:
+    opened = browser.new_page()
+    opened.add_init_script(
+        "const Socket = WebSocket, all = []; WebSocket = function(...given) {"
+        " const opened = new Socket(...given); all.push(opened); return opened; };"
+        " window.drop = () => all.splice(0).forEach(each => { each.onmessage = null; });"
+    )
+    page = Page(opened, address)
+    start = {"cd_gen_prompt": "a dog", "cd_gen_steps": 60, "cd_gen_count": 1, "cd_gen_seed": 9}
+    for part, value in start.items():
+        page.fill(part, value)
+    page.press("cd_generate")
+    page.wait_for("cd_gen_outcome", "Drawing")
+    opened.evaluate("drop()")
+    page.wait_for("cd_gen_outcome", "Seed 9")
+    assert len(page.pictures("cd_gallery")) == 1
+    assert not opened.locator(".toast-body").count()
     opened.close()
 
 

@@ -17,7 +17,7 @@ from test_extra_network import save
 from lib_custom_diffusion.data.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.text_features import captions_beside
-from lib_custom_diffusion.webui import drawing_backend, utils_tab
+from lib_custom_diffusion.webui import drawing_backend, host_backend, utils_tab
 from lib_custom_diffusion.webui.delta_library import library
 from page import Part, fields, parts
 
@@ -110,7 +110,7 @@ def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     told = report(made["cd_convert"].press(**entered))
     lora = tmp_path / "Lora" / "cat.safetensors"  # where the host finds it by <lora:cat:1>
     assert str(lora) in told and "&lt;lora:cat:1&gt;" in told
-    assert f"Its word</th><td>{tmp_path / 'deltas' / 'cat-words' / 'new1.pt'}" in told
+    assert f"Its word, for other programs</th><td>{tmp_path / 'deltas' / 'cat-words' / 'new1.pt'}" in told
     assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
     assert "cut to rank 1" in told and "write embedding:new1" in told
     assert (tmp_path / "deltas" / "cat-words" / "new1.pt").is_file()
@@ -181,6 +181,26 @@ def test_pictures_of_a_prompt_are_drawn_with_captions(made, tmp_path):
     assert "3 pictures drawn" in told and len(pictures) == 3
     assert [caption for _, caption in captioned_pictures(tmp_path / "drawn")] == ["photo of a cat"] * 3
     assert (shared.state.job_no, shared.state.textinfo) == (3, "3 of 3 pictures")
+
+
+@pytest.mark.parametrize(
+    ("kind", "entered", "scale"), [("crossattn-16x64", 0, 4.0), ("sd1", 0, 6.0), ("crossattn-16x64", 7.5, 7.5)]
+)
+def test_the_cfg_scale_is_that_which_suits_the_model_unless_another_is_entered(
+    made, tmp_path, monkeypatch, kind, entered, scale
+):
+    asked = []
+    monkeypatch.setattr(host_backend, "architecture", lambda unet: kind)
+    monkeypatch.setattr(
+        drawing_backend.DrawingBackend, "generate",
+        lambda self, prompts, seeds, sampling, vectors: asked.append(sampling) or [Image.new("RGB", (8, 8))],
+    )  # fmt: skip
+    assert made["cd_reg_cfg"].component.value == 0
+    drawn = made["cd_reg_draw"].press(
+        cd_reg_prompt="a cat", cd_reg_count=1, cd_reg_folder=str(tmp_path / "cats"), cd_reg_cfg=entered
+    )
+    assert "1 picture drawn" in report(drawn)
+    assert [each.guidance_scale for each in asked] == [scale]
 
 
 def test_captions_of_a_folder_are_drawn_as_often_as_asked(made, tmp_path):

@@ -25,6 +25,7 @@ from .drawing import before_each_step
 from .jobs import Job, Jobs
 from .models import Models
 from .prompt_history import PromptHistory
+from .reopened_pages import ReopenedPages
 
 MAX_STEPS, MAX_PICTURES, MAX_SIDE = 200, 64, 2048
 _BATCH = 4  # as the command's, for the same pictures: a batch's size has a part in how numbers are rounded
@@ -37,7 +38,7 @@ def usual_scale(models: Models) -> float:
 
 
 def add_generate_tab(
-    models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory
+    models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory, reopened: ReopenedPages
 ) -> tuple[gr.Textbox, gr.Slider]:
     """Make the tab where gradio is building one; returns the fields of the prompt and of the CFG scale."""
     with gr.Row(equal_height=False):
@@ -97,6 +98,9 @@ def add_generate_tab(
             told = gr.HTML(elem_id="cd_gen_outcome")
             gallery = gr.Gallery(label="Pictures", columns=2, object_fit="contain", elem_id="cd_gallery")
 
+    shown = [gallery, told, earlier]
+    last = reopened.part(shown)
+
     def run(
         prompt: str, negative: str, steps: float, scale: float, count: float, width: float, height: float, seed: float
     ) -> Iterator[tuple[Any, str, Any]]:
@@ -106,23 +110,21 @@ def add_generate_tab(
             asked = _number(count, "number of pictures", 1, MAX_PICTURES)
             random_seed = seed is None or seed < 0
             first = random.randrange(2**32) if random_seed else _number(seed, "seed", 0, MOST_SEED)
-            job = jobs.start(
-                f"drawing {asked} pictures" if asked > 1 else "drawing a picture",
-                lambda job: _draw(models, deltas_dir, job, prompt or "", sampling, first, asked),
-            )
-            for progress in job.watch():
-                yield same, progress, same
-            pictures = job.result()
-            with suppress(UserError):  # a full disk costs the prompt, not the pictures
-                history.add(prompt)
         except UserError as error:
             yield same, error_html(error), same
             return
-        shown = [(str(path), path.stem.lstrip("0") or "0") for path in pictures]
-        yield shown, f"<p>{_seeds(first, asked)}</p>", gr.update(choices=history.all())
+
+        def work(job: Job[list[Path]]) -> list[Path]:
+            pictures = _draw(models, deltas_dir, job, prompt or "", sampling, first, asked)
+            with suppress(UserError):  # a full disk costs the prompt, not the pictures
+                history.add(prompt)
+            return pictures
+
+        job = jobs.start(f"drawing {asked} pictures" if asked > 1 else "drawing a picture", work)
+        yield from last.watch(job, lambda: _watched(job, f"<p>{_seeds(first, asked)}</p>", history))
 
     start.click(
-        fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=[gallery, told, earlier],
+        fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=shown,
         show_progress=False,
     )  # fmt: skip
     earlier.input(
@@ -138,6 +140,20 @@ def add_generate_tab(
         queue=False, show_progress=False,
     )  # fmt: skip
     return prompt, scale
+
+
+def _watched(job: Job[list[Path]], seeds: str, history: PromptHistory) -> Iterator[tuple[Any, str, Any]]:
+    """What to show of drawing until it is over: pictures, what is told, and the choice of earlier prompts."""
+    same = gr.update()
+    for progress in job.watch():
+        yield same, progress, same
+    try:
+        pictures = job.result()
+    except UserError as error:
+        yield same, error_html(error), same
+        return
+    shown = [(str(path), path.stem.lstrip("0") or "0") for path in pictures]
+    yield shown, seeds, gr.update(choices=history.all())
 
 
 def _read(picture: Any) -> list[Any]:

@@ -26,13 +26,22 @@ class Jobs:
     def __init__(self, turn: threading.Lock) -> None:
         self.turn = turn
         self.running: Job | None = None
+        self._begun: list[Job] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs or waits for its turn."""
+        self._begun[:] = [job for job in self._begun if not job.finished]
+        return bool(self._begun)
 
     def start(self, name: str, work: Callable[[Job[T]], T]) -> Job[T]:
         """Have the work done as soon as it is its turn; it gets the job, to show how far it is.
 
         name: what is being done, for whoever waits for it.
         """
-        return Job(self, name, work)
+        job = Job(self, name, work)
+        self._begun.append(job)
+        return job
 
     def interrupt(self) -> None:
         """Ask the running job to stop, if there is one."""
@@ -51,16 +60,27 @@ class Job(Generic[T]):
         self._finished = threading.Event()
         self._result: T | None = None
         self._error: UserError | None = None
+        self._told = False
         threading.Thread(target=self._run, daemon=True).start()
 
     def __call__(self, done: int, total: int, what: str = "") -> None:
         self._progress = done, total, what
+        self.went_on()
         self.check()
+
+    def went_on(self) -> None:
+        """Take note that it is past all that can be refused."""
+        self._told = True
 
     @property
     def finished(self) -> bool:
         """Whether it is over, however it ended."""
         return self._finished.is_set()
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ended by an error before anything was done."""
+        return self.finished and self._error is not None and not self._told
 
     def check(self) -> None:
         """Raise Interrupted if that was asked for."""

@@ -23,6 +23,7 @@ from .generate_tab import add_generate_tab, usual_scale
 from .jobs import Job, Jobs
 from .models import Models
 from .prompt_history import PromptHistory
+from .reopened_pages import LastJob, ReopenedPages
 from .train_tab import build_train_tab
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -46,15 +47,21 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
             model = gr.Dropdown(label="Checkpoint", choices=models.names(), value=models.name, elem_id="cd_model")
             lists.add(model, models.names, "cd_model_refresh")
         told = gr.HTML(elem_id="cd_model_told")
+        reopened = ReopenedPages()
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                prompt, scale = add_generate_tab(models, deltas_dir, jobs, lists, history)
+                prompt, scale = add_generate_tab(models, deltas_dir, jobs, lists, history, reopened)
             with gr.Tab("Train", id="train"):
                 fields = build_train_tab(
-                    jobs, models, deltas_dir, _TRAINING, lambda button, text: _send(button, text, prompt, tabs)
+                    jobs,
+                    models,
+                    deltas_dir,
+                    _TRAINING,
+                    lambda button, text: _send(button, text, prompt, tabs),
+                    reopened,
                 )
             with gr.Tab("Utilities", id="utilities"):
-                add_utilities(_host(models, deltas_dir, jobs, lists), SECTIONS)
+                add_utilities(_host(models, deltas_dir, jobs, lists, reopened), SECTIONS)
         lists.ask_when_opened()
         _let_choose(models, jobs, model, told, fields, scale)
     return blocks
@@ -90,43 +97,52 @@ def _send(button: gr.Button, text: gr.Textbox, prompt: gr.Textbox, tabs: gr.Tabs
     )  # fmt: skip
 
 
-def _host(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists) -> Host:
+def _host(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, reopened: ReopenedPages) -> Host:
+    last: list[LastJob] = []  # of all actions, which have one place for what comes of them
+
+    def bind(action: Action, results: Results) -> None:
+        outputs = [results.gallery, results.delta, results.open, results.report, results.progress]
+        last.extend([] if last else [reopened.part(outputs)])
+        _bind(models, jobs, action, outputs, last[0])
+
     return Host(
         deltas_dir=deltas_dir,
         backend=lambda _sampler: models.get(),
         samplers=(),
         templates=bundled_templates(),
-        bind=lambda action, results: _bind(models, jobs, action, results),
+        bind=bind,
         open_delta=lambda button, delta: _open_delta(button, delta, deltas_dir),
         interrupt=jobs.interrupt,
         lists=lists,
     )
 
 
-def _bind(models: Models, jobs: Jobs, action: Action, results: Results) -> None:
+def _bind(models: Models, jobs: Jobs, action: Action, outputs: list[Any], last: LastJob) -> None:
     def work(job: Job[Outcome], *values: Any) -> Outcome:
         with before_each_step(models.get(), job.check):
             return action.run(job, *values)
 
-    def run(*values: Any) -> Iterator[tuple[Any, Any, Any, Any, str]]:
-        same, hidden = gr.update(), gr.update(visible=False)
-        yield same, "", hidden, "", ""
+    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
         job = jobs.start(f"“{action.button.value}” in Utilities", lambda job: work(job, *values))
-        for progress in job.watch():
-            yield same, "", hidden, "", progress
-        try:
-            outcome = job.result()
-        except Interrupted as stop:
-            yield same, "", hidden, f"<p>{html.escape(str(stop))}</p>", ""
-        except UserError as error:
-            yield same, "", hidden, error_html(error), ""
-        else:
-            yield (*shown(outcome), "")
+        yield from last.watch(job, lambda: _watched(job))
 
-    action.button.click(
-        fn=run, inputs=action.inputs, show_progress=False,
-        outputs=[results.gallery, results.delta, results.open, results.report, results.progress],
-    )  # fmt: skip
+    action.button.click(fn=run, inputs=action.inputs, outputs=outputs, show_progress=False)
+
+
+def _watched(job: Job[Outcome]) -> Iterator[tuple[Any, Any, Any, Any, str]]:
+    """What to show of a utility until it is over: gallery, delta, the button that opens it, report and progress."""
+    same, hidden = gr.update(), gr.update(visible=False)
+    yield same, "", hidden, "", ""
+    for progress in job.watch():
+        yield same, "", hidden, "", progress
+    try:
+        outcome = job.result()
+    except Interrupted as stop:
+        yield same, "", hidden, f"<p>{html.escape(str(stop))}</p>", ""
+    except UserError as error:
+        yield same, "", hidden, error_html(error), ""
+    else:
+        yield (*shown(outcome), "")
 
 
 def _open_delta(button: gr.Button, delta: gr.Textbox, deltas_dir: Path) -> None:

@@ -63,7 +63,7 @@ def ui(options: argparse.Namespace) -> int:
     with _bound(address, options.port) as listener:
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
         jobs = Jobs(models.lock)
-        app = application(build(models, options.deltas_dir, jobs), address, token)
+        app = application(build(models, options.deltas_dir, jobs), jobs, address, token)
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
@@ -108,13 +108,15 @@ def _end(jobs: Jobs) -> None:
         pass
 
 
-def application(page: gr.Blocks, address: str, token: str = "") -> ASGIApp:
+def application(page: gr.Blocks, jobs: Jobs, address: str, token: str = "") -> ASGIApp:
     """The page as a web application for an address, which answers its own page alone; with a token, whoever has it."""
     page.queue(concurrency_count=_WAITING, api_open=False)
     routes.templates.env.loader = _without_remote_parts(routes.templates.env.loader)
     hosts = frozenset({address, socket.gethostname().lower(), socket.getfqdn().lower()})
     # Neither gradio's application nor the one around it describes its routes.
-    app = gr.mount_gradio_app(FastAPI(openapi_url=None), page, path="/", app_kwargs={"openapi_url": None})
+    whole = FastAPI(openapi_url=None)
+    whole.add_api_route("/jobs", lambda: {"busy": jobs.busy}, methods=["GET"])
+    app = gr.mount_gradio_app(whole, page, path="/", app_kwargs={"openapi_url": None})
     return _OwnPageOnly(app, _is_loopback(address), hosts, token)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 from PIL import Image
 
 from ...delta import SUFFIX
@@ -30,19 +29,8 @@ from ...ui.training_form import LABELS, PAGE, entered_plan, label_of_concept
 from ...ui.training_page import Outcome, error_html, outcome_html
 from .jobs import Job, Jobs
 from .models import Models
+from .reopened_pages import ReopenedPages
 
-_PRESSED_WHEN_LOST = """() => {
-    let told = null;
-    new MutationObserver(async () => {
-        const toast = document.querySelector('.toast-body.error');
-        if (!toast || toast === told || !toast.textContent.includes('Connection errored out')) return;
-        told = toast;
-        do await new Promise((goOn) => setTimeout(goOn, 2000));
-        while (!(await fetch('./config').catch(() => null))?.ok);
-        document.getElementById('cd_again').click();
-    }).observe(document.body, {childList: true, subtree: true});
-}"""
-"""Gradio brings nothing more to a page whose connection broke, as on a busy machine or one that has slept."""
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 
@@ -95,6 +83,7 @@ class _Screen:
 
     def show(self, text: str, step: int = 0) -> None:
         self.text = text
+        self.job.went_on()
 
     def show_picture(self, picture: Image.Image) -> None:
         self.picture = picture
@@ -111,19 +100,15 @@ class _Training:
     screens: list[_Screen]
 
     @property
-    def concerns_others(self) -> bool:
-        """Whether pages that are opened later show it: unless it was refused, before anything was done."""
-        return not self.job.finished or bool(self.screens and self.screens[0].text)
-
-    @property
     def picture(self) -> Image.Image | None:
         """The last preview."""
         return self.screens[0].picture if self.screens else None
 
 
 def build_train_tab(
-    jobs: Jobs, models: Models, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None]
-) -> FormFields:
+    jobs: Jobs, models: Models, deltas_dir: Path, logs: Path, send: Callable[[gr.Button, gr.Textbox], None],
+    reopened: ReopenedPages,
+) -> FormFields:  # fmt: skip
     """Make the tab where gradio is building one; returns its form.
 
     logs: the folder for logs, copies and checkpoints.
@@ -148,29 +133,19 @@ def build_train_tab(
             progress = gr.HTML(elem_id="cd_progress")
             picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
     inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
-
-    asked: list[_Training] = []  # those that concern others, and the last one
+    last, last_estimate = reopened.part(shown), reopened.part([told, progress], when_opened=False)
 
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
     def run(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield "", *[gr.update() for _ in shown[1:]]  # an estimate
         training = _start(jobs, place, fields, values)
-        asked[:] = [*[each for each in asked if each.concerns_others][-1:], training]
-        yield from _watched(training)
-
-    def go_on() -> Iterator[tuple[Any, ...]]:
-        yield tuple(gr.update() for _ in shown)  # of a generator that yields nothing gradio makes an error
-        for training in [each for each in asked if each.concerns_others][-1:]:
-            yield from _watched(training)
+        yield from last.watch(training.job, lambda: _watched(training))
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
-        yield from _estimating(jobs, place, fields, values)
+        job = _estimate(jobs, place, fields, values)
+        yield from last_estimate.watch(job, lambda: _estimated(job))
 
     start.click(fn=run, inputs=inputs, outputs=shown, show_progress=False)
-    # A page that is opened later shows it too, and so does one that has lost the connection.
-    Context.root_block.load(fn=go_on, inputs=[], outputs=shown, show_progress=False)
-    again = gr.Button(visible=False, elem_id="cd_again")
-    again.click(fn=go_on, inputs=[], outputs=shown, show_progress=False)
-    Context.root_block.load(fn=None, _js=_PRESSED_WHEN_LOST, inputs=[], outputs=[])
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
@@ -228,7 +203,7 @@ def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any
     Each time: estimate, progress, preview, outcome, prompt to try, and the button that sends it.
     """
     same, hidden = gr.update(), gr.update(visible=False)
-    yield "", "", hidden, "", hidden, hidden
+    yield same, "", hidden, "", hidden, hidden
     picture = None
     for waiting in training.job.watch():
         text = training.screens[0].text if training.screens else ""
@@ -245,14 +220,20 @@ def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any
     yield same, "", last, outcome_html(done), prompt, gr.update(visible=True)
 
 
-def _estimating(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Job[str]:
+    """Find out how long the training that was entered takes, as soon as it is its turn."""
+
     def work(job: Job[str]) -> str:
         plan = _entered(fields, values)
         plan.check_settings(PAGE)
         host = Host(place.models.get(), Path())
         return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
-    job = jobs.start("measuring how long a training takes", work)
+    return jobs.start("measuring how long a training takes", work)
+
+
+def _estimated(job: Job[str]) -> Iterator[tuple[Any, Any]]:
+    """What to show of an estimate until it is there: the estimate, and progress."""
     for waiting in job.watch():
         yield "", waiting
     try:
