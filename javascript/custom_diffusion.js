@@ -4,6 +4,15 @@ function refreshCustomDiffusionCards(_event, tab) {
     gradioApp().getElementById(tab + '_cd_refresh_cards').click();
 }
 
+// The host fills all its pages of cards when it is opened, by a job in gradio's queue. Where the page is too busy to take
+// it, gradio drops it: the cards stay "Loading...", or "Error" is written over them. Ours are asked for out of turn.
+setInterval(function() {
+    for (const tab of ['txt2img', 'img2img']) {
+        const cards = gradioApp().getElementById(tab + '_deltas_cards');
+        if (cards?.offsetParent && !cards.querySelector('.card, .nocards')) refreshCustomDiffusionCards(null, tab);
+    }
+}, 5000);
+
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one. It fills nothing in if
     // the same is to be said again, so what is there is hidden, not removed.

@@ -175,8 +175,6 @@ def _pick(host: Host) -> list[Action]:
         report = (
             f"<p>{_pictures(len(picked))} listed in <code>{html.escape(str(folder))}</code>, from"
             f" “{html.escape(picked[0].caption)}” to “{html.escape(picked[-1].caption)}”.</p>"
-            if picked
-            else "<p>None of the pictures can be read.</p>"
         )
         return Outcome(report, pictures=[choice.path for choice in picked[:_SHOWN]])
 

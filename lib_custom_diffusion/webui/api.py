@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import progress, shared
 from modules.call_queue import queue_lock
@@ -29,7 +29,10 @@ def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
     guard = [Depends(_check_password)] if shared.cmd_opts.api_auth else []
     app.add_api_route("/sdapi/v1/deltas", list_deltas, methods=["GET"], dependencies=guard)
     app.add_api_route("/sdapi/v1/refresh-deltas", refresh_deltas, methods=["POST"], dependencies=guard)
-    app.add_api_route("/sdapi/v1/train/custom-diffusion", train_custom_diffusion, methods=["POST"], dependencies=guard)
+    train_guard = [*guard, Depends(_check_json)]
+    app.add_api_route(
+        "/sdapi/v1/train/custom-diffusion", train_custom_diffusion, methods=["POST"], dependencies=train_guard
+    )
 
 
 def list_deltas() -> list[dict[str, Any]]:
@@ -89,6 +92,15 @@ def _described(delta: DeltaOnDisk) -> dict[str, Any]:
         return {**described, **asdict(summarize(delta.path))}
     except UserError as error:
         return {**described, "error": str(error)}
+
+
+def _check_json(request: Request) -> None:
+    """FastAPI takes a body of no stated type for JSON, and a browser sends such a one for any page, of whatever site.
+
+    With a type of JSON it asks the server first, which knows the sites that the WebUI was told of.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send the settings as JSON, with Content-Type: application/json")
 
 
 def _check_password(given: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008 - FastAPI's way

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from modules import paths, shared
 from PIL import Image
@@ -98,4 +100,38 @@ def test_routes_are_there_with_the_hosts_api_and_behind_its_password(host, monke
 
     api.register(None, App())
     expected = ["GET /sdapi/v1/deltas", "POST /sdapi/v1/refresh-deltas", "POST /sdapi/v1/train/custom-diffusion"]
-    assert routes == ({} if not enabled else dict.fromkeys(expected, guarded))
+    assert routes == ({} if not enabled else {**dict.fromkeys(expected, guarded), expected[-1]: guarded + 1})
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ("application/json", 422), ("application/json; charset=utf-8", 422),  # it is read, and is no training
+        ("text/plain", 415), ("application/x-www-form-urlencoded", 415), ("application/json-seq", 415), (None, 415),
+    ],
+)  # fmt: skip
+def test_what_any_site_can_have_a_browser_send_begins_no_training(folder, monkeypatch, sent, status):
+    monkeypatch.setattr(shared.cmd_opts, "api", True)
+    app = fastapi.FastAPI()
+    api.register(None, app)
+    assert answered(app, "/sdapi/v1/train/custom-diffusion", b'{"no": "setting"}', sent) == status
+
+
+def answered(app, path: str, body: bytes, content_type: str | None) -> int:
+    """The status that a POST of the body is answered with."""
+    headers = [] if content_type is None else [(b"content-type", content_type.encode())]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode(),
+        "query_string": b"", "headers": headers, "scheme": "http", "server": ("127.0.0.1", 7860),
+        "client": ("127.0.0.1", 1), "root_path": "",
+    }  # fmt: skip
+    messages = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        messages.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return messages[0]["status"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,19 @@ def thing_is_there(thing: Path) -> None:
 def open_cards(page: Page) -> None:
     page.tab("Deltas", "#txt2img_extra_tabs")
     page.page.locator("#txt2img_deltas_cards .card[data-name=thing]").wait_for()
+
+
+def test_cards_are_there_when_gradio_has_dropped_what_the_page_asked_for_as_it_was_opened(
+    webui: WebUI, browser: Any
+) -> None:
+    page = Page(browser.new_page(viewport={"width": 1400, "height": 1100}))
+    page.page.add_init_script(
+        "WebSocket = function() { return {close() {}, send() {}, addEventListener() {}}; }"  # what gradio's queue needs
+    )
+    page.page.goto(webui.url)
+    page.page.locator("#txt2img_prompt textarea").wait_for()
+    open_cards(page)
+    page.page.close()
 
 
 def test_what_cannot_be_used_is_said_under_the_picture_which_is_made_without_it(
