@@ -219,11 +219,16 @@ def _refuse_misread(model: Any, header: Header | None) -> None:
     """Raise UserError for a checkpoint whose file shows that the host's model is not what was meant.
 
     WebUI 1.10 goes by the .yaml alone for what is predicted, and would draw and train nonsense; and where there is no
-    VAE it has one of any numbers.
+    VAE or text encoder it keeps that of the checkpoint before, or has one of any numbers.
     """
     if header is None:
         return
     path = Path(model.sd_checkpoint_info.filename)
+    if not any(name.startswith(("cond_stage_model.", "conditioner.")) for name in header.names):
+        raise UserError(
+            f"{path.name} has no text encoder, and the WebUI reads text with one that is not the checkpoint's own;"
+            " choose the whole checkpoint"
+        )
     chosen = getattr(model, "loaded_vae_file", None)
     if not chosen and not any(name.startswith("first_stage_model.") for name in header.names):
         raise UserError(f"{path.name} has no VAE, and none is chosen; choose the one that it needs in Settings, VAE")

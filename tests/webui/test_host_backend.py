@@ -219,11 +219,19 @@ def test_without_a_checkpoint_it_says_so(host, monkeypatch):
         HostBackend()
 
 
-VAE_KEY = "first_stage_model.encoder.conv_in.bias"
+TEXT_KEY, VAE_KEY = "cond_stage_model.transformer.text_model.x.bias", "first_stage_model.encoder.conv_in.bias"
+PARTS = {TEXT_KEY: torch.zeros(1), VAE_KEY: torch.zeros(1)}
+
+
+def test_a_checkpoint_without_a_text_encoder_is_refused_as_the_host_reads_text_with_another(host, tmp_path):
+    save_file({VAE_KEY: torch.zeros(1)}, tmp_path / "pruned.safetensors")
+    host.sd_checkpoint_info.filename = str(tmp_path / "pruned.safetensors")
+    with pytest.raises(UserError, match=r"pruned\.safetensors has no text encoder, .*; choose the whole checkpoint"):
+        HostBackend()
 
 
 def test_a_checkpoint_without_a_vae_is_refused_unless_one_is_chosen(host, tmp_path):
-    save_file({"model.diffusion_model.out.2.bias": torch.zeros(1)}, tmp_path / "pruned.safetensors")
+    save_file({TEXT_KEY: torch.zeros(1)}, tmp_path / "pruned.safetensors")
     host.sd_checkpoint_info.filename = str(tmp_path / "pruned.safetensors")
     host.loaded_vae_file = None
     with pytest.raises(UserError, match=r"pruned\.safetensors has no VAE, and none is chosen; choose .* Settings, VAE"):
@@ -235,7 +243,7 @@ def test_a_checkpoint_without_a_vae_is_refused_unless_one_is_chosen(host, tmp_pa
 @pytest.mark.parametrize(("keys", "metadata"), [(("v_pred", "ztsnr"), None), ((), {"modelspec.prediction_type": "v"})])
 def test_a_checkpoint_of_velocity_that_the_host_took_for_one_of_noise_is_refused(host, tmp_path, keys, metadata):
     path = tmp_path / "noob.safetensors"
-    save_file({VAE_KEY: torch.zeros(1), **{key: torch.zeros(0) for key in keys}}, path, metadata)
+    save_file({**PARTS, **{key: torch.zeros(0) for key in keys}}, path, metadata)
     host.sd_checkpoint_info.filename = str(path)
     with pytest.raises(UserError, match=r"noob.safetensors predicts velocity.* noob.yaml .*parameterization: v"):
         HostBackend()
@@ -244,7 +252,7 @@ def test_a_checkpoint_of_velocity_that_the_host_took_for_one_of_noise_is_refused
 
 
 def test_a_checkpoint_that_does_not_speak_of_velocity_is_taken_as_the_host_took_it(host, tmp_path):
-    save_file({VAE_KEY: torch.zeros(1)}, tmp_path / "plain.safetensors", {"modelspec.prediction_type": "epsilon"})
+    save_file(PARTS, tmp_path / "plain.safetensors", {"modelspec.prediction_type": "epsilon"})
     host.sd_checkpoint_info.filename = str(tmp_path / "plain.safetensors")
     assert HostBackend().prediction_type == "epsilon"
 

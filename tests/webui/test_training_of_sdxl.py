@@ -223,7 +223,8 @@ def test_a_vae_beyond_float16_is_run_in_float32_for_that_picture(xl):
 
 @pytest.mark.parametrize(("parameterization", "last"), [("v", 0.0), ("eps", 0.01)])
 def test_zero_terminal_snr_is_told_by_the_checkpoints_file(xl, tmp_path, parameterization, last):
-    save_file({"first_stage_model.x": torch.zeros(1), "ztsnr": torch.zeros(0)}, tmp_path / "noob.safetensors")
+    names = ("first_stage_model.x", "conditioner.x", "ztsnr")
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "noob.safetensors")
     xl.sd_checkpoint_info.filename, xl.parameterization = str(tmp_path / "noob.safetensors"), parameterization
     assert HostBackend().alphas_cumprod[-1].item() == pytest.approx(last)
 
