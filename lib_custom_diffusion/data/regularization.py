@@ -17,7 +17,7 @@ from ..backend import Backend, Sampling
 from ..errors import UserError
 from ..storage import write_atomically
 from .captions import LISTING, caption_beside, captioned_pictures, fill_template, has_listing, template_lines
-from .pictures import is_picture, load_pictures
+from .pictures import is_picture, load_pictures, picture_size
 
 _OURS = re.compile(r"\d{4,}\.png")
 _TEXT_BATCH = 64
@@ -44,10 +44,10 @@ def generate(
 ) -> list[Path]:
     """Draw pictures of the class prompt until the folder has `count`: 0000.png with its caption 0000.txt, and so on.
 
-    Pictures of other names count, and those drawn before are kept, so an interrupted call is gone on with by the same
-    call and ends in the same pictures: number i is drawn with seed + i, and always in the same batch as its neighbours,
-    because a batch's size has a part in how numbers are rounded. A picture is there wholly or not at all, its caption
-    before it.
+    Pictures of other names count unless they are broken, and those drawn before are kept, so an interrupted call is
+    gone on with by the same call and ends in the same pictures: number i is drawn with seed + i, and always in the same
+    batch as its neighbours, because a batch's size has a part in how numbers are rounded. A picture is there wholly or
+    not at all, its caption before it.
 
     progress: called with the number of pictures done and `count`.
 
@@ -61,7 +61,7 @@ def generate(
     if has_listing(folder):
         return []
     check_same_prompt(folder, class_prompt)
-    present = [path for path in folder.iterdir() if is_picture(path)] if folder.is_dir() else []
+    present = [path for path in folder.iterdir() if _is_whole(path)] if folder.is_dir() else []
     ours = [path for path in present if _OURS.fullmatch(path.name)]
     wanted = count - (len(present) - len(ours))
     there = {int(path.stem) for path in ours}
@@ -72,6 +72,10 @@ def generate(
             progress(count - missing + drawn, count)
 
     return _draw(backend, [class_prompt] * max(0, wanted), there, folder, sampling, seed, show)
+
+
+def _is_whole(path: Path) -> bool:
+    return is_picture(path) and picture_size(path) is not None
 
 
 @torch.no_grad()

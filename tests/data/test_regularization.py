@@ -122,6 +122,14 @@ def test_pictures_of_other_names_count(tmp_path: Path) -> None:
     assert generate(Painter(), "cat", tmp_path, 2, PAIRS, 0) == []
 
 
+@pytest.mark.parametrize("name", ["mine.png", "0000.png"])
+def test_broken_pictures_do_not_count_and_those_that_were_drawn_are_drawn_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"torn")
+    drawn = generate(Painter(), "cat", tmp_path, 2, PAIRS, 0)
+    assert [path.name for path in drawn] == ["0000.png", "0001.png"]
+    assert [Image.open(path).size for path in drawn] == [Image.open(drawn[1]).size] * 2
+
+
 def test_folder_that_lists_real_pictures_is_left_alone(tmp_path: Path) -> None:
     write_listing([Picked(tmp_path / "0.jpg", "a cat", 1.0)], tmp_path)
     assert generate(Painter(), "cat", tmp_path, 5, PAIRS, 0) == []
