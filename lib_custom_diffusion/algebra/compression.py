@@ -122,6 +122,29 @@ def _ranks_within(delta: Delta, rank: int) -> bool:
     return all(isinstance(entry, Factors) and entry.us.shape[1] <= rank for entry in delta.entries.values())
 
 
+def with_rank(delta: Delta, rank: int | None, error: float) -> tuple[Delta, int]:
+    """The delta as factors in float16, no layer above the rank, and that rank; factors within it stay as they are.
+
+    rank: the least at which the matrices of all layers together lose no more than `error`, relative, if None.
+    """
+    rank_of = {key: entry.us.shape[1] for key, entry in delta.entries.items() if isinstance(entry, Factors)}
+    wanted = [key for key in delta.entries if rank is None or rank_of.get(key, rank + 1) > rank]
+    spectra = dict(zip(wanted, _spectra({key: delta.entries[key] for key in wanted}, None, shared=False)))
+    if rank is None:
+        rank = _least_rank(list(spectra.values()), error)
+    above = [spectrum for key, spectrum in spectra.items() if rank_of.get(key, rank + 1) > rank]
+    made = _entries([_in_float16(spectrum, min(rank, len(spectrum.s))) for spectrum in above])
+    return replace(delta, entries={**delta.entries, **made}), rank
+
+
+def _least_rank(spectra: Sequence[Spectrum], error: float) -> int:
+    """The least rank of all at which what they lose together is no more than this, relative."""
+    allowed = error**2 * sum(spectrum.tail(0) for spectrum in spectra)
+    most = max((len(spectrum.s) for spectrum in spectra), default=1)
+    lost = (sum(spectrum.tail(min(rank, len(spectrum.s))) for spectrum in spectra) for rank in range(1, most + 1))
+    return next((rank for rank, squares in enumerate(lost, start=1) if squares <= allowed), most)
+
+
 def functional_error(delta: Delta, approximation: Delta, moment: Tensor | None = None) -> float:
     """(Σ E‖(Δ − Δ̂)c‖² / Σ E‖Δc‖²)^½ over all layers; moment as in `compress`, best of captions that it did not see."""
     missed = total = 0.0

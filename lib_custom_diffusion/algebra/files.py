@@ -26,10 +26,9 @@ from ..storage import write_atomically
 from ..text_features import Moments, read_captions, second_moments, spoken_features
 from ..tokens import tokens_in
 from .blending import Renamed, blend, bundle_words, dense, rename_word
-from .compression import Limit, compress, functional_error
+from .compression import Limit, compress, functional_error, with_rank
 from .factors import QuantizedFactors
 from .merging import authors_skip, change_on, context_features, merge, target_features
-from .spectrum import spectrum_of
 
 LoadModel = Callable[[], Backend]
 Tell = Callable[[str], None]
@@ -457,19 +456,8 @@ def _low_rank(delta: Delta, rank: int | None) -> tuple[Delta, int, float]:
 
     Layers that are factors within the rank stay as they are.
     """
-    rank = _rank_for(delta, LORA_ERROR) if rank is None else rank
-    high = {k: e for k, e in delta.entries.items() if not isinstance(e, Factors) or e.us.shape[1] > rank}
-    if not high:
+    low, rank = with_rank(delta, rank, LORA_ERROR)
+    made = [key for key, entry in low.entries.items() if entry is not delta.entries[key]]
+    if not made:
         return delta, 0, 0.0
-    low = replace(delta, entries={**delta.entries, **compress(Delta(high), Limit(rank=rank)).entries})
-    cut = sum(min(entry.shape) > rank for entry in high.values())
-    return low, cut, functional_error(delta, low)
-
-
-def _rank_for(delta: Delta, error: float) -> int:
-    """The least rank of all layers at which what they lose together is no more than this, relative."""
-    spectra = [spectrum_of({key: entry}, None) for key, entry in delta.entries.items()]
-    allowed = error**2 * sum(spectrum.tail(0) for spectrum in spectra)
-    most = max((len(spectrum.s) for spectrum in spectra), default=1)
-    lost = (sum(spectrum.tail(min(rank, len(spectrum.s))) for spectrum in spectra) for rank in range(1, most + 1))
-    return next((rank for rank, squares in enumerate(lost, start=1) if squares <= allowed), most)
+    return low, sum(min(delta.entries[key].shape) > rank for key in made), functional_error(delta, low)
