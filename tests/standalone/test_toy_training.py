@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from lib_custom_diffusion.standalone import toy
-from lib_custom_diffusion.standalone.toy import train_diffusion, vocabulary
-from lib_custom_diffusion.standalone.toy.train_autoencoder import Critic, _Reverse
+from lib_custom_diffusion.standalone.toy import architecture, train_diffusion, vocabulary
+from lib_custom_diffusion.standalone.toy.train_autoencoder import Critic, _Reverse, start_from
 
 
 def test_a_larger_world_starts_with_the_words_that_are_known(tmp_path) -> None:
@@ -23,6 +24,18 @@ def test_a_larger_world_starts_with_the_words_that_are_known(tmp_path) -> None:
     assert torch.equal(ours[known], theirs[earlier.tokenizer.get_vocab()["cat</w>"]])
     assert not (ours[new] == theirs).all(dim=1).any()
     assert torch.equal(denoiser.unet.conv_in.weight, earlier.unet.conv_in.weight)
+
+
+def test_a_deeper_vae_starts_as_the_earlier_one() -> None:
+    torch.manual_seed(0)
+    earlier, deeper = AutoencoderKL(**architecture.VAE | {"layers_per_block": 0}), architecture.autoencoder()
+    start_from(deeper, earlier)
+    pictures = torch.rand(1, 3, 32, 32)
+    assert len(deeper.state_dict()) > len(earlier.state_dict())
+    assert torch.allclose(deeper(pictures).sample, earlier(pictures).sample, atol=1e-5)
+    # What was added is there to learn.
+    deeper(pictures).sample.square().mean().backward()
+    assert deeper.encoder.down_blocks[0].resnets[0].conv2.weight.grad.any()
 
 
 def test_what_the_critic_lowers_the_decoder_raises() -> None:

@@ -20,7 +20,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from ..single_file import load_checkpoint
-from . import CONFIG, export, train_autoencoder, train_diffusion, train_judge, vocabulary, world
+from . import CONFIG, architecture, export, train_autoencoder, train_diffusion, train_judge, vocabulary, world
 
 
 def make(work: Path, device: torch.device, start: Path | None) -> None:
@@ -30,9 +30,11 @@ def make(work: Path, device: torch.device, start: Path | None) -> None:
     (work / ".gitignore").write_text("*\n")
     vocabulary.write(world.words(), CONFIG / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(CONFIG / "tokenizer")
-    vae = (
-        earlier.vae.to(device, memory_format=torch.channels_last) if earlier else train_autoencoder.train(work, device)
-    )
+    if earlier:
+        vae = architecture.autoencoder()
+        train_autoencoder.start_from(vae, earlier.vae)
+    else:
+        vae = train_autoencoder.train(work, device)
     vae = train_autoencoder.sharpen(vae, work, device)
     latents = train_diffusion.encode(vae, work, device)
     denoiser = train_diffusion.train(latents, tokenizer, work, device, earlier)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import nn
 from torch.func import functional_call
@@ -23,6 +24,23 @@ SHARPEN = Course(steps=5000, peak=6e-4, warmup=50, ema_decay=0.995, save_every=1
 KL_WEIGHT = 1e-6  # 1e-4 wins over the pictures while nothing is learned yet, and the latents collapse
 LATENT_NOISE = 0.12  # the decoder learns to paint cleanly from latents that are off by this much of their deviation
 SHARPEN_NOISE, MATCHING_WEIGHT, VERDICT_WEIGHT = 0.06, 1.0, 0.03
+
+
+class Doubling(nn.Module):
+    """diffusers' Upsample2D, nearest neighbour then a convolution, without `interpolate`.
+
+    torch.compile's CPU code for the backward pass of `interpolate` gives no gradient at all (seen with torch 2.13.0),
+    so nothing below an upsampler would learn.
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, hidden: torch.Tensor, output_size: None = None) -> torch.Tensor:
+        """(n, c, h, w) to (n, c, 2h, 2w)."""
+        n, c, h, w = hidden.shape
+        return self.conv(hidden[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w))
 
 
 def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
@@ -82,6 +100,17 @@ def objective(vae: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, l
     latents = latents + level * noise[1] * latents.detach().std()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return reconstruction_loss(vae.decoder(vae.post_quant_conv(latents)).float(), pictures) + KL_WEIGHT * divergence
+
+
+@torch.no_grad()
+def start_from(vae: AutoencoderKL, earlier: AutoencoderKL) -> None:
+    """Give an untrained VAE the weights of an `earlier` one; residual blocks that it has not start as no change."""
+    known = earlier.state_dict()
+    for name, module in vae.named_modules():
+        if isinstance(module, ResnetBlock2D) and f"{name}.conv2.weight" not in known:
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+    vae.load_state_dict(vae.state_dict() | known)
 
 
 @torch.no_grad()
@@ -161,19 +190,24 @@ class _Reverse(torch.autograd.Function):
 
 
 class Painting(nn.Module):
-    """The VAE's decoding half and its critic, trained together."""
+    """The VAE and the critic of its pictures, trained together."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.decoding = nn.Sequential(vae.post_quant_conv, vae.decoder)
+        self.vae = vae
         self.critic = Critic()
 
-    def forward(self, latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """The loss of painting `pictures` from `latents`: their own, what the critic sees in them, and its verdict.
+    def forward(self, pictures: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The loss of painting `pictures` again: what differs, what the critic sees in them, and its verdict.
 
         The second is feature matching (arXiv 1711.11585, equation 3), the third the adversarial loss (arXiv 1406.2661).
+
+        Args:
+            noise: what is added to the latents, (n, 4, h, w), in their deviations.
         """
-        painted = self.decoding(latents).float()
+        latents = self.vae.quant_conv(self.vae.encoder(pictures)).chunk(2, dim=1)[0].float()
+        latents = latents + noise * latents.detach().std(dim=(0, 2, 3), keepdim=True)
+        painted = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
         frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         with torch.no_grad():
             true_features = self.critic(pictures)[:-1]
@@ -188,20 +222,21 @@ class Painting(nn.Module):
 
 
 def sharpen(vae: AutoencoderKL, work: Path, device: torch.device) -> AutoencoderKL:
-    """Train the decoder on, with whole pictures; the encoder stays, so latents that were made before stay true."""
-    painting = Painting(vae).to(device)
-    vae.encoder.requires_grad_(False)
+    """Train the VAE on, with whole pictures and a critic, so that edges and faces come through."""
+    for block in vae.decoder.up_blocks:
+        for index, sampler in enumerate(block.upsamplers or ()):
+            block.upsamplers[index] = Doubling(sampler.conv)
+    painting = Painting(vae).to(device, memory_format=torch.channels_last)
+    loss_of = torch.compile(painting, dynamic=False)
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng, generator = random.Random(f"sharpen {step}"), torch.Generator().manual_seed(step)
         pictures = to_tensor([drawing(rng) for _ in range(WHOLE)]).to(device, memory_format=torch.channels_last)
+        latents = (WHOLE, architecture.LATENT_CHANNELS, *[architecture.LATENT_SIDE] * 2)
+        level = SHARPEN_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
+        noise = level * torch.randn(latents, generator=generator)
         with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                latents = vae.quant_conv(vae.encoder(pictures)).chunk(2, dim=1)[0].float()
-            level = SHARPEN_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
-            noise = level * torch.randn(latents.shape, generator=generator)
-            deviation = latents.std(dim=(0, 2, 3), keepdim=True)
-            return painting(latents + noise.to(device) * deviation, pictures)
+            return loss_of(pictures, noise.to(device))
 
     run(painting, SHARPEN, loss_of_step, work / "painting.pt", device)
     return vae

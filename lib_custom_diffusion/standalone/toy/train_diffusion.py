@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from . import architecture, world
 from .resumable import Course, run, save_atomically
-from .train_autoencoder import to_tensor
+from .train_autoencoder import Doubling, to_tensor
 
 PICTURES = 30_000
 BATCH = 64
@@ -70,23 +70,6 @@ def standardize(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor)
     vae.quant_conv.bias.div_(scale).sub_(shift)
     vae.post_quant_conv.bias.add_((vae.post_quant_conv.weight * mean[None, :, None, None]).sum(dim=(1, 2, 3)))
     vae.post_quant_conv.weight.mul_(deviation[None, :, None, None])
-
-
-class Doubling(nn.Module):
-    """diffusers' Upsample2D, nearest neighbour then a convolution, without `interpolate`.
-
-    torch.compile's CPU code for the backward pass of `interpolate` gives no gradient at all (seen with torch 2.13.0),
-    so nothing below an upsampler would learn.
-    """
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, hidden: torch.Tensor, output_size: None = None) -> torch.Tensor:
-        """(n, c, h, w) to (n, c, 2h, 2w)."""
-        n, c, h, w = hidden.shape
-        return self.conv(hidden[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w))
 
 
 class Denoiser(nn.Module):
