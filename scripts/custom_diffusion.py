@@ -2,7 +2,7 @@
 
 from modules import extra_networks, script_callbacks, ui_extra_networks
 
-from lib_custom_diffusion.webui import api, reopened_page, train_tab, utils_tab
+from lib_custom_diffusion.webui import api, own_vocabulary, reopened_page, train_tab, utils_tab
 from lib_custom_diffusion.webui.cards import DeltaCards
 from lib_custom_diffusion.webui.compare import add_axes
 from lib_custom_diffusion.webui.delta_library import library
@@ -19,7 +19,9 @@ def before_ui() -> None:
     add_axes(library)
 
 
+own_vocabulary.make_known()
 script_callbacks.on_before_ui(before_ui)
+script_callbacks.on_model_loaded(own_vocabulary.follow_model)
 script_callbacks.on_model_loaded(network.follow_model)
 script_callbacks.on_cfg_denoiser(network.before_step)
 script_callbacks.on_infotext_pasted(network.restore_names)

@@ -23,6 +23,7 @@ from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
+from ..training.recipes import PRESETS_OF_TOYS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
 from .foreign_flags import instead_of
@@ -122,7 +123,7 @@ def _command(commands: argparse._SubParsersAction, name: str, description: str) 
 def _add_model(command: argparse.ArgumentParser, *other_names: str) -> None:
     command.add_argument(
         "--model", *other_names, default="toy",
-        help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), or toy",
+        help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), toy, or toy-xl",
     )  # fmt: skip
     command.add_argument(
         "--vae", type=given_path, metavar="FILE", help="a VAE to use instead of the model's own, or where it has none"
@@ -139,7 +140,10 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 
         return demo(options)
 
-    command = _command(commands, "demo", "Teach the toy model a concept from bundled pictures, and report.")
+    command = _command(commands, "demo", "Teach a toy model a concept from bundled pictures, and report.")
+    command.add_argument(
+        "--model", choices=list(PRESETS_OF_TOYS), default="toy", help="in Stable Diffusion 1's layout, or in SDXL's"
+    )
     command.add_argument(
         "--concept", default=None, help="which bundled concept to teach, or all; the first if not given"
     )
@@ -254,7 +258,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
-    add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy model's own for toy")
+    add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy models' own for them")
     add(
         "--train_batch_size",
         type=int,
@@ -459,7 +463,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     add(
         "--clip",
         type=os.path.expanduser,
-        help="CLIP model, a folder or a name on the Hub; openai/clip-vit-base-patch32 if not given, the judge for toy",
+        help="CLIP model, a folder or a name on the Hub; openai/clip-vit-base-patch32 if not given, the judge for toys",
     )
     add(
         "--dino",

@@ -1,4 +1,4 @@
-"""The demo command: the toy model is taught a concept it has never seen, and a judge says how well."""
+"""The demo command: a toy model is taught a concept it has never seen, and a judge says how well."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..injection import Injection
 from ..storage import write_atomically
 from ..training.job import Report
 from ..training.plan import TrainingPlan
-from ..training.recipes import TOY, plan_settings
+from ..training.recipes import PRESETS_OF_TOYS, TOY_RECIPES, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
@@ -48,10 +48,11 @@ def demo(options: argparse.Namespace) -> int:
     for name in names:
         if name not in concepts:
             raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all")
-    backend, judge = load_model("toy"), Judge.load()
+    backend, judge = load_model(options.model), Judge.load()
+    recipe = plan_settings(TOY_RECIPES[PRESETS_OF_TOYS[options.model]])
     metrics = {}
     for name in names:
-        plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, plan_settings(TOY))
+        plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, recipe)
         result = teach(backend, judge, concepts[name], plan, options.output / name)
         if result is None:
             return 130

@@ -24,6 +24,7 @@ from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
 from .prompts import split_deltas
+from .toy import TOYS
 
 _FLAGS = {"steps": "num_inference_steps", "batch_size": "sample_batch_size", "size": "resolution"}
 """What the fields of `Sampling` are called on the command line, where that is something else."""
@@ -97,7 +98,7 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     size = None if options.resolution is None else (options.resolution, options.resolution)
     scale = options.guidance_scale
     if scale is None:
-        scale = (TOY_SAMPLING if options.model == "toy" else Sampling()).guidance_scale
+        scale = (TOY_SAMPLING if options.model in TOYS else Sampling()).guidance_scale
     sampling = Sampling(options.num_inference_steps, scale, options.negative_prompt, size, options.sample_batch_size)
     for name in ("prompt", "negative_prompt", "class_prompt"):
         check_text(getattr(options, name, ""), f"--{name}")

@@ -72,6 +72,21 @@ def open_clip_state(tensors: Tensors, layers: int) -> Tensors:
     return state
 
 
+def to_open_clip(state: Tensors) -> Tensors:
+    """An OpenCLIP text encoder's tensors under its own names, from transformers' of one with a projection."""
+    layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("text_model.encoder.layers."))
+    tensors = {theirs: state[f"text_model.{ours}"] for theirs, ours in _OPEN_CLIP.items()}
+    tensors["text_projection"] = state["text_projection.weight"].T
+    for layer in range(layers):
+        old, new = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            for theirs, ours in _OPEN_CLIP_LAYER.items():
+                tensors[f"{new}{theirs}.{kind}"] = state[f"{old}{ours}.{kind}"]
+            parts = [state[f"{old}self_attn.{projection}_proj.{kind}"] for projection in "qkv"]
+            tensors[f"{new}attn.in_proj_{kind}"] = torch.cat(parts)
+    return tensors
+
+
 def unet_modules(config: dict) -> dict[str, str]:
     """LDM's name of every block, residual block, transformer and sampler of a diffusers UNet, by diffusers' name."""
     levels, depth = len(config["block_out_channels"]), config["layers_per_block"]

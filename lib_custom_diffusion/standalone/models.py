@@ -1,4 +1,4 @@
-"""Which model `--model` names: "toy", a diffusers folder, a single-file checkpoint, or a model of the Hub."""
+"""Which model `--model` names: a toy, a diffusers folder, a single-file checkpoint, or a model of the Hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..backend import PREDICTION_TYPES
 from ..errors import UserError
 from ..storage import given_path
 from ..text_features import captions_beside
-from . import toy
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
 from .single_file import asked_prediction_type, load_checkpoint, load_vae
+from .toy import TOYS
 from .weights import refuse_torn
 
 logging.set_verbosity_error()
@@ -67,7 +67,7 @@ def load_model(
 ) -> DiffusersBackend:
     """The model of that name on `device`, its UNet and text encoder in `dtype`, its VAE in float32.
 
-    name:            "toy", a diffusers folder, a checkpoint file, or a model of the Hub (OWNER/NAME).
+    name:            "toy" or "toy-xl", a diffusers folder, a checkpoint file, or a model of the Hub (OWNER/NAME).
     vae:             a file or folder of a VAE to take instead of the model's own.
     prediction_type: what the UNet predicts, "epsilon" or "v_prediction", if the model doesn't tell.
     revision:        of a model of the Hub. variant: which files of one, such as "fp16".
@@ -78,7 +78,7 @@ def load_model(
     """
     if not name.strip():
         raise UserError("the name of the model is empty; give toy, a folder or a file")
-    path = toy.CHECKPOINT if name == "toy" else given_path(name)
+    path = TOYS[name].checkpoint if name in TOYS else given_path(name)
     if path.name == "model_index.json":  # as file dialogs give a folder
         path = path.parent
     if path.is_file():
@@ -96,8 +96,7 @@ def load_model(
     if isinstance(pipeline, StableDiffusionXLPipeline):
         pipeline.text_encoder_2.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
-    called = name if name == "toy" else path.stem
-    return DiffusersBackend(pipeline, called, _short_hash(_weights(path)), captions_beside(path))
+    return DiffusersBackend(pipeline, path.stem, _short_hash(_weights(path)), captions_beside(path))
 
 
 def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline:

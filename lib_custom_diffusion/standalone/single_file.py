@@ -7,6 +7,7 @@ the WebUI's way to describe any other model.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -67,7 +68,8 @@ _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 class Described:
     """What a .yaml in LDM's layout says of a checkpoint beside it; empty without one.
 
-    model, unet, text: `params` of the model, its unet_config (SDXL's network_config) and its cond_stage_config.
+    model, unet, text: `params` of the model, its unet_config (SDXL's network_config) and its cond_stage_config, or of
+                       the first text encoder of SDXL.
     folder: where the .yaml lies; paths in it are meant from there.
     """
 
@@ -129,7 +131,7 @@ def _load_sdxl(
         raise UserError(f"{path} lacks the {lacking[0]} of its two text encoders; give the whole checkpoint")
     unet = load_unet(path, tensors, described)
     first, tokenizer = _clip(path, tensors, described, FIRST_TEXT_PREFIX)
-    second, tokenizer_2 = _second_of_sdxl(path, tensors)
+    second, tokenizer_2 = _second_of_sdxl(path, tensors, tokenizer)
     _check_width(path, unet, first.config.hidden_size + second.config.hidden_size)
     unet.register_to_config(sample_size=int(described.model.get("image_size", _SIDE_OF_SDXL)))
     told = _told_prediction_type(described, weights)
@@ -157,13 +159,20 @@ def _autoencoder(path: Path, tensors: Tensors, vae: Path | None, scale: float) -
 
 
 def _description_of(path: Path, tensors: Tensors) -> Path:
-    """The .yaml of a checkpoint: that beside it, or for a copy of the toy, which its vocabulary tells, the toy's."""
+    """The .yaml of a checkpoint: that beside it, or for a copy of a toy, which its vocabulary tells, the toy's."""
     beside = path.with_suffix(".yaml")
-    words = tensors.get(f"{TEXT_PREFIX}text_model.embeddings.token_embedding.weight")
-    if beside.is_file() or words is None:
-        return beside
-    config = CLIPTextConfig.from_pretrained(toy.CONFIG / "text_encoder")
-    return toy.CHECKPOINT_CONFIG if words.shape == (config.vocab_size, config.hidden_size) else beside
+    if not beside.is_file():
+        for prefix, each in ((TEXT_PREFIX, toy.TOY), (FIRST_TEXT_PREFIX, toy.TOY_XL)):
+            words = tensors.get(f"{prefix}text_model.embeddings.token_embedding.weight")
+            if words is not None and words.shape == _word_shape(each):
+                return each.description
+    return beside
+
+
+def _word_shape(each: toy.Toy) -> tuple[int, int]:
+    """Of a toy's table of words."""
+    config = CLIPTextConfig.from_pretrained(each.config / "text_encoder")
+    return config.vocab_size, config.hidden_size
 
 
 def read_description(path: Path) -> Described:
@@ -174,12 +183,19 @@ def read_description(path: Path) -> Described:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = content["model"]["params"]
         unet = (model.get("unet_config") or model["network_config"])["params"]
-        text = (model.get("cond_stage_config") or {}).get("params") or {}
+        text = (model.get("cond_stage_config") or _first_encoder(model)).get("params") or {}
         if "VScaling" in str(model.get("denoiser_config")):  # the way of SDXL's .yaml files to say v
             model = {"parameterization": "v"} | model
+        if "image_size" in content["model"]:  # which SDXL's parts don't take
+            model = {"image_size": content["model"]["image_size"]} | model
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} describes no checkpoint in LDM's layout; mend it, or take it away") from error
     return Described(model, unet, text, path.parent)
+
+
+def _first_encoder(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    encoders = (model.get("conditioner_config") or {}).get("params", {}).get("emb_models") or [{}]
+    return encoders[0]
 
 
 def unet_config(tensors: Mapping[str, Tensor], described: Described = Described()) -> dict[str, Any]:
@@ -334,7 +350,8 @@ def _clip(
         )
     folder = described.folder / str(described.text.get("version", ""))
     if not (folder / "vocab.json").is_file():
-        folder = toy.CONFIG / "tokenizer"  # a .yaml of the toy that was copied without it
+        of_toy = toy.TOY if prefix == TEXT_PREFIX else toy.TOY_XL
+        folder = of_toy.config / "tokenizer"  # a .yaml of the toy that was copied without it
         if words == clip.WORDS:
             return _text_model(path, config, own.get), clip.tokenizer(positions=config["max_position_embeddings"])
         if CLIPTextConfig.from_pretrained(folder).vocab_size != words:
@@ -355,19 +372,30 @@ def _open_clip(path: Path, tensors: Tensors, described: Described) -> tuple[CLIP
     return _text_model(path, config, state.get), clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
 
 
-def _second_of_sdxl(path: Path, tensors: Tensors) -> tuple[CLIPTextModelWithProjection, CLIPTokenizer]:
-    """The second text encoder of SDXL, all of its layers as the pooled text comes of the last, and its tokenizer."""
+def _second_of_sdxl(
+    path: Path, tensors: Tensors, of_first: CLIPTokenizer
+) -> tuple[CLIPTextModelWithProjection, CLIPTokenizer]:
+    """The second text encoder of SDXL, all of its layers as the pooled text comes of the last, and its tokenizer.
+
+    Both encoders have one vocabulary.
+    """
     own = _part(tensors, SECOND_TEXT_PREFIX)
-    config, state = _open_clip_config(path, own, False)
+    config, state = _open_clip_config(path, own, False, len(of_first))
+    if len(of_first) == clip.WORDS:
+        tokenizer = clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+    else:
+        tokenizer = copy.deepcopy(of_first)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     with _whole(path, "text encoder"):
         projection = own["text_projection"].T
     config["projection_dim"] = projection.shape[0]
     state = state | {"text_projection.weight": projection.contiguous()}
-    model = _text_model(path, config, state.get, kind=CLIPTextModelWithProjection)
-    return model, clip.tokenizer(clip.FIRST, config["max_position_embeddings"])
+    return _text_model(path, config, state.get, tokenizer, CLIPTextModelWithProjection), tokenizer
 
 
-def _open_clip_config(path: Path, own: Tensors, but_the_last: bool) -> tuple[dict[str, Any], Tensors]:
+def _open_clip_config(
+    path: Path, own: Tensors, but_the_last: bool, expected: int = clip.WORDS
+) -> tuple[dict[str, Any], Tensors]:
     """The configuration of an OpenCLIP text encoder, and its tensors by transformers' names."""
     with _whole(path, "text encoder"):
         words, width = own["token_embedding.weight"].shape
@@ -381,8 +409,9 @@ def _open_clip_config(path: Path, own: Tensors, but_the_last: bool) -> tuple[dic
             hidden_act="gelu",
         )
         state = open_clip_state(own, layers)
-    if words != clip.WORDS:
-        raise UserError(f"{path} has a vocabulary of {words:,} words; OpenCLIP's has {clip.WORDS:,}")
+    if words != expected:
+        whose = "OpenCLIP's" if expected == clip.WORDS else "its first text encoder's"
+        raise UserError(f"{path} has a vocabulary of {words:,} words; {whose} has {expected:,}")
     return config, state
 
 

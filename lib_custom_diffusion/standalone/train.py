@@ -29,7 +29,7 @@ from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
 from ..training.losslog import Recorder
 from ..training.plan import TrainingPlan, Wording
-from ..training.recipes import TOY, plan_settings
+from ..training.recipes import PRESETS_OF_TOYS, TOY_RECIPES, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_for_diffusers
 from .follow_up import command
@@ -132,7 +132,8 @@ def _plan_of_flags(options: argparse.Namespace) -> TrainingPlan:
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if options.mixed_precision == AUTO:  # found out when the model is there
         del given["mixed_precision"]
-    recipe = plan_settings(TOY) if options.model == "toy" else {}
+    toy = PRESETS_OF_TOYS.get(options.model)
+    recipe = plan_settings(TOY_RECIPES[toy]) if toy else {}
     if options.concepts_list is not None:
         return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
     if options.instance_data_dir is None and getattr(options, "concepts", None):  # of a file of settings

@@ -36,7 +36,11 @@ at much noise (1e-3, γ 1), tear the two-faced cat's face; slower ones (5e-4) le
 shown as they are: of 128 pixels scaled down to a third a face is four latents wide, and what is learned of it is a
 smear. With the paper's scaling 4 of 16 raccoons and 7 of 16 men were recognised, without it 13 and 15.
 """
-TOY_RECIPES: dict[str, Recipe] = {"toy model: thing": TOY}
+TOY_XL: Recipe = {**TOY}
+"""What works for the toy model in SDXL's layout."""
+TOY_RECIPES: dict[str, Recipe] = {"toy model: thing": TOY, "toy model, SDXL: thing": TOY_XL}
+PRESETS_OF_TOYS = dict(zip(("toy", "toy-xl"), TOY_RECIPES))
+"""By the names that `--model` takes."""
 
 
 def plan_settings(recipe: Recipe) -> dict[str, Any]:

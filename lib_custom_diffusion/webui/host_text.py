@@ -97,7 +97,8 @@ def _vocabulary_and_table(encoder: Any) -> tuple[Mapping[str, int], Tensor]:
         return encoder.tokenizer.get_vocab(), table.wrapped.weight
     from modules import sd_hijack_open_clip
 
-    return sd_hijack_open_clip.tokenizer.encoder, encoder.wrapped.model.token_embedding.wrapped.weight
+    words = getattr(encoder, "vocabulary", sd_hijack_open_clip.tokenizer.encoder)  # see own_vocabulary
+    return words, encoder.wrapped.model.token_embedding.wrapped.weight
 
 
 def database() -> Any:

@@ -1,4 +1,4 @@
-"""The toy model among the WebUI's checkpoints, to try everything with, and the button that puts it there."""
+"""The toy models among the WebUI's checkpoints, to try everything with, and the buttons that put them there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -17,24 +18,27 @@ from ..storage import write_atomically
 from ..ui.training_page import error_html
 
 TOY = Path(__file__).resolve().parents[1] / "standalone" / "toy"
-NAME = "custom-diffusion-toy"
-_TOKENIZER = re.compile(r"(?m)^(\s*version:\s*).*$")
+PREFIX = "custom-diffusion-"
+CONFIGS = {"toy": "config", "toy-xl": "config-xl"}
+"""Of each toy, the folder of its tokenizer."""
+_TOKENIZER = re.compile(r"(?m)^(\s*version:\s*)\S*/tokenizer$")
 
 
-def install_toy() -> Path:
-    """Copy the toy to the checkpoints' folder, its configuration naming the tokenizer where it lies here.
+def install_toy(name: str) -> Path:
+    """Copy a toy to the checkpoints' folder, its configuration naming the tokenizer where it lies here.
 
+    name: "toy", or "toy-xl" for that in SDXL's layout.
     Returns the checkpoint. Raises UserError if the toy is not there or the folder cannot be written.
     """
-    checkpoint, config, captions = (TOY / f"toy.{suffix}" for suffix in ("safetensors", "yaml", "captions.txt"))
+    checkpoint, config, captions = (TOY / f"{name}.{suffix}" for suffix in ("safetensors", "yaml", "captions.txt"))
     if not all(path.is_file() for path in (checkpoint, config, captions)):
         raise UserError(f"the toy model is not in {TOY}; install the extension anew")
     folder = Path(shared.cmd_opts.ckpt_dir or sd_models.model_path)
-    path = json.dumps((TOY / "config" / "tokenizer").as_posix())
+    path = json.dumps((TOY / CONFIGS[name] / "tokenizer").as_posix())
     text = _TOKENIZER.sub(lambda found: found[1] + path, config.read_text(encoding="utf-8"))
-    write_atomically(folder / f"{NAME}.yaml", text.encode())
-    write_atomically(folder / f"{NAME}.captions.txt", captions.read_bytes())
-    target = folder / f"{NAME}.safetensors"
+    target = folder / f"{PREFIX}{name}.safetensors"
+    write_atomically(target.with_suffix(".yaml"), text.encode())
+    write_atomically(target.with_suffix(".captions.txt"), captions.read_bytes())
     try:
         shutil.copyfile(checkpoint, target.with_suffix(".partial"))
         target.with_suffix(".partial").replace(target)
@@ -50,10 +54,15 @@ def no_checkpoint() -> bool:
     return not sd_models.checkpoints_list
 
 
-def toy_chosen() -> bool:
-    """Whether the checkpoint that the host draws and trains with is the toy."""
+def chosen_toy() -> str | None:
+    """The name of the toy that the host draws and trains with; None while it has another checkpoint."""
     chosen = shared.opts.data.get("sd_model_checkpoint") or next(iter(sd_models.checkpoints_list), "")
-    return Path(chosen).name.startswith(NAME)
+    return toy_of(chosen)
+
+
+def toy_of(title: str) -> str | None:
+    """The name of the toy that a checkpoint of that title is, if it is one."""
+    return next((name for name in CONFIGS if Path(title).name.startswith(f"{PREFIX}{name}.")), None)
 
 
 def example() -> tuple[str, str]:
@@ -63,25 +72,28 @@ def example() -> tuple[str, str]:
     return str(TOY / "concepts" / name), first["instance_prompt"].rpartition(first["modifier_token"])[2].strip()
 
 
-def toy_button(part: str) -> None:
-    """A button that installs the toy and chooses it, as checkpoint and as preset of the training form, by the page."""
+def toy_buttons(part: str) -> None:
+    """Buttons that install a toy and choose it, as checkpoint and as preset of the training form, by the page."""
     gr.HTML(
         "<p>No checkpoint yet, or just trying? The toy model is a very small model of drawings that trains in minutes"
         " on any computer. This copies it to your checkpoints, selects it, and fills in the training form with an"
         " example.</p>"
     )
-    button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
+    with gr.Row():
+        button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
+        button_xl = gr.Button("Install the toy model in SDXL's layout and use it", elem_id=f"{part}_xl")
     told = gr.HTML(elem_id=f"{part}_told")
     title = gr.Textbox(visible=False, elem_id=f"{part}_title")
-    button.click(fn=wrap_queued_call(_install), inputs=[], outputs=[title, told], queue=False).then(
-        fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
-    )
+    for each, name in ((button, "toy"), (button_xl, "toy-xl")):
+        each.click(fn=wrap_queued_call(partial(_install, name)), inputs=[], outputs=[title, told], queue=False).then(
+            fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
+        )
 
 
-def _install() -> tuple[str, str]:
+def _install(name: str) -> tuple[str, str]:
     """The checkpoint's title, as the host's list of checkpoints has it, and what to say."""
     try:
-        path = install_toy()
+        path = install_toy(name)
     except UserError as error:
         return "", error_html(error)
     found = sd_models.get_closet_checkpoint_match(path.name)

@@ -18,7 +18,7 @@ from ..ui.utilities import Action, Host, Lists, Results, Section, add_utilities,
 from .delta_library import library
 from .drawing_backend import DrawingBackend
 from .reopened_page import add_fetching
-from .toy_model import no_checkpoint, toy_button
+from .toy_model import no_checkpoint, toy_buttons
 
 JOB = "custom-diffusion-utility"
 _DEFAULT_SAMPLER = "Euler a"
@@ -85,5 +85,5 @@ def _show(done: int, total: int, what: str = "") -> None:
 
 
 def _toy(_host: Host) -> list[Action]:
-    toy_button("cd_toy")
+    toy_buttons("cd_toy")
     return []  # a copied file is no job

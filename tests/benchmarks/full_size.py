@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -14,12 +12,12 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lib_custom_diffusion.standalone import clip
-from lib_custom_diffusion.standalone.toy import CONFIG
+from lib_custom_diffusion.standalone.toy import TOY
 
 
 def stable_diffusion_1() -> StableDiffusionPipeline:
     """All three models as large as Stable Diffusion 1's (860, 123 and 84 million numbers); the toy's vocabulary."""
-    tokenizer = CLIPTokenizer.from_pretrained(Path(CONFIG) / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOY.config / "tokenizer")
     text = CLIPTextConfig(
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

@@ -12,9 +12,9 @@ import torch
 from comfy import sd1_clip
 from safetensors.torch import load_file
 
-from lib_custom_diffusion.standalone.toy import CHECKPOINT, CONFIG
+from lib_custom_diffusion.standalone.toy import TOY
 
-TEXT = json.loads((CONFIG / "text_encoder" / "config.json").read_text())
+TEXT = json.loads((TOY.config / "text_encoder" / "config.json").read_text())
 VOCABULARY = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
 
@@ -29,7 +29,7 @@ class Toy(comfy.supported_models.SD15):
         self.latent_format.scale_factor = 1.0
 
     def clip_target(self, state_dict: Any = {}) -> Any:  # noqa: B006 - as ComfyUI has it
-        tokenizer = partial(sd1_clip.SDTokenizer, tokenizer_path=str(CONFIG / "tokenizer"), embedding_size=128)
+        tokenizer = partial(sd1_clip.SDTokenizer, tokenizer_path=str(TOY.config / "tokenizer"), embedding_size=128)
         special = {"start": TEXT["bos_token_id"], "end": TEXT["eos_token_id"], "pad": TEXT["pad_token_id"]}
         encoder = partial(
             sd1_clip.SDClipModel,
@@ -46,7 +46,7 @@ def load(embedding_directory: str) -> tuple[Any, Any]:
     """MODEL and CLIP of the toy, in float32."""
     if Toy not in comfy.supported_models.models:
         comfy.supported_models.models.insert(0, Toy)
-    weights = {name: tensor.float() for name, tensor in load_file(CHECKPOINT).items()}
+    weights = {name: tensor.float() for name, tensor in load_file(TOY.checkpoint).items()}
     words = weights[VOCABULARY]
     weights[VOCABULARY] = torch.cat([words, torch.zeros(49408 - len(words), words.shape[1])])
     model, clip, *_ = comfy.sd.load_state_dict_guess_config(

@@ -19,7 +19,7 @@ from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats.base import Base
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.standalone.toy import CONFIG
+from lib_custom_diffusion.standalone.toy import TOY
 from tiny import TinyUNet
 
 pytest.importorskip("peft")
@@ -194,7 +194,7 @@ def test_the_printed_lines_give_diffusers_pipeline_a_word_for_both_text_encoders
         return kind(CLIPTextConfig(vocab_size=4096, **sizes))
 
     first, second = encoder(CLIPTextModel, 768), encoder(CLIPTextModelWithProjection, 1280)
-    tokenizers = [CLIPTokenizer.from_pretrained(Path(CONFIG) / "tokenizer") for _ in range(2)]
+    tokenizers = [CLIPTokenizer.from_pretrained(TOY.config / "tokenizer") for _ in range(2)]
     pipeline = StableDiffusionXLPipeline(None, first, second, *tokenizers, None, None, add_watermarker=False)
     vectors = torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
     layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"

@@ -23,8 +23,8 @@ def folder(model: Path, tmp_path: Path) -> Path:
 
 
 def test_checkpoints_below_the_folder_can_be_chosen(model: Path, folder: Path) -> None:
-    assert Models(str(model), folder).names() == [str(model), "toy", "damaged.safetensors", "small/one"]
-    assert Models("toy").names() == ["toy"] and Models("toy", folder / "nowhere").names() == ["toy"]
+    assert Models(str(model), folder).names() == [str(model), "toy", "toy-xl", "damaged.safetensors", "small/one"]
+    assert Models("toy").names() == ["toy", "toy-xl"] and Models("toy", folder / "nowhere").names() == ["toy", "toy-xl"]
 
 
 def test_models_behind_a_link_can_be_chosen_and_names_that_no_page_can_show_are_left_out(
@@ -37,7 +37,7 @@ def test_models_behind_a_link_can_be_chosen_and_names_that_no_page_can_show_are_
     except OSError:
         pytest.skip("this system makes no links, or no such names")
     names = Models("toy", tmp_path / "linked").names()
-    assert names == ["toy", "models/damaged.safetensors", "models/small/one"]
+    assert names == ["toy", "toy-xl", "models/damaged.safetensors", "models/small/one"]
 
 
 def test_the_chosen_model_takes_the_place_of_the_other(model: Path, folder: Path) -> None:
@@ -73,8 +73,11 @@ def test_a_model_to_try_things_with_is_known_by_what_it_is_and_not_by_its_name(m
     assert not models.small
     models.get()
     assert models.small  # its text encoder is narrower than any of CLIP's
+    assert models.preset == "toy model: thing"
+    models.loaded.reads_sizes = True
+    assert models.preset == "toy model, SDXL: thing" == Models("toy-xl").preset
     models.loaded.architecture = "sd1"
-    assert not models.small
+    assert not models.small and models.preset == "thing or pet"
 
 
 @pytest.mark.parametrize("name", ["damaged.safetensors", "../models/small/one", "/etc/passwd", "cat.delta.safetensors"])

@@ -305,14 +305,14 @@ def test_a_damaged_yaml_is_told(yaml: str, tmp_path: Path) -> None:
 
 def test_copies_of_the_toy_are_the_toy_with_its_yaml_and_without(tmp_path: Path) -> None:
     original = toy.load()
-    shutil.copy(toy.CHECKPOINT, tmp_path / "copy.safetensors")
+    shutil.copy(toy.TOY.checkpoint, tmp_path / "copy.safetensors")
     for _ in range(2):
         loaded = load_checkpoint(tmp_path / "copy.safetensors")
         assert_same_tensors(loaded, original)
         assert loaded.tokenizer.get_vocab() == original.tokenizer.get_vocab()
         assert loaded.vae.config.scaling_factor == original.vae.config.scaling_factor
         assert loaded.unet.config.attention_head_dim == original.unet.config.attention_head_dim
-        shutil.copy(toy.CHECKPOINT_CONFIG, tmp_path / "copy.yaml")
+        shutil.copy(toy.TOY.description, tmp_path / "copy.yaml")
 
 
 def test_a_vocabulary_of_its_own_is_found_by_the_yaml_or_asked_for(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_vocabulary_of_its_own_is_found_by_the_yaml_or_asked_for(tmp_path: Pat
     path = saved(tmp_path / "a.safetensors", tensors)
     with pytest.raises(UserError, match=r"vocabulary of its own, of 1,000 words: name the folder of its tokenizer"):
         load_checkpoint(path)
-    tokenizer = CLIPTokenizer.from_pretrained(toy.CONFIG / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(toy.TOY.config / "tokenizer")
     tokenizer.save_pretrained(tmp_path / "words")
     path.with_suffix(".yaml").write_text(
         "model:\n  params:\n    unet_config:\n      params: {}\n    cond_stage_config:\n"

@@ -1,12 +1,10 @@
 """A diffusers model with the features of Stable Diffusion 2, small and untrained: what `--model FOLDER` may name."""
 
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lib_custom_diffusion.standalone.toy import CONFIG
+from lib_custom_diffusion.standalone.toy import TOY
 
 WIDTH = 48  # of the text features: no other model's
 
@@ -14,7 +12,7 @@ WIDTH = 48  # of the text features: no other model's
 def stable_diffusion_2() -> StableDiffusionPipeline:
     """v-prediction, linear projections and a text width of its own, with the toy's tokenizer; seeded."""
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(Path(CONFIG) / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOY.config / "tokenizer")
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, hidden_act="gelu",

@@ -274,6 +274,20 @@ def test_the_toy_is_installed_with_its_tokenizer_where_it_lies(page, made, tmp_p
     assert f'    version: "{(toy / "config" / "tokenizer").as_posix()}"\n    device: cpu' in config
 
 
+def test_the_toy_in_sdxls_layout_is_installed_with_the_tokenizer_of_its_first_encoder(made, tmp_path, monkeypatch):
+    toy = tmp_path / "toy"
+    toy.mkdir()
+    (toy / "toy-xl.safetensors").write_bytes(b"weights")
+    (toy / "toy-xl.yaml").write_text("params:\n  version: config-xl/tokenizer\nparams:\n  version: none\n")
+    (toy / "toy-xl.captions.txt").write_text("a dog\n")
+    monkeypatch.setattr("lib_custom_diffusion.webui.toy_model.TOY", toy)
+    title, told = made["cd_toy_xl"].press()
+    assert title == "custom-diffusion-toy-xl.safetensors" and "Installed" in told
+    config = (tmp_path / "models" / "custom-diffusion-toy-xl.yaml").read_text()
+    first = (toy / "config-xl" / "tokenizer").as_posix()
+    assert config == f'params:\n  version: "{first}"\nparams:\n  version: none\n'
+
+
 def test_the_toy_is_offered_first_where_there_is_no_checkpoint(page, monkeypatch):
     def first(blocks: gr.Blocks) -> str:
         return next(part.elem_id for part in blocks.blocks.values() if isinstance(part, gr.Tab))

@@ -18,6 +18,7 @@ from ...errors import UserError, check_range
 from ...storage import check_writable
 from ..generate import sampling_of, words_of
 from ..models import best_device, load_model
+from ..toy import TOYS
 from . import report
 from .eyes import CLIP, ClipEyes, DinoEyes, Eyes, JudgeEyes
 from .measuring import Candidate, Measuring
@@ -30,7 +31,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     candidates, lines, own, of_class, sampling = _checked(options)
     device = best_device()
-    eyes: Eyes = JudgeEyes() if options.model == "toy" and not options.clip else ClipEyes(options.clip or CLIP, device)
+    eyes: Eyes = JudgeEyes() if options.model in TOYS and not options.clip else ClipEyes(options.clip or CLIP, device)
     dino = DinoEyes(options.dino, device) if options.dino else None
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)

@@ -1,14 +1,14 @@
-"""Make the toy model and its judge from nothing, by one command:
+"""Make the toy models and their judge from nothing, by one command:
 
     python -m lib_custom_diffusion.standalone.toy.make [--work DIR] [--start FILE]
 
-World, VAE, latents, UNet with text encoder, judge, export. On two CPU cores with bfloat16 instructions and nothing else
-to do this takes some three hours; a GPU is used if there is one. Every part saves its state into DIR and goes on from
-there when the command is given again, so it may be stopped at any time. Seeded: one machine and one set of versions
-give one model. `--start` begins with the VAE, the UNet and the words of an earlier toy instead, and with the judge that
-is there: so were the weights that ship made, in two rounds. From a toy that knew 111 things and no coats, 3,000 steps
-of the UNet and 1,800 of the decoder; from that one, with 51 things more, 2,300 steps of the UNet (both at a peak rate
-of 8e-4), 1,900 of the decoder (4e-4) and 1,100 of the judge (1.5e-3).
+World, VAE, latents, UNet with text encoder, the same in SDXL's layout, judge, export. On two CPU cores with bfloat16
+instructions and nothing else to do this takes some three hours; a GPU is used if there is one. Every part saves its
+state into DIR and goes on from there when the command is given again, so it may be stopped at any time. Seeded: one
+machine and one set of versions give one model. `--start` begins with the VAE, the UNet and the words of an earlier toy
+instead, and with the judge that is there: so were the weights that ship made, in two rounds. From a toy that knew 111
+things and no coats, 3,000 steps of the UNet and 1,800 of the decoder; from that one, with 51 things more, 2,300 steps
+of the UNet (both at a peak rate of 8e-4), 1,900 of the decoder (4e-4) and 1,100 of the judge (1.5e-3).
 
 The drawings need the font Noto Color Emoji (SIL Open Font License 1.1), Debian's package fonts-noto-color-emoji.
 """
@@ -20,7 +20,18 @@ import torch
 from transformers import CLIPTokenizer
 
 from ..single_file import load_checkpoint
-from . import CONFIG, architecture, export, train_autoencoder, train_diffusion, train_judge, vocabulary, world
+from . import (
+    TOY,
+    architecture,
+    export,
+    load,
+    train_autoencoder,
+    train_diffusion,
+    train_judge,
+    train_xl,
+    vocabulary,
+    world,
+)
 
 
 def make(work: Path, device: torch.device, start: Path | None) -> None:
@@ -28,8 +39,8 @@ def make(work: Path, device: torch.device, start: Path | None) -> None:
     earlier = load_checkpoint(start) if start else None
     work.mkdir(parents=True, exist_ok=True)
     (work / ".gitignore").write_text("*\n")
-    vocabulary.write(world.words(), CONFIG / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(CONFIG / "tokenizer")
+    vocabulary.write(world.words(), TOY.config / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOY.config / "tokenizer")
     if earlier:
         vae = architecture.autoencoder()
         train_autoencoder.start_from(vae, earlier.vae)
@@ -37,8 +48,17 @@ def make(work: Path, device: torch.device, start: Path | None) -> None:
         vae = train_autoencoder.train(work, device)
     vae = train_autoencoder.sharpen(vae, work, device)
     latents = train_diffusion.encode(vae, work, device)
-    denoiser = train_diffusion.train(latents, tokenizer, work, device, earlier)
-    export.export(vae, denoiser)
+    torch.manual_seed(2)
+    denoiser = train_diffusion.Denoiser(tokenizer)
+    if earlier:
+        train_diffusion.start_from(denoiser, tokenizer, earlier)
+    course = train_diffusion.COURSE
+    export.export(vae, train_diffusion.train(latents, denoiser, work / "diffusion.pt", course, device))
+    torch.manual_seed(3)
+    denoiser_xl = train_xl.DenoiserXL(tokenizer)
+    train_xl.start_from(denoiser_xl, load())
+    course = train_xl.COURSE
+    export.export_xl(vae, train_diffusion.train(latents, denoiser_xl, work / "diffusion_xl.pt", course, device))
     export.write_captions()
     train_judge.train(work, device, train_judge.WEIGHTS if start else None)
 

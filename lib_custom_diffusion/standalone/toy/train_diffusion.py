@@ -1,15 +1,16 @@
-"""The toy's UNet and text encoder: learning to draw what a caption says."""
+"""The toys' UNets and text encoders: learning to draw what a caption says."""
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from . import architecture, world
 from .resumable import Course, run, save_atomically
@@ -75,15 +76,25 @@ def standardize(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor)
 class Denoiser(nn.Module):
     """The UNet and the text encoder, trained together."""
 
+    unet: UNet2DConditionModel
+
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.unet = architecture.unet()
-        for block in self.unet.up_blocks:
+        self.tokenizer = tokenizer
+        self._take(architecture.unet())
+        self.text_encoder = architecture.text_encoder(tokenizer)
+
+    def _take(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+        for block in unet.up_blocks:
             for index, sampler in enumerate(block.upsamplers or ()):
                 block.upsamplers[index] = Doubling(sampler.conv)
         # Plain attention: on a CPU the backward pass of the fused one takes a third of a step.
-        self.unet.set_attn_processor(AttnProcessor())
-        self.text_encoder = architecture.text_encoder(tokenizer)
+        unet.set_attn_processor(AttnProcessor())
+
+    def view(self, latents: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, ...]:
+        """What is shown of pictures (n, 4, 16, 16), and what else than a caption is told of them: here nothing."""
+        return (latents,)
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """The noise in `noisy` (n, 4, 16, 16) at `timesteps` (n,), given token ids (n, 77)."""
@@ -105,6 +116,9 @@ def start_from(denoiser: Denoiser, tokenizer: CLIPTokenizer, toy: StableDiffusio
     denoiser.text_encoder.load_state_dict(weights | {TOKEN_VECTORS: vectors})
 
 
+D = TypeVar("D", bound=Denoiser)
+
+
 def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
     """Weight of each timestep's error in the noise, min(SNR + 1, 5) / SNR and at most 20.
 
@@ -117,32 +131,25 @@ def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
     return ((snr + 1).clamp(max=SNR_CAP) / snr).clamp(max=WEIGHT_CAP)
 
 
-def train(
-    latents: Latents,
-    tokenizer: CLIPTokenizer,
-    work: Path,
-    device: torch.device,
-    earlier: StableDiffusionPipeline | None = None,
-) -> Denoiser:
-    """Train the UNet and the text encoder, from the start, from an `earlier` toy's weights or from the last save."""
-    torch.manual_seed(2)
-    denoiser = Denoiser(tokenizer)
-    if earlier:
-        start_from(denoiser, tokenizer, earlier)
+def train(latents: Latents, denoiser: D, path: Path, course: Course, device: torch.device) -> D:
+    """Train a UNet and its text encoders, from the weights they have or from the last save, which is at `path`."""
     denoiser.to(device)
     denoiser.unet.to(memory_format=torch.channels_last)
-    denoiser.text_encoder.set_attn_implementation("eager")
+    for module in denoiser.children():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("eager")
     scheduler = architecture.scheduler()
     weights = loss_weights(scheduler).to(device)
     alphas = scheduler.alphas_cumprod.to(device)
+    tokenizer = denoiser.tokenizer
 
     @torch.compile(dynamic=False)
     def objective(
-        clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor
+        clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, *told: torch.Tensor
     ) -> torch.Tensor:
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        error = F.mse_loss(denoiser(noisy, timesteps, input_ids).float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        error = F.mse_loss(denoiser(noisy, timesteps, *told).float(), noise, reduction="none").mean(dim=(1, 2, 3))
         return (weights[timesteps] * error).mean()
 
     def loss_of_step(step: int) -> torch.Tensor:
@@ -152,10 +159,10 @@ def train(
             "" if rng.random() < EMPTY_CAPTION_SHARE else world.caption(latents.scenes[index], rng) for index in chosen
         ]
         input_ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        clean = latents.values[chosen]
+        clean, *told = denoiser.view(latents.values[chosen], rng)
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(len(weights), (BATCH,), generator=generator)
         with torch.autocast(device.type, torch.bfloat16):
-            return objective(*(each.to(device) for each in (clean, noise, timesteps, input_ids)))
+            return objective(*(each.to(device) for each in (clean, noise, timesteps, input_ids, *told)))
 
-    return run(denoiser, COURSE, loss_of_step, work / "diffusion.pt", device).eval()
+    return run(denoiser, course, loss_of_step, path, device).eval()

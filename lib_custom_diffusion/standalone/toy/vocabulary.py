@@ -48,8 +48,11 @@ def merges_for(words: list[str]) -> list[tuple[str, str]]:
     return list(ranks)
 
 
-def write(words: list[str], folder: Path) -> None:
-    """Write the tokenizer's four files, which CLIPTokenizer.from_pretrained(folder) reads."""
+def write(words: list[str], folder: Path, pad: str = END) -> None:
+    """Write the tokenizer's four files, which CLIPTokenizer.from_pretrained(folder) reads.
+
+    pad: what fills the room behind a caption: CLIP's end token, or OpenCLIP's first of all tokens.
+    """
     letters, merges = byte_letters(), merges_for(words)
     # Two routes can lead to one token; a token is listed once.
     joined = dict.fromkeys(left + right for left, right in merges)
@@ -60,7 +63,7 @@ def write(words: list[str], folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     settings = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")

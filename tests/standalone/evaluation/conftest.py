@@ -16,13 +16,13 @@ from transformers import (
     ViTModel,
 )
 
-from lib_custom_diffusion.standalone.toy import CONFIG
+from lib_custom_diffusion.standalone.toy import TOY
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(CONFIG / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOY.config / "tokenizer")
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(

@@ -1,0 +1,67 @@
+"""The toy in SDXL's layout in the real WebUI: what it draws, and a word that it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import PROMPT, TOY, WebUI
+from lib_custom_diffusion.tokens import embedding_sdxl
+
+TABLES = (
+    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    "conditioner.embedders.1.model.token_embedding.weight",
+)
+VOCABULARY = json.loads((TOY / "config-xl" / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.skipif(not (TOY / "toy-xl.safetensors").is_file(), reason="the model isn't there")
+
+
+@pytest.fixture
+def toy_xl(webui: WebUI, untouched: str) -> Iterator[str]:
+    """The picture that it makes before anything was done with it; the other toy is chosen again afterwards."""
+    folder = webui.data / "models" / "Stable-diffusion"
+    shutil.copy(TOY / "toy-xl.safetensors", folder)
+    text = (TOY / "toy-xl.yaml").read_text()
+    text = text.replace("config-xl/tokenizer", str(TOY / "config-xl" / "tokenizer"))
+    (folder / "toy-xl.yaml").write_text(text)
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint="toy-xl.safetensors")
+    yield webui.picture(PROMPT)[0]
+    webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    assert webui.picture(PROMPT)[0] == untouched
+
+
+def test_it_draws_what_the_words_say_as_sdxl(webui: WebUI, toy_xl: str) -> None:
+    for colour, channel in (("red", 0), ("green", 1), ("blue", 2)):
+        [picture], infotext = webui.images(f"a panda on a {colour} background", steps=12)
+        corner = np.asarray(picture.convert("RGB"))[:12, :12].mean(axis=(0, 1))
+        assert corner.argmax() == channel
+        assert "Model: toy-xl" in infotext
+
+
+def test_both_encoders_read_one_vocabulary_and_learn_a_word(webui: WebUI, toy_xl: str, pictures: Path) -> None:
+    file = webui.data / "embeddings" / "thing.safetensors"
+    parts = [load_file(TOY / "toy-xl.safetensors")[name] for name in TABLES]
+    number = VOCABULARY["house</w>"]
+    file.write_bytes(embedding_sdxl([table[number : number + 1].float() for table in parts], 0))
+    os.utime(file.parent)
+    webui.post("/sdapi/v1/refresh-embeddings")
+    # A word that has a known one's vectors in both encoders is that word.
+    assert webui.picture("a thing on a red background")[0] == webui.picture("a house on a red background")[0]
+    assert webui.picture("a thing, on a red background")[0] == webui.picture("a house, on a red background")[0]
+    start = load_file(file)
+    told = webui.train("xl", pictures, max_train_steps=4, prior="none", embedding_learning_rate="1e-2")
+    assert told["steps"] == 4 and math.isfinite(told.get("loss", 0.0))
+    learned = load_file(file)
+    assert all(not torch.equal(learned[name], start[name]) for name in ("clip_l", "clip_g"))
+    assert webui.picture(PROMPT)[0] == toy_xl
+    assert webui.picture("a thing <delta:xl:1>")[0] != webui.picture("a thing")[0]
