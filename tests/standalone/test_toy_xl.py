@@ -151,5 +151,6 @@ def test_the_files_beside_the_weights_are_what_is_exported(files: Toy) -> None:
     assert toy.TOY_XL.description.read_text() == files.description.read_text()
     written = {path.relative_to(files.config) for path in files.config.rglob("*") if path.is_file()}
     assert written == {path.relative_to(toy.TOY_XL.config) for path in toy.TOY_XL.config.rglob("*") if path.is_file()}
-    for path in written:
+    # What libraries say of their own models is theirs, and differs with their versions.
+    for path in written - {path for path in written if path.name in ("config.json", "scheduler_config.json")}:
         assert (files.config / path).read_text() == (toy.TOY_XL.config / path).read_text()
