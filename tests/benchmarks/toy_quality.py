@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=200, help="pictures of one thing; half as many of two")
     parser.add_argument("--sheet", type=Path, help="where to keep a contact sheet")
+    parser.add_argument("--model", choices=list(toy.TOYS), default="toy", help="which of the toys")
     options = parser.parse_args()
     start = time.perf_counter()
     # Diffusers imports its parts when they are first asked for.
@@ -155,7 +156,7 @@ def main() -> None:
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     imported = time.perf_counter()
-    pipeline = toy.load()
+    pipeline = toy.load(options.model)
     loading, importing = time.perf_counter() - imported, imported - start
     pipeline.set_progress_bar_config(disable=True)
     judge = Judge.load()
