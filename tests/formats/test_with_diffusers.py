@@ -146,6 +146,32 @@ def test_what_peft_saves_is_read(tmp_path: Path) -> None:
         assert relative(output(base_unet), output(unet)) < 1e-4
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "full"])
+def test_a_network_of_lycoris_is_read_as_it_acts(tmp_path: Path, algorithm: str, decomposed: bool) -> None:
+    """All of a UNet by LyCORIS' own wrapper, and the file that it saves."""
+    lycoris = pytest.importorskip("lycoris")
+    unet = small_unet()
+    before = output(unet)
+    lycoris.LycorisNetwork.apply_preset({"target_module": [], "target_name": [".*attn2.to_k", ".*attn2.to_v"]})
+    options = {"dora_wd": decomposed} if algorithm != "full" else {}
+    network = lycoris.create_lycoris(unet, 1.0, linear_dim=4, linear_alpha=2, algo=algorithm, factor=2, **options)
+    network.apply_to()
+    torch.manual_seed(2)
+    for parameter in network.parameters():
+        parameter.data += torch.randn_like(parameter) / 5
+    network.eval()
+    theirs = output(unet)
+    network.save_weights(str(tmp_path / "a.safetensors"), torch.float32, None)
+    network.restore()
+    assert torch.equal(output(unet), before)
+    found = formats.read(tmp_path / "a.safetensors", Base.of(unet))
+    assert found.dropped == []
+    with Injection(unet, [(found.delta, 1.0)]):
+        assert relative(output(unet) - before, theirs - before) < 1e-4
+    assert relative(theirs, before) > 0.01
+
+
 def test_transformers_side_of_diffusers_reads_our_embeddings(tmp_path: Path) -> None:
     from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 
