@@ -80,7 +80,7 @@ def _pictures(folder: Path) -> list[Image.Image]:
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
-    """The deltas of files and of folders. A training's folder stands for its saves, in their order.
+    """The deltas of files and of folders, each once. A training's folder stands for its saves, in their order.
 
     Raises UserError for a folder without deltas, and a file that is none.
     """
@@ -89,7 +89,7 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
         found = _saves(path) if path.is_dir() else [path]
         if not found:
             raise UserError(f"{path} has no deltas: neither checkpoint-STEP/NAME{SUFFIX} nor NAME{SUFFIX}")
-        files += found
+        files += [each for each in found if each not in files]
     deltas = [Delta.load(path) for path in files]
     names = [f"step {delta.provenance.steps}" for delta in deltas]
     if len(set(names)) < len(names) or len(paths) > 1:

@@ -115,6 +115,12 @@ def test_a_delta_that_says_its_number_of_steps_is_called_by_it_and_others_by_the
     assert [each.name for each in find_candidates([tmp_path])] == ["step 5", "step 7"]
 
 
+def test_a_delta_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.delta.safetensors"
+    saved(path, 5)
+    assert [each.path for each in find_candidates([path, tmp_path, path])] == [path]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
