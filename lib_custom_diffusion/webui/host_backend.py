@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from modules import devices, processing, sd_models, shared
 from PIL import Image
 from torch import Tensor, nn
@@ -186,9 +187,17 @@ def model_resolution(model: Any) -> int:
     if model is None:
         return 512
     if model.is_sdxl:
-        return 1024
+        return LATENT_CELL * (_described_side(model) or 128)
     v_prediction = _PREDICTION_TYPES.get(model.parameterization) == "v_prediction"
     return 768 if model.is_sd2 and v_prediction else LATENT_CELL * model.image_size
+
+
+def _described_side(model: Any) -> int | None:
+    """Of latents, by the .yaml of an SDXL as the toy's has it, `image_size` of its model; None if it doesn't say."""
+    try:
+        return int(yaml.safe_load(Path(model.used_config).read_text(encoding="utf-8"))["model"]["image_size"])
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def refuse_kind(model: Any) -> None:

@@ -88,6 +88,14 @@ def test_sizes_follow_the_pooled_text_height_before_width(xl):
     assert torch.equal(given[:-6], whole[:-6]) and len(given) == WIDTH + 6
 
 
+def test_pictures_are_as_large_as_its_yaml_says_or_as_sdxls(xl, tmp_path):
+    assert HostBackend().resolution == 1024
+    xl.used_config = str(tmp_path / "xl.yaml")
+    for text, side in (("model:\n  params: {}\n", 1024), ("model:\n  image_size: 16\n", 128), ("{", 1024)):
+        Path(xl.used_config).write_text(text)
+        assert HostBackend().resolution == side
+
+
 def test_the_unet_is_given_the_vector(xl):
     backend = HostBackend()
     latents, timesteps = torch.ones(1, 4, 2, 2), torch.tensor([10])

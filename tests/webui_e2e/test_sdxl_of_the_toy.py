@@ -59,6 +59,7 @@ def test_both_encoders_read_one_vocabulary_and_learn_a_word(webui: WebUI, toy_xl
     assert webui.picture("a thing on a red background")[0] == webui.picture("a house on a red background")[0]
     assert webui.picture("a thing, on a red background")[0] == webui.picture("a house, on a red background")[0]
     start = load_file(file)
+    # Of its own size: pictures of 1024 pixels a side, as SDXL's, would take minutes a step.
     told = webui.train("xl", pictures, max_train_steps=4, prior="none", embedding_learning_rate="1e-2")
     assert told["steps"] == 4 and math.isfinite(told.get("loss", 0.0))
     learned = load_file(file)
