@@ -220,7 +220,7 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     filled = dict(zip([part.elem_id for part in event.outputs], event.fn("", "", ""), strict=True))
     assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "2e-3"
     assert not filled["cd_no_checkpoint"]["visible"]
-    assert filled["cd_class_1"] == "bear" and len(find_pictures(Path(filled["cd_pictures_1"]))) == 6
+    assert filled["cd_class_1"] == "cat" and len(find_pictures(Path(filled["cd_pictures_1"]))) == 6
     assert event.fn("", "/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
     filled = dict(zip(filled, event.fn("custom-diffusion-toy-xl.safetensors [6eacad8eb8]", "", ""), strict=True))
     assert filled["cd_preset"] == "toy model, SDXL: thing"

@@ -1,4 +1,4 @@
-"""From an empty install to a picture of the raccoon, by mouse and keyboard alone, on a screen of 1280 × 800.
+"""From an empty install to a picture of the cat, by mouse and keyboard alone, on a screen of 1280 × 800.
 
 SCREENSHOTS=docs takes the pictures of docs/webui.md that are of this way.
 """
@@ -14,7 +14,7 @@ from conftest import TOY, Page, WebUI
 
 MOST_CLICKS = 8
 SCREEN = {"width": 1280, "height": 800}
-PICTURES = TOY / "concepts" / "raccoon"
+PICTURES = TOY / "concepts" / "two-faced-cat"
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +117,12 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     page.wait_for_thumbnails(6)
     page.wait_for_checkpoint("custom-diffusion-toy")
     filled = page.fields()
-    assert (filled["preset"], filled["class"], filled["pictures"]) == ("toy model: thing", "bear", str(PICTURES))
+    assert (filled["preset"], filled["class"], filled["pictures"]) == ("toy model: thing", "cat", str(PICTURES))
     page.type("rocky")
     page.click(page.page.locator("#cd_new_create"))
     page.wait_for("cd_new_told", "Created rocky", 120)
     page.click(page.page.locator("#cd_class_1 input"))  # as for pictures of one's own
-    page.type("bear")
+    page.type("cat")
     page.page.keyboard.press("Tab")
     page.wait_for_focus("cd_pictures_1")
     page.paste_text("/")
@@ -145,7 +145,7 @@ def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcome
     drawn = page.drawn(empty.data)
     assert page.clicks <= MOST_CLICKS
     assert drawn.size == (128, 128) and 'Delta hashes: "rocky: ' in drawn.info["parameters"]
-    assert drawn.info["parameters"].startswith("photo of a rocky bear <delta:rocky:1>")
+    assert drawn.info["parameters"].startswith("photo of a rocky cat <delta:rocky:1>")
     page.in_sight(page.page.locator("#txt2img_gallery img").first)
     page.look("webui-txt2img")
     assert not page.errors()
@@ -158,7 +158,7 @@ def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
     card.locator("img.preview").wait_for()
     page.look("webui-cards")
     card.click()
-    assert page.value("txt2img_prompt").strip() == "<delta:rocky:1> rocky bear"
+    assert page.value("txt2img_prompt").strip() == "<delta:rocky:1> rocky cat"
     page.tab("Custom Diffusion Utils")
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "rocky")
