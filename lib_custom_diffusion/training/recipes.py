@@ -34,7 +34,8 @@ TOY: Recipe = {
 Chosen by what is recognised, by text alignment and by eye. Keys and values that learn faster, or with more of the loss
 at much noise (1e-3, γ 1), tear the two-faced cat's face; slower ones (5e-4) leave the man without a beard. Pictures are
 shown as they are: of 128 pixels scaled down to a third a face is four latents wide, and what is learned of it is a
-smear. With the paper's scaling 4 of 16 raccoons and 7 of 16 men were recognised, without it 13 and 15.
+smear. On an earlier toy 4 of 16 raccoons and 7 of 16 men were recognised with the paper's scaling, without it 13 and
+15.
 """
 TOY_XL: Recipe = {**TOY}
 """What works for the toy model in SDXL's layout."""

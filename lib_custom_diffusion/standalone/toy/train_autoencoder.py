@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.func import functional_call
 
@@ -20,10 +20,10 @@ from .resumable import Course, run
 CROP_STEPS, CROPS, CROP = 2900, 8, 64
 WHOLE_STEPS, WHOLE = 150, 3
 COURSE = Course(steps=CROP_STEPS + WHOLE_STEPS, peak=1e-3, warmup=100, ema_decay=0.995)
-SHARPEN = Course(steps=5000, peak=6e-4, warmup=50, ema_decay=0.995, save_every=100, muon=True)
+SHARPEN = Course(steps=5000, peak=5e-4, warmup=50, ema_decay=0.995, save_every=100, muon=True)
 KL_WEIGHT = 1e-6  # 1e-4 wins over the pictures while nothing is learned yet, and the latents collapse
 LATENT_NOISE = 0.12  # the decoder learns to paint cleanly from latents that are off by this much of their deviation
-SHARPEN_NOISE, MATCHING_WEIGHT, VERDICT_WEIGHT = 0.06, 1.0, 0.03
+SHARPEN_NOISE, MATCHING_WEIGHT, VERDICT_WEIGHT = 0.06, 1.0, 0.08
 
 
 class Doubling(nn.Module):
@@ -226,12 +226,13 @@ def sharpen(vae: AutoencoderKL, work: Path, device: torch.device) -> Autoencoder
     for block in vae.decoder.up_blocks:
         for index, sampler in enumerate(block.upsamplers or ()):
             block.upsamplers[index] = Doubling(sampler.conv)
-    painting = Painting(vae).to(device, memory_format=torch.channels_last)
+    painting = Painting(vae.to(memory_format=torch.channels_last)).to(device)
     loss_of = torch.compile(painting, dynamic=False)
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng, generator = random.Random(f"sharpen {step}"), torch.Generator().manual_seed(step)
-        pictures = to_tensor([drawing(rng) for _ in range(WHOLE)]).to(device, memory_format=torch.channels_last)
+        drawn = [ImageOps.mirror(each) if rng.random() < 0.5 else each for each in (drawing(rng) for _ in range(WHOLE))]
+        pictures = to_tensor(drawn).to(device, memory_format=torch.channels_last)
         latents = (WHOLE, architecture.LATENT_CHANNELS, *[architecture.LATENT_SIDE] * 2)
         level = SHARPEN_NOISE * torch.rand(WHOLE, 1, 1, 1, generator=generator)
         noise = level * torch.randn(latents, generator=generator)
