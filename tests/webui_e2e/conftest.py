@@ -1,6 +1,6 @@
 """A real WebUI and a real browser: WEBUI_DIR=… pytest tests/webui_e2e
 
-WEBUI_DIR       a WebUI v1.10.1 with what it needs; nothing is written into it.
+WEBUI_DIR       a WebUI v1.10.1 with what it needs, or reForge for test_reforge.py; nothing is written into it.
 WEBUI_PYTHON    the Python to run it with; otherwise WEBUI_DIR/venv/bin/python.
 CHROMIUM        the browser; otherwise /usr/bin/chromium.
 SCREENSHOTS     a folder for pictures of the page, if wanted.
@@ -34,8 +34,13 @@ TOY = ROOT / "lib_custom_diffusion" / "standalone" / "toy"
 HERE = Path(__file__).resolve().parent
 FLAGS = ["--use-cpu", "all", "--no-half", "--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-install",
          "--api", "--no-download-sd-model", "--disable-console-progressbars"]  # fmt: skip
+OF_REFORGE = ["--always-cpu", "--all-in-fp32"]
 START_SECONDS = 1800
 PROMPT = "a cat on a red background"
+
+
+def is_reforge() -> bool:
+    return Path(os.environ.get("WEBUI_DIR", ""), "modules_forge").is_dir()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,7 +71,11 @@ class WebUI:
         (self.data / "embeddings").mkdir()
         (self.data / "extensions").mkdir()
         (self.data / "extensions" / "custom-diffusion").symlink_to(ROOT)
-        shutil.copytree(HERE / "failing", self.data / "extensions" / "failing")
+        flags, extra = [*FLAGS, *self.flags], "failing"
+        if is_reforge():
+            flags, extra = [*flags, *OF_REFORGE], "toy_in_reforge"
+            (self.data / "config.json").write_text('{"show_progress_type": "Approx cheap"}')  # others are downloaded
+        shutil.copytree(HERE / extra, self.data / "extensions" / extra)
         if not self.empty:
             shutil.copy(TOY / "toy.safetensors", checkpoints / "toy.safetensors")
             config = (TOY / "toy.yaml").read_text().replace("config/tokenizer", str(TOY / "config" / "tokenizer"))
@@ -74,7 +83,7 @@ class WebUI:
         python = os.environ.get("WEBUI_PYTHON", str(home / "venv" / "bin" / "python"))
         self.log = (self.data / "log.txt").open("w")
         self.process = subprocess.Popen(
-            [python, "launch.py", *FLAGS, *self.flags, "--data-dir", str(self.data), "--port", str(self.port)],
+            [python, "launch.py", *flags, "--data-dir", str(self.data), "--port", str(self.port)],
             cwd=home, stdout=self.log, stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
