@@ -149,19 +149,12 @@ function customDiffusionToPlot() {
     return [];
 }
 
-let customDiffusionToy = '';
-
 function chooseCustomDiffusionToy(title) {
     if (title) {
-        customDiffusionToy = title;
         selectCheckpoint(title);
         gradioApp().getElementById('cd_toy_preset').click();
     }
     return [];
-}
-
-function customDiffusionToyInstalled(_toy, folder, kind) {
-    return [customDiffusionToy, folder, kind];
 }
 
 // Where a person goes on typing; nowhere if the field is folded away, or was filled in.

@@ -23,7 +23,6 @@ from ..tokens import DEFAULT_INITIALIZERS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
-from ..training.recipes import PRESETS_OF_TOYS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
 from .foreign_flags import instead_of
@@ -142,7 +141,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "demo", "Teach a toy model a concept from bundled pictures, and report.")
     command.add_argument(
-        "--model", choices=list(PRESETS_OF_TOYS), default="toy", help="in Stable Diffusion 1's layout, or in SDXL's"
+        "--model", choices=("toy", "toy-xl"), default="toy", help="in Stable Diffusion 1's layout, or in SDXL's"
     )
     command.add_argument(
         "--concept", default=None, help="which bundled concept to teach, or all; the first if not given"

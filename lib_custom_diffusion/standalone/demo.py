@@ -22,7 +22,7 @@ from ..injection import Injection
 from ..storage import write_atomically
 from ..training.job import Report
 from ..training.plan import TrainingPlan
-from ..training.recipes import PRESETS_OF_TOYS, TOY_RECIPES, plan_settings
+from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
@@ -49,10 +49,9 @@ def demo(options: argparse.Namespace) -> int:
         if name not in concepts:
             raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all")
     backend, judge = load_model(options.model), Judge.load()
-    recipe = plan_settings(TOY_RECIPES[PRESETS_OF_TOYS[options.model]])
     metrics = {}
     for name in names:
-        plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, recipe)
+        plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, plan_settings(TOY))
         result = teach(backend, judge, concepts[name], plan, options.output / name)
         if result is None:
             return 130

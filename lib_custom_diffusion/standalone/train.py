@@ -29,7 +29,7 @@ from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
 from ..training.losslog import Recorder
 from ..training.plan import TrainingPlan, Wording
-from ..training.recipes import PRESETS_OF_TOYS, TOY_RECIPES, plan_settings
+from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_for_diffusers
 from .follow_up import command
@@ -37,6 +37,7 @@ from .generate import draw
 from .hub import Repository, card
 from .models import HUB_NAME, best_device, load_model
 from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
+from .toy import TOYS
 from .trackers import Trackers, chosen_services
 from .train_flags import needless, steps_of_epochs
 
@@ -132,8 +133,7 @@ def _plan_of_flags(options: argparse.Namespace) -> TrainingPlan:
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if options.mixed_precision == AUTO:  # found out when the model is there
         del given["mixed_precision"]
-    toy = PRESETS_OF_TOYS.get(options.model)
-    recipe = plan_settings(TOY_RECIPES[toy]) if toy else {}
+    recipe = plan_settings(TOY) if options.model in TOYS else {}
     if options.concepts_list is not None:
         return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
     if options.instance_data_dir is None and getattr(options, "concepts", None):  # of a file of settings

@@ -21,7 +21,6 @@ PURPOSES = {
     "two things together": "Two concepts (see Advanced) that can appear in one picture.",
     "face": "A face, from 15 to 20 pictures; trains more layers.",
     "toy model: thing": "A thing for the toy model, from 4 to 10 pictures.",
-    "toy model, SDXL: thing": "A thing for the toy model in SDXL's layout, from 4 to 10 pictures.",
 }
 """What each recipe is for."""
 _USUAL_PICTURES, _BATCH = 6, 4

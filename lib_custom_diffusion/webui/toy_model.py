@@ -54,15 +54,10 @@ def no_checkpoint() -> bool:
     return not sd_models.checkpoints_list
 
 
-def chosen_toy() -> str | None:
-    """The name of the toy that the host draws and trains with; None while it has another checkpoint."""
+def toy_chosen() -> bool:
+    """Whether the checkpoint that the host draws and trains with is a toy."""
     chosen = shared.opts.data.get("sd_model_checkpoint") or next(iter(sd_models.checkpoints_list), "")
-    return toy_of(chosen)
-
-
-def toy_of(title: str) -> str | None:
-    """The name of the toy that a checkpoint of that title is, if it is one."""
-    return next((name for name in CONFIGS if Path(title).name.startswith(f"{PREFIX}{name}.")), None)
+    return Path(chosen).name.startswith(f"{PREFIX}toy")
 
 
 def example() -> tuple[str, str]:

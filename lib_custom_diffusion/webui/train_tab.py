@@ -21,7 +21,7 @@ from ..attention import architecture
 from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
-from ..training.recipes import PRESETS_OF_TOYS, RECIPES, TOY_RECIPES
+from ..training.recipes import RECIPES, TOY_RECIPES
 from ..ui.preset_note import Loaded, preset_note
 from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
@@ -31,7 +31,7 @@ from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
 from .new_embedding import create_embedding, is_ordinary
 from .reopened_page import Shown, add_fetching, failed, last, succeeded
-from .toy_model import chosen_toy, example, no_checkpoint, toy_buttons, toy_of
+from .toy_model import example, no_checkpoint, toy_buttons, toy_chosen
 from .training_job import estimate, logs_in, template_file, timings_file, train
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
@@ -69,7 +69,6 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             delta = gr.Textbox(visible=False, elem_id="cd_delta")
         reopened = gr.Button(visible=False, elem_id="cd_reopened")
         toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
-        toy = gr.Textbox(visible=False, elem_id="cd_toy_installed")
     _remembered_apart(tab)
     shown = [prompt, send, card, compare, delta, outcome]
 
@@ -117,12 +116,11 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     )
     add_fetching("cd_estimate", task, [told], [])
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
-    # Pressed by the page when a toy was installed; it says which.
+    # Pressed by the page when a toy was installed.
     folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
     toy_preset.click(
         fn=lambda *entered: [gr.update(visible=False), *_toy_form(fields, *entered)],
-        _js="customDiffusionToyInstalled", inputs=[toy, folder, kind], outputs=[offer, folder, kind, *filled],
-        queue=False, show_progress=False,
+        inputs=[folder, kind], outputs=[offer, folder, kind, *filled], queue=False, show_progress=False,
     ).then(fn=None, _js="customDiffusionAsksForWord", inputs=[], outputs=[])  # fmt: skip
     txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
     send.click(
@@ -138,20 +136,19 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
 
 
-def _toy_form(fields: FormFields, toy: str, folder: str, kind: str) -> list[Any]:
+def _toy_form(fields: FormFields, folder: str, kind: str) -> list[Any]:
     """The form for a toy: pictures and their kind, unless a person has entered some, and the preset."""
-    return [*((folder, kind) if folder or kind else example()), *_toy_preset(fields, toy_of(toy) or "toy")]
+    return [*((folder, kind) if folder or kind else example()), *_toy_preset(fields)]
 
 
-def _toy_preset(fields: FormFields, toy: str) -> list[Any]:
-    preset = PRESETS_OF_TOYS[toy]
+def _toy_preset(fields: FormFields) -> list[Any]:
+    preset = next(iter(TOY_RECIPES))
     return [preset, *fields.filled_by(preset)]
 
 
 def _suiting_preset(fields: FormFields) -> list[Any]:
-    """What a page that is opened fills in: a toy's preset while that is chosen, else what there is."""
-    toy = chosen_toy()
-    return _toy_preset(fields, toy) if toy else [gr.update() for _ in (fields.preset, *fields.filled)]
+    """What a page that is opened fills in: the toys' preset while one is chosen, else what there is."""
+    return _toy_preset(fields) if toy_chosen() else [gr.update() for _ in (fields.preset, *fields.filled)]
 
 
 def _remembered_apart(block: Any) -> None:

@@ -29,13 +29,18 @@ def started() -> train_xl.DenoiserXL:
 
 
 @pytest.fixture(scope="module")
-def files(started: train_xl.DenoiserXL, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """What is exported of it, once no tensor is nothing but zeros, which is how torn files are told."""
+def trained(started: train_xl.DenoiserXL) -> train_xl.DenoiserXL:
+    """One without a tensor that is nothing but zeros, which is how torn files are told; all halves, as in a file."""
     torch.manual_seed(2)
-    trained = train_xl.DenoiserXL(started.tokenizer)
-    trained.load_state_dict(
-        {name: value + 1e-3 * torch.randn(value.shape) for name, value in started.state_dict().items()}
-    )
+    state = {name: value + 1e-3 * torch.randn(value.shape) for name, value in started.state_dict().items()}
+    denoiser = train_xl.DenoiserXL(started.tokenizer)
+    denoiser.load_state_dict(state)
+    return denoiser.half().float().eval()
+
+
+@pytest.fixture(scope="module")
+def files(trained: train_xl.DenoiserXL, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """What is exported of it."""
     made = Toy.in_folder(tmp_path_factory.mktemp("toy"), "toy-xl", "config-xl")
     export.export_xl(architecture.autoencoder(), trained, made)
     return made
@@ -93,14 +98,9 @@ def test_what_is_told_of_a_picture_is_true(started: train_xl.DenoiserXL) -> None
 
 
 @torch.no_grad()
-def test_in_use_it_is_conditioned_as_in_training(files: Toy) -> None:
+def test_in_use_it_is_conditioned_as_in_training(files: Toy, trained: train_xl.DenoiserXL) -> None:
     backend = load_model(str(files.checkpoint))
     assert backend.resolution == SIDE and backend.reads_sizes
-    trained = train_xl.DenoiserXL(backend.pipeline.tokenizer)
-    trained.unet.load_state_dict(backend.unet.state_dict())
-    trained.text_encoder.load_state_dict(backend.pipeline.text_encoder.state_dict())
-    trained.text_encoder_2.load_state_dict(backend.pipeline.text_encoder_2.state_dict())
-    trained.float().eval()
     noisy, timesteps = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
     sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]]).float()
     for caption in ("a photo of a panda on a red background!", ""):

@@ -217,13 +217,11 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     monkeypatch.setattr(sd_models, "checkpoints_list", {"one.safetensors": None})
     assert not asked()[0]["visible"]
     event = made["cd_toy_preset"].events[0]
-    filled = dict(zip([part.elem_id for part in event.outputs], event.fn("", "", ""), strict=True))
+    filled = dict(zip([part.elem_id for part in event.outputs], event.fn("", ""), strict=True))
     assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "2e-3"
     assert not filled["cd_no_checkpoint"]["visible"]
     assert filled["cd_class_1"] == "cat" and len(find_pictures(Path(filled["cd_pictures_1"]))) == 6
-    assert event.fn("", "/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
-    filled = dict(zip(filled, event.fn("custom-diffusion-toy-xl.safetensors [6eacad8eb8]", "", ""), strict=True))
-    assert filled["cd_preset"] == "toy model, SDXL: thing"
+    assert event.fn("/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
 
 
 def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monkeypatch):
@@ -237,7 +235,7 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy.safetensors [6eacad8eb8]")
     assert (filled()["cd_preset"], filled()["cd_embedding_learning_rate"]) == ("toy model: thing", "2e-3")
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy-xl.safetensors [6eacad8eb8]")
-    assert filled()["cd_preset"] == "toy model, SDXL: thing"
+    assert filled()["cd_preset"] == "toy model: thing"
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", None)
     monkeypatch.setattr(sd_models, "checkpoints_list", {"custom-diffusion-toy.safetensors": None})
     assert filled()["cd_preset"] == "toy model: thing"  # the first is drawn with until one is chosen

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import PROMPT, TOY, WebUI
+from conftest import PROMPT, TOY, Page, WebUI
 from lib_custom_diffusion.tokens import embedding_sdxl
 
 TABLES = (
@@ -34,6 +34,7 @@ def toy_xl(webui: WebUI, untouched: str) -> Iterator[str]:
     text = text.replace("config-xl/tokenizer", str(TOY / "config-xl" / "tokenizer"))
     (folder / "toy-xl.yaml").write_text(text)
     webui.post("/sdapi/v1/refresh-checkpoints")
+    # The host's own way of showing a picture on the way would download a model for SDXL.
     webui.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint="toy-xl.safetensors")
     yield webui.picture(PROMPT)[0]
     webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
@@ -66,3 +67,18 @@ def test_both_encoders_read_one_vocabulary_and_learn_a_word(webui: WebUI, toy_xl
     assert all(not torch.equal(learned[name], start[name]) for name in ("clip_l", "clip_g"))
     assert webui.picture(PROMPT)[0] == toy_xl
     assert webui.picture("a thing <delta:xl:1>")[0] != webui.picture("a thing")[0]
+
+
+def test_its_button_installs_it_and_brings_the_toys_preset(webui: WebUI, page: Page, untouched: str) -> None:
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap")  # see `toy_xl`
+    page.tab("Custom Diffusion Utils")
+    page.tab("Toy model", "#cd_utils_tabs")
+    page.press("cd_toy_xl")
+    chosen = "document.querySelector('#setting_sd_model_checkpoint input').value"
+    page.page.wait_for_function(f"() => {chosen}.startsWith('custom-diffusion-toy-xl')", timeout=300_000)
+    page.open_training()
+    page.page.wait_for_function("() => document.querySelector('#cd_preset input').value === 'toy model: thing'")
+    _, infotext = webui.picture(PROMPT)
+    assert "Model: custom-diffusion-toy-xl" in infotext
+    webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    assert webui.picture(PROMPT)[0] == untouched

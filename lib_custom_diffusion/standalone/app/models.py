@@ -11,7 +11,6 @@ from ...attention import TOY, family
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...storage import visible
-from ...training.recipes import PRESETS_OF_TOYS, RECIPES
 from ..diffusers_backend import DiffusersBackend
 from ..models import CHECKPOINT_SUFFIXES, best_device, load_model
 from ..toy import TOYS
@@ -42,14 +41,6 @@ class Models:
     def small(self) -> bool:
         """Whether it is a toy, by whatever name, or another model to try things with: its presets are others."""
         return self.name in TOYS if self.loaded is None else family(self.loaded.architecture) == TOY
-
-    @property
-    def preset(self) -> str:
-        """The name of the recipe that suits it."""
-        if not self.small:
-            return next(iter(RECIPES))
-        xl = self.name == "toy-xl" if self.loaded is None else self.loaded.reads_sizes
-        return PRESETS_OF_TOYS["toy-xl" if xl else "toy"]
 
     def names(self) -> list[str]:
         """What can be chosen: the model that the app was started with, the toys, and what is in the models' folder."""

@@ -11,6 +11,7 @@ import gradio as gr
 
 from ...deltas_folder import find_delta
 from ...errors import Interrupted, UserError
+from ...training.recipes import RECIPES, TOY_RECIPES
 from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
@@ -82,7 +83,8 @@ def _let_choose(
         except UserError as error:
             yield [models.name, error_html(error), *same]
             return
-        yield [gr.update(), "", usual_scale(models), models.preset, *fields.filled_by(models.preset)]
+        preset = next(iter(TOY_RECIPES if models.small else RECIPES))
+        yield [gr.update(), "", usual_scale(models), preset, *fields.filled_by(preset)]
 
     model.input(fn=choose, inputs=[model], outputs=[model, told, *filled], show_progress=False)
 

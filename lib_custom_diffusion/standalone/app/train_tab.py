@@ -115,8 +115,7 @@ def build_train_tab(
     send: has a click on the button bring the text box's prompt to where pictures are drawn.
     """
     place = _Place(models, deltas_dir, logs)
-    presets = {**RECIPES, **TOY_RECIPES}
-    presets = {models.preset: presets[models.preset], **presets}
+    presets = {**TOY_RECIPES, **RECIPES} if models.small else {**RECIPES, **TOY_RECIPES}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
             face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
