@@ -44,7 +44,7 @@ CONCEPT = {"instance_prompt": "photo of a [name]", "class_prompt": "cat"}
 class OneModel:
     """What the app loads its models from."""
 
-    name, lock, loaded, small, preset = "elsewhere", threading.Lock(), None, False, "thing or pet"
+    name, lock, loaded, small = "elsewhere", threading.Lock(), None, False
 
     def get(self) -> HostBackend:
         return HostBackend(["mycat"])
