@@ -14,6 +14,7 @@ import gradio as gr
 import pytest
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone.app import jobs
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
 from lib_custom_diffusion.standalone.app.reopened_pages import ReopenedPages
@@ -56,12 +57,15 @@ def entered(pictures: Path, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_word_is_taught_and_the_page_says_how_to_use_it(page: Page, pictures: Path) -> None:
+def test_a_word_is_taught_and_the_page_says_how_to_use_it(
+    page: Page, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_SECONDS_BETWEEN_LOOKS", 0.001)  # three small steps are soon over
     shown = page.press("cd_start", **entered(pictures, cd_optimizer="sgd"))
     _, progress, _, outcome, prompt, button = shown[-1]
     target = page.deltas / "new1.delta.safetensors"
     assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
-    assert any(" of 3" in str(each[1]) for each in shown)  # it looks four times a second
+    assert any(" of 3" in str(each[1]) for each in shown)
     assert any("<td>new1</td>" in str(each[1]) for each in shown)
     assert progress == "" and "Finished after 3 steps" in outcome and str(target) in outcome
     assert prompt["value"] == "photo of a <new1> cat <delta:new1:1>" and prompt["visible"] and button["visible"]
