@@ -78,3 +78,31 @@ def test_what_users_cannot_mend_goes_to_the_log_and_a_sentence_to_the_page(caplo
 
     with pytest.raises(UserError, match=r"^choose a delta$"):
         Jobs(threading.Lock()).start("", mistaken).result()
+
+
+def test_the_page_is_busy_while_a_job_runs_or_waits() -> None:
+    turn = threading.Lock()
+    jobs = Jobs(turn)
+    assert not jobs.busy
+    with turn:
+        waiting = jobs.start("", lambda _job: "done")
+        assert jobs.busy
+    assert waiting.result() == "done"
+    while not waiting.finished:
+        pass
+    assert not jobs.busy
+
+
+@pytest.mark.parametrize("went_on", [False, True])
+def test_only_a_job_that_fails_before_it_went_on_is_refused(went_on: bool) -> None:
+    def work(job: Job) -> None:
+        if went_on:
+            job(1, 4, "Drawing pictures")
+        raise UserError("the disk is full")
+
+    job = Jobs(threading.Lock()).start("", work)
+    with pytest.raises(UserError):
+        job.result()
+    while not job.finished:
+        pass
+    assert job.refused is not went_on
