@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+from lib_custom_diffusion.standalone import demo
+from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.demo import DemoPictures, judged
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
@@ -32,3 +34,9 @@ def test_recognised_pictures_and_grounds_are_counted_each_and_together() -> None
     assert 12 <= metrics["recognised_after"] < 16
     assert metrics["colour_right_after"] == 2
     assert 1 <= metrics["both_right_after"] <= 2
+
+
+def test_who_interrupts_it_is_told_that_it_begins_again(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(demo, "teach", lambda *_: None)
+    assert main(["demo", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command teaches two-faced-cat from the beginning\n")
