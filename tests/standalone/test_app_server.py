@@ -181,6 +181,14 @@ def test_others_need_the_token_once() -> None:
     assert app.get("/config", headers={**OWN, "Cookie": "custom-diffusion-token=wrong"}).status_code == 403
 
 
+@pytest.mark.parametrize("others", ["a(b=1", "a=\xe9", "=; ;;", 'a="b', "custom-diffusion-token=\xe9"])
+def test_cookies_of_other_programs_on_the_same_computer_are_no_matter(others: str) -> None:
+    app = Client("0.0.0.0", "secret", host="192.168.1.5:7860")
+    for cookie, status in ((others, 403), (f"{others}; custom-diffusion-token=secret", 200)):
+        headers = {**OWN, "Cookie": cookie.encode("latin-1")}
+        assert app.get("/config", headers=headers).status_code == status
+
+
 def test_a_server_for_others_answers_to_addresses_and_to_the_name_that_it_was_given() -> None:
     app = Client("studio.local", "secret", host="studio.local:7860")
     assert app.get("/?token=secret", headers=VISIT).status_code == 200

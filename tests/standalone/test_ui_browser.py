@@ -68,13 +68,17 @@ def address(deltas: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    yield from browser_with()
+
+
+def browser_with(*flags: str) -> Iterator[Any]:
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip(
             f"there is no browser: install Chromium, or name one by CHROMIUM (looked for {', '.join(BROWSERS)})"
         )
     with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=program, args=FLAGS, timeout=1000 * SECONDS)
+        started = running.chromium.launch(executable_path=program, args=[*FLAGS, *flags], timeout=1000 * SECONDS)
         yield started
         started.close()
 

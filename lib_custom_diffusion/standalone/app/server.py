@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -152,7 +151,9 @@ class _OwnPageOnly:
                 return await send({"type": "websocket.close", "code": 1008})
             return await PlainTextResponse(refusal, 403)(scope, receive, send)
         added = [(b"content-security-policy", _POLICY.format(host=headers.get("host", "")).encode()),
-                 (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]  # fmt: skip
+                 (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+                 (b"cross-origin-opener-policy", b"same-origin"),
+                 (b"cross-origin-resource-policy", b"same-origin")]  # fmt: skip
         if _file_of(scope["path"]) is not None and not scope["path"].lower().endswith(_SHOWN):
             added.append((b"content-disposition", b"attachment"))
         if self.token and not self._has_cookie(headers):
@@ -194,12 +195,15 @@ class _OwnPageOnly:
         return _is_loopback(name) or (not self.loopback and (name in self.hosts or _is_address(name)))
 
     def _has_cookie(self, headers: dict[str, str]) -> bool:
-        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-        return found is not None and secrets.compare_digest(found.value, self.token)
+        given = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
+        return any(name == _COOKIE and self._is_token(value) for name, _, value in given)
 
     def _has_token(self, scope: Scope) -> bool:
         asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        return secrets.compare_digest(asked.encode(), self.token.encode())
+        return self._is_token(asked)
+
+    def _is_token(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
 
 
 _HOST = re.compile(r"[A-Za-z0-9.:_\-\[\]]+")
