@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from modules import hashes, paths, shared
 
 from ..delta import Delta, Factors
 from ..deltas_folder import named_deltas, named_saves, steps_of_save
-from ..errors import UserError, did_you_mean
+from ..errors import NotSaved, UserError, did_you_mean
 from ..storage import write_atomically
 
 LOG_DIRECTORY = "textual_inversion"
@@ -68,7 +69,8 @@ class DeltaLibrary:
             return
         self.logs.append(logs)
         if self.other_logs is not None:
-            write_atomically(self.other_logs, "\n".join([*_lines(self.other_logs), str(logs), ""]).encode())
+            with suppress(NotSaved):  # then they are found until the host ends
+                write_atomically(self.other_logs, "\n".join([*_lines(self.other_logs), str(logs), ""]).encode())
 
     def refresh(self) -> None:
         """Look at the folders again."""

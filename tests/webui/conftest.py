@@ -18,6 +18,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from modules import extra_networks, paths, sd_hijack, sd_models, shared
     from modules.textual_inversion.textual_inversion import EmbeddingDatabase
 
+    from lib_custom_diffusion.webui.delta_library import library
+
     for name in ("embeddings", "deltas", "models"):
         (tmp_path / name).mkdir()
     model = TinyHostModel()
@@ -30,5 +32,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shared, "state", shared.State())
     monkeypatch.setattr(sd_hijack.model_hijack, "embedding_db", EmbeddingDatabase())
     monkeypatch.setattr(extra_networks, "extra_network_registry", {})
+    monkeypatch.setattr(library, "logs", [tmp_path / "textual_inversion"])
+    monkeypatch.setattr(library, "other_logs", tmp_path / "custom-diffusion-logs.txt")
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
     return model

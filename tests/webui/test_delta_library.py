@@ -115,6 +115,14 @@ def test_saves_in_a_log_directory_that_was_named_once_are_found_after_a_restart(
     assert library.logs == [tmp_path / "usual", tmp_path / "first", tmp_path / "die zweite"]
 
 
+def test_a_log_directory_that_cannot_be_remembered_is_searched_until_the_host_ends(tmp_path):
+    (tmp_path / "no folder").touch()
+    library = DeltaLibrary(tmp_path / "deltas", other_logs=tmp_path / "no folder" / "logs.txt")
+    delta().save(tmp_path / "mine" / "2026-01-02" / "cat" / "embeddings" / "cat-5.delta.safetensors")
+    library.look_into(tmp_path / "mine")
+    assert list(library.by_steps("cat-5")) == [5]
+
+
 def test_folders_beside_the_trainings_are_not_searched(library, tmp_path):
     """A log directory may be a home folder."""
     delta().save(tmp_path / "home" / "pictures" / "cat" / "cat-5.delta.safetensors")

@@ -113,7 +113,8 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     }  # fmt: skip
     [event] = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
-    values[0] = progress.current_task = "task(train-custom-diffusion-1)"
+    values[0] = "task(train-custom-diffusion-1)"
+    monkeypatch.setattr(progress, "current_task", values[0])
     came = event.fn(*values)
     monkeypatch.setattr(progress, "current_task", None)
     prompt, button, card, compare, name, outcome = made["cd_outcome_fetch"].events[0].fn(values[0])
@@ -244,7 +245,6 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
 
 
 def test_saves_are_found_in_the_log_directory_that_the_host_keeps_as_the_default(page, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "logs", [tmp_path / "textual_inversion"])
     layer = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     save = tmp_path / "mine" / "2026-01-02" / "cat" / "embeddings" / "cat-100.delta.safetensors"
     Delta({layer: torch.ones(8, 6)}).save(save)

@@ -1,2 +1,2 @@
-data_path = "/nowhere"
-models_path = "/nowhere/models"
+data_path = "/dev/null/nowhere"
+models_path = "/dev/null/nowhere/models"

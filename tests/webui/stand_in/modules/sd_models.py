@@ -1,6 +1,6 @@
 from types import SimpleNamespace
 
-model_path = "/nowhere"
+model_path = "/dev/null/nowhere"
 checkpoints_list = {}
 model_data = SimpleNamespace(sd_model=None)
 

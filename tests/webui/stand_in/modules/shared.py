@@ -10,9 +10,9 @@ class Options(SimpleNamespace):
 
 
 cmd_opts = SimpleNamespace(
-    deltas_dir="/nowhere",
-    embeddings_dir="/nowhere",
-    lora_dir="/nowhere",
+    deltas_dir="/dev/null/nowhere",
+    embeddings_dir="/dev/null/nowhere",
+    lora_dir="/dev/null/nowhere",
     ckpt_dir=None,
     api=True,
     nowebui=False,
