@@ -227,15 +227,23 @@ def architecture(unet: nn.Module) -> str:
     return _ARCHITECTURES.get((len(keys), width), f"crossattn-{len(keys)}x{width}")
 
 
-_FAMILIES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL"}
-TOY = "toy model"
-"""What `family` calls the small models to try things with."""
+_TOY_XL = "crossattn-14x256"
+_FAMILIES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", _TOY_XL: "toy model of SDXL's layout"}
+_TEXT_WIDTHS = {"sdxl": (768, 1280), _TOY_XL: (128, 128)}
 _LEAST_TEXT_WIDTH = 512  # of CLIP's text encoders; those of small models to try things with are narrower
 
 
 def family(architecture: str) -> str:
     """What people call the models of an `architecture`; one without a name of its own keeps its word."""
+    return _FAMILIES.get(architecture, "toy model" if is_toy(architecture) else architecture)
+
+
+def is_toy(architecture: str) -> bool:
+    """Whether the models of an `architecture` are small ones, to try things with."""
     shape = re.fullmatch(r"crossattn-\d+x(\d+)", architecture)
-    if shape and int(shape[1]) < _LEAST_TEXT_WIDTH:
-        return TOY
-    return _FAMILIES.get(architecture, architecture)
+    return shape is not None and int(shape[1]) < _LEAST_TEXT_WIDTH
+
+
+def text_widths(architecture: str) -> tuple[int, int] | None:
+    """The widths of both text encoders of models that have two, as a word's vectors hold them; None for others."""
+    return _TEXT_WIDTHS.get(architecture)

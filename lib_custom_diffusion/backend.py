@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .attention import TOY, family
+from .attention import is_toy
 from .errors import UserError, check_range
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -112,7 +112,7 @@ TOY_SAMPLING = Sampling(guidance_scale=4.0)
 
 def usual_sampling(architecture: str) -> Sampling:
     """How pictures of a model are drawn unless the user says otherwise."""
-    return TOY_SAMPLING if family(architecture) == TOY else Sampling()
+    return TOY_SAMPLING if is_toy(architecture) else Sampling()
 
 
 class Backend(Protocol):

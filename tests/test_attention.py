@@ -106,6 +106,7 @@ def test_a_transformer_without_the_blocks_of_a_unet_is_refused() -> None:
         ("sd2", "SD 2"),
         ("sdxl", "SDXL"),
         ("crossattn-10x128", "toy model"),
+        ("crossattn-14x256", "toy model of SDXL's layout"),
         ("crossattn-30x768", "crossattn-30x768"),
         ("", ""),
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..attention import TOY, family, projections
+from ..attention import family, is_toy, projections, text_widths
 from ..delta import Delta, Entry
 from ..errors import UserError
 
@@ -57,7 +57,8 @@ def _resnets(unet: nn.Module) -> int:
 
 def give_model(architecture: str = "") -> str:
     """What to do where the model is missing, which has that architecture, if it is known."""
-    return f"give the model it was trained on by --model{' toy' if family(architecture) == TOY else ''}"
+    toy = " toy-xl" if text_widths(architecture) else " toy"
+    return f"give the model it was trained on by --model{toy if is_toy(architecture) else ''}"
 
 
 def needed(

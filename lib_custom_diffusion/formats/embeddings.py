@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..attention import text_widths
 from ..delta import Delta
 from ..errors import UserError
 from ..reading import Document, vectors
@@ -19,7 +20,7 @@ from .base import Base
 from .imported import Imported
 
 NAMES = {"embedding": "TOKEN.pt", "embedding-diffusers": "TOKEN.safetensors", "embedding-sdxl": "TOKEN.safetensors"}
-_CLIP_L = 768
+_OF_SDXL = (768, 1280)
 _UNNAMED = {"emb_params", "*"}
 
 
@@ -60,18 +61,19 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right], dim=1)
 
 
-def split_sdxl(token: str, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The opposite. Raises UserError for vectors too narrow to be SDXL's."""
-    if value.shape[1] <= _CLIP_L:
-        raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are 2048")
-    return value.float()[:, :_CLIP_L].contiguous(), value.float()[:, _CLIP_L:].contiguous()
+def split_sdxl(token: str, value: Tensor, architecture: str) -> tuple[Tensor, Tensor]:
+    """The opposite; of an architecture that is not known, as SDXL's. Raises UserError for vectors that are too narrow."""
+    first, second = text_widths(architecture) or _OF_SDXL
+    if value.shape[1] <= first:
+        raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are {first + second}")
+    return value.float()[:, :first].contiguous(), value.float()[:, first:].contiguous()
 
 
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     """One file a token."""
     if not delta.embeddings:
         raise UserError("this delta has no modifier token to write")
-    if delta.provenance.architecture == "sdxl" and kind != "embedding-sdxl":
+    if text_widths(delta.provenance.architecture) and kind != "embedding-sdxl":
         raise UserError(
             f"words of SDXL are for two text encoders, which {kind} cannot say; convert --to embedding-sdxl"
         )
@@ -83,7 +85,9 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
         elif kind == "embedding-diffusers":
             files[f"{name}.safetensors"] = diffusers_file(token, value)
         else:
-            files[f"{name}.safetensors"] = embedding_sdxl(split_sdxl(token, value), delta.provenance.steps)
+            files[f"{name}.safetensors"] = embedding_sdxl(
+                split_sdxl(token, value, delta.provenance.architecture), delta.provenance.steps
+            )
     return files
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attention import text_widths
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import Document, vectors
@@ -111,7 +112,7 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     tensors: dict[str, Tensor] = {}
     for key, entry in delta.entries.items():
         if kind == "lora":
-            of_diffusers = delta.provenance.architecture != "sdxl" and resnets == 2
+            of_diffusers = not text_widths(delta.provenance.architecture) and resnets == 2
             tensors |= _of_kohya(kohya_name(key, of_diffusers, resnets), entry, rank)
         else:
             tensors |= _of_diffusers(f"unet.{diffusers_path(key, resnets)}", entry, rank)
@@ -143,8 +144,9 @@ def _bundled(delta: Delta) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for token, value in delta.embeddings.items():
         name = f"bundle_emb.{_bundle_name(token)}"
-        if delta.provenance.architecture == "sdxl":
-            tensors[f"{name}.clip_l"], tensors[f"{name}.clip_g"] = split_sdxl(token, value)
+        architecture = delta.provenance.architecture
+        if text_widths(architecture):
+            tensors[f"{name}.clip_l"], tensors[f"{name}.clip_g"] = split_sdxl(token, value, architecture)
         else:
             tensors[f"{name}.string_to_param.*"] = value.float()
     if len(tensors) > _FOREIGN:
@@ -160,8 +162,10 @@ def _word_files(delta: Delta, kind: str) -> dict[str, bytes]:
     files = {}
     for token, name in file_names(delta.embeddings).items():
         value = delta.embeddings[token]
-        if delta.provenance.architecture == "sdxl":
-            files[f"{name}.safetensors"] = embedding_sdxl(split_sdxl(token, value), delta.provenance.steps)
+        architecture = delta.provenance.architecture
+        if text_widths(architecture):
+            parts = split_sdxl(token, value, architecture)
+            files[f"{name}.safetensors"] = embedding_sdxl(parts, delta.provenance.steps)
         elif kind == "lora-diffusers":
             files[f"{name}.safetensors"] = diffusers_file(token, value)
         else:
@@ -175,7 +179,7 @@ def how_to_use(delta: Delta, kind: str) -> list[str]:
         return []
     names, files = list(delta.embeddings), list(_word_files(delta, kind))
     stems = [file.rpartition(".")[0] for file in files]
-    if kind == "lora-diffusers" and delta.provenance.architecture == "sdxl":
+    if kind == "lora-diffusers" and text_widths(delta.provenance.architecture):
         second = "text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2"
         return [
             f'diffusers: words = safetensors.torch.load_file("{file}");'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import formats
-from ..attention import family, short_name
+from ..attention import family, short_name, text_widths
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_document
@@ -62,6 +62,14 @@ def _layer(entry: Entry) -> dict[str, Any]:
     return {"shape": list(entry.shape), "rank": None, "norm": entry.float().norm().item()}
 
 
+def _vectors_text(found: dict[str, Any], architecture: str) -> str:
+    vectors = f"{found['vectors']} vector{'s' if found['vectors'] > 1 else ''}"
+    widths = text_widths(architecture)
+    if widths is None or sum(widths) != found["width"]:
+        return f"{vectors} of {found['width']} numbers"
+    return f"{vectors} for each of two text encoders, of {widths[0]} and {widths[1]} numbers"
+
+
 def _text(content: dict[str, Any]) -> str:
     size = content["bytes"]
     bytes_ = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
@@ -79,8 +87,7 @@ def _text(content: dict[str, Any]) -> str:
         lines.append(f"beside what a delta can hold: {content['left_out']}")
     for token, found in content["tokens"].items():
         kind = f", a kind of {found['class_word']}" if found["class_word"] else ""
-        vectors = f"{found['vectors']} vector{'s' if found['vectors'] > 1 else ''}"
-        lines.append(f"word {token}: {vectors} of {found['width']} numbers{kind}")
+        lines.append(f"word {token}: {_vectors_text(found, content['architecture'])}{kind}")
     if not content["layers"]:
         return "\n".join(lines)
     largest = max((layer["norm"] for layer in content["layers"].values()), default=0.0) or 1.0

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..attention import family, short_name
+from ..attention import family, short_name, text_widths
 from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_header
@@ -66,9 +66,10 @@ def report_html(path: Path) -> str:
     """All about a file as HTML: what it is, its tokens, and the norm of each layer as a bar. Raises as `Delta.load`."""
     delta = Delta.load(path)
     rows = {"File": path.name, "Size": f"{path.stat().st_size / 1e6:.2f} MB", **summarize(path).table()}
-    rows |= {
-        f"Vectors of {token}": f"{len(vectors)} × {vectors.shape[1]}" for token, vectors in delta.embeddings.items()
-    }
+    widths = text_widths(delta.provenance.architecture)
+    for token, vectors in delta.embeddings.items():
+        own = widths if widths and sum(widths) == vectors.shape[1] else (vectors.shape[1],)
+        rows[f"Vectors of {token}"] = " and ".join(f"{len(vectors)} × {width}" for width in own)
     rows["Layers"] = str(len(delta.entries))
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()

@@ -117,6 +117,18 @@ def test_sdxl_has_the_names_of_its_own_layout(tmp_path: Path) -> None:
     assert set(load_file(path)) == layer | {"bundle_emb.<new1>.clip_l", "bundle_emb.<new1>.clip_g"}
 
 
+def test_the_toy_of_sdxls_layout_has_its_names_and_words_for_both_of_its_text_encoders() -> None:
+    toy_xl = Provenance(architecture="crossattn-14x256")
+    delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.arange(256.0)[None]}, toy_xl)
+    base = formats.Base({KEY: UP @ DOWN}, {}, resnets=2)
+    files = formats.write(delta, "lora", base)
+    held, word = load(files["lora.safetensors"]), load(files["new1.safetensors"])
+    assert f"{SGM_NAME}.alpha" in held and word["clip_g"].tolist() == [list(range(128, 256))]
+    assert held["bundle_emb.<new1>.clip_l"].tolist() == [list(range(128))]
+    with pytest.raises(UserError, match="--model toy-xl$"):
+        formats.write(delta, "lora")
+
+
 @pytest.mark.parametrize("name", [NAME, SGM_NAME])
 def test_what_another_program_made_for_sdxl_is_written_for_sdxl(tmp_path: Path, name: str) -> None:
     """Nothing in it says so but that its layers read 2048 numbers."""

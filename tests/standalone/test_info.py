@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.standalone import cli
+from lib_custom_diffusion.ui.inspection import report_html
 
 LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 PAIR = {f"{LAYER}.lora_up.weight": torch.ones(4, 2), f"{LAYER}.lora_down.weight": torch.ones(2, 8)}
@@ -64,6 +65,22 @@ def test_a_file_of_nearly_that_name_is_suggested(
     for command in (["info"], ["compress", "--rank", "4"], ["merge", "--output", str(tmp_path / "new.safetensors")]):
         assert cli.main([command[0], str(tmp_path / asked), *command[1:]]) == 2
         assert capsys.readouterr().err.endswith(". Did you mean mug.delta.safetensors?\n")
+
+
+def test_words_of_two_text_encoders_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for architecture, made_for, said in (
+        ("crossattn-14x256", "toy model of SDXL's layout", "of 128 and 128 numbers, a kind of cat"),
+        ("sdxl", "SDXL", "of 768 and 1280 numbers, a kind of cat"),
+    ):
+        width = {"sdxl": 2048}.get(architecture, 256)
+        origin = Provenance(architecture, "ab", {"<new1>": "cat"}, 3)
+        Delta({}, {"<new1>": torch.ones(2, width)}, origin).save(tmp_path / "a.delta.safetensors")
+        assert cli.main(["info", str(tmp_path / "a.delta.safetensors")]) == 0
+        printed = capsys.readouterr().out
+        assert f"made for {made_for} " in printed
+        assert f"word <new1>: 2 vectors for each of two text encoders, {said}" in printed
+        page = report_html(tmp_path / "a.delta.safetensors")
+        assert f"2 × {width // 2 if width == 256 else 768} and 2 × " in page
 
 
 def test_a_delta_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import PROMPT, TOY, Page, WebUI
+from conftest import PROMPT, TOY, Page, WebUI, difference
+from lib_custom_diffusion.algebra.files import convert_files
+from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.tokens import embedding_sdxl
 
 TABLES = (
@@ -66,7 +68,19 @@ def test_both_encoders_read_one_vocabulary_and_learn_a_word(webui: WebUI, toy_xl
     learned = load_file(file)
     assert all(not torch.equal(learned[name], start[name]) for name in ("clip_l", "clip_g"))
     assert webui.picture(PROMPT)[0] == toy_xl
-    assert webui.picture("a thing <delta:xl:1>")[0] != webui.picture("a thing")[0]
+    prompt = "a thing on a red background"
+    bare, delta = webui.images(prompt)[0][0], webui.images(f"{prompt} <delta:xl:1>")[0][0]
+    assert difference(bare, delta)[1] > 0.5
+    # Converted to a LoRA it makes the same picture, up to rounding: the WebUI writes a LoRA into the weights.
+    converted = convert_files([webui.delta("xl")], "lora", lambda: load_model("toy-xl"), rank=128)
+    (webui.data / "models" / "Lora" / "xl.safetensors").write_bytes(converted.files["lora.safetensors"])
+    file.unlink()  # the word is in the LoRA, too
+    os.utime(file.parent)
+    webui.post("/sdapi/v1/refresh-embeddings")
+    webui.post("/sdapi/v1/refresh-loras")
+    largest, mean = difference(webui.images(f"{prompt} <lora:xl:1>")[0][0], delta)
+    print(f"\nLoRA against delta: at most {largest} of 255, on average {mean:.4f}")
+    assert largest <= 8 and mean <= 0.2
 
 
 def test_its_button_installs_it_and_brings_the_toys_preset(webui: WebUI, page: Page, untouched: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...attention import TOY, family
+from ...attention import is_toy
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...storage import visible
@@ -40,7 +40,7 @@ class Models:
     @property
     def small(self) -> bool:
         """Whether it is a toy, by whatever name, or another model to try things with: its presets are others."""
-        return self.name in TOYS if self.loaded is None else family(self.loaded.architecture) == TOY
+        return self.name in TOYS if self.loaded is None else is_toy(self.loaded.architecture)
 
     def names(self) -> list[str]:
         """What can be chosen: the model that the app was started with, the toys, and what is in the models' folder."""
