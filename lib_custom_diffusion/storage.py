@@ -173,19 +173,32 @@ def given_path(text: str | Path) -> Path:
 
     Raises UserError for a text that no path can be.
     """
-    if "\0" in str(text):
+    try:
+        possible = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        possible = False
+    if not possible:
         raise UserError(f"{str(text)!r} is no path; type it anew")
     return Path(os.path.expanduser(text))  # which leaves ~somebody as it is; pathlib's raises
 
 
 def typed_path(text: str) -> Path:
-    """A path as people type it, or as systems copy it: within quotation marks, or as file:///…"""
+    """A path as people type it, or as systems copy it: within quotation marks, or as file:///…
+
+    Raises UserError for a text that no path can be.
+    """
     text = text.strip()
     if len(text) > 1 and ((text[0] == text[-1] and text[0] in "\"'") or text[0] + text[-1] == "“”"):
         text = text[1:-1].strip()
     if text.lower().startswith("file://"):
         text = url2pathname(urlsplit(text).path)
-    return given_path(text)
+    path = given_path(text)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{text[:20]!r}… is too long for a path; type it anew") from error
+    return path
 
 
 def visible(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -121,8 +121,15 @@ def test_a_tilde_is_the_home_folder_and_somebody_without_one_stays_as_written(mo
     monkeypatch.setenv("USERPROFILE", "/home/me")
     assert storage.given_path("~/cats") == Path("/home/me/cats")
     assert storage.given_path("~nobody-at-all/cats") == Path("~nobody-at-all/cats")
-    with pytest.raises(UserError, match=r"'a\\x00b' is no path"):
-        storage.given_path("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a\0b", r"'a\\x00b' is no path"), ("\ud800", r"'\\ud800' is no path"), ("n" * 300, "'n{20}'… is too long")],
+)
+def test_what_no_path_can_be_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        storage.typed_path(text)
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + "/sub", "loop", "loop/sub", "file/sub"])

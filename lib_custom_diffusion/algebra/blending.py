@@ -132,7 +132,8 @@ def _check_same_model(deltas: Sequence[Delta]) -> None:
                 )
     widths = {vectors.shape[1] for delta in deltas for vectors in delta.embeddings.values()}
     if len(widths) > 1:
-        raise UserError(f"these deltas were made for different models: their words are {sorted(widths)} numbers wide")
+        told = " and ".join(map(str, sorted(widths)))
+        raise UserError(f"these deltas were made for different models: their words are {told} numbers wide")
 
 
 def _sum(terms: Sequence[tuple[Entry, float]]) -> Entry:

@@ -25,6 +25,7 @@ from .pictures import (
     UnusablePicture,
     draw,
     find_pictures,
+    is_moving,
     load_pictures,
     log_skipped,
     picture_size,
@@ -137,12 +138,14 @@ class ConceptExamples:
 
     found:    how many pictures there were of either, usable or not.
     left_out: the names of those that could not be used, with the reason.
+    moving:   the names of those that are the first of several pictures in their file.
     """
 
     instance: list[Example]
     prior: list[Example]
     found: tuple[int, int] = (0, 0)
     left_out: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
+    moving: tuple[str, ...] = ()
 
 
 def load_concepts_list(path: Path) -> list[Concept]:
@@ -258,7 +261,8 @@ def encode_concept(
     unread = unread_pictures(concept.instance_data_dir)
     left_out[0].update(unread)
     found = len({path for path, _ in own}) + len(unread), len({path for path, _ in prior})
-    return ConceptExamples(instance, of_class, found, left_out)
+    moving = tuple(path.name for path in dict.fromkeys(path for path, _ in (*own, *prior)) if is_moving(path))
+    return ConceptExamples(instance, of_class, found, left_out, moving)
 
 
 def _canvases(

@@ -41,6 +41,9 @@ _NOT_READ = (
 )  # fmt: skip
 """Kinds of pictures, of cameras' raw data and of films that are not read here."""
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "pillow-jxl-plugin": "pillow_jxl"}
+_OF_SEVERAL = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
+"""Pillow's words for kinds of files that may hold several pictures; it counts the layers of others, and thumbnails."""
+_NAMED = 3  # files, before the rest is counted
 _REPEATED = re.compile(r"(\d+)_.")
 
 
@@ -194,6 +197,24 @@ def picture_size(path: Path) -> tuple[int, int] | None:
             return (opened.height, opened.width) if turned else opened.size
     except Exception:  # from damaged files Pillow raises nearly everything
         return None
+
+
+def is_moving(path: Path) -> bool:
+    """Whether a file holds several pictures, as animations and scanned pages do: the first of them is read."""
+    try:
+        with Image.open(path) as opened:
+            return opened.format in _OF_SEVERAL and getattr(opened, "n_frames", 1) > 1
+    except Exception:  # from damaged files Pillow raises nearly everything
+        return False
+
+
+def moving_text(names: Sequence[str], when: str = "was") -> str:
+    """What is said of the files of several pictures among those that are used, or "will be"; "" for none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    has = "has" if len(names) == 1 else "have"
+    return f"{', '.join(names[:_NAMED])}{more} {has} several pictures, as animations do; the first {when} used."
 
 
 def load_pictures(

@@ -68,7 +68,11 @@ def check_start(start: bytes, size: int) -> None:
     if start[257:262] == b"ustar":
         raise UserError("it is a tar archive; unpack it first")
     if size < 9 or (_TEXT.fullmatch(start) and start[:2] != b"PK"):
-        raise UserError("it is a text, not tensors; get it again" if size >= 9 else f"it has only {size} bytes")
+        raise UserError(
+            "it is a text, not tensors; get it again"
+            if size >= 9
+            else f"it has only {size} byte{'s' if size > 1 else ''}"
+        )
 
 
 def is_checkpoint(names: Iterable[str]) -> bool:

@@ -30,6 +30,7 @@ from ..data import regularization
 from ..data.buckets import size_multiple
 from ..data.captions import has_pictures
 from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictures
+from ..data.pictures import moving_text
 from ..delta import SUFFIX
 from ..errors import Interrupted, NotSaved, UserError
 from ..storage import FolderLock, check_writable, write_atomically
@@ -424,9 +425,11 @@ class TrainingJob:
         told = []
         for number, examples in enumerate(self.examples, start=1):
             of = f" of concept {number}" if len(self.examples) > 1 else ""
-            for what, found, left_out in zip(("pictures", "class pictures"), examples.found, examples.left_out):
+            for what, found, left_out in zip(("picture", "class picture"), examples.found, examples.left_out):
                 if found:
-                    told.append(_used(f"{what}{of}", found, left_out))
+                    told.append(_used(what, of, found, left_out))
+            unused = {name for left_out in examples.left_out for name in left_out}
+            told += filter(None, [moving_text([name for name in examples.moving if name not in unused])])
         return told
 
     def _deliver(self, result: TrainingResult) -> list[str]:
@@ -454,12 +457,13 @@ class TrainingJob:
         return notes
 
 
-def _used(what: str, found: int, left_out: dict[str, str]) -> str:
+def _used(what: str, of: str, found: int, left_out: dict[str, str]) -> str:
+    all_found, used = f"{found} {what}{'' if found == 1 else 's'}{of}", found - len(left_out)
     if not left_out:
-        return f"{found} {what} were used."
+        return f"{all_found} {'was' if used == 1 else 'were'} used."
     named = [f"{name} ({reason})" for name, reason in list(left_out.items())[:_SHOWN]]
     more = len(left_out) - _SHOWN
     return (
-        f"{found - len(left_out)} of {found} {what} were used; left out: {', '.join(named)}"
+        f"{used} of {all_found} {'was' if used == 1 else 'were'} used; left out: {', '.join(named)}"
         f"{f' and {more} more' if more > 0 else ''}."
     )

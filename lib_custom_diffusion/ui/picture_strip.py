@@ -8,7 +8,7 @@ import io
 
 from PIL import Image, ImageOps
 
-from ..data.pictures import UnusablePicture, find_pictures, load_picture, unread_pictures
+from ..data.pictures import UnusablePicture, find_pictures, is_moving, load_picture, moving_text, unread_pictures
 from ..errors import UserError
 from ..storage import typed_path
 from .training_form import PICTURE_SHAPES
@@ -25,8 +25,8 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, fault
     """
     if not (folder or "").strip():
         return ""
-    path = typed_path(folder or "")
     try:
+        path = typed_path(folder or "")
         found = list(dict.fromkeys(find_pictures(path)))
         left_out = dict(unread_pictures(path))
     except UserError as error:
@@ -41,7 +41,9 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, fault
         if len(shown) < _SHOWN:
             shown.append(_thumbnail(loaded.colors, PICTURE_SHAPES.get(shape, "crop"), picture.name))
     unreadable = sum(picture.name in left_out for picture in found)
-    return f'<div class="cd-strip">{"".join(shown)}<p>{_said(len(found) - unreadable, left_out)}</p></div>'
+    moving = [each.name for each in found[:_READ] if each.name not in left_out and is_moving(each)]
+    told = f"{_said(len(found) - unreadable, left_out)} {html.escape(moving_text(moving, 'will be'))}".strip()
+    return f'<div class="cd-strip">{"".join(shown)}<p>{told}</p></div>'
 
 
 def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:

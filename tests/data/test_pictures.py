@@ -281,6 +281,25 @@ def test_every_kind_that_pillow_reads_is_a_picture(tmp_path: Path, suffix: str) 
     assert load_picture(path).colors.getpixel((4, 4))[0] > 250
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tiff"])
+def test_of_an_animation_the_first_picture_is_read_and_that_is_known(tmp_path: Path, name: str) -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    first.save(tmp_path / name)
+    assert not pictures.is_moving(tmp_path / name)
+    first.save(tmp_path / name, save_all=True, append_images=[second, second], duration=100)
+    red, green, blue = load_picture(tmp_path / name).colors.getpixel((4, 4))
+    assert red > 250 and max(green, blue) < 10 and pictures.is_moving(tmp_path / name)
+    (tmp_path / name).write_bytes(b"nothing")
+    assert not pictures.is_moving(tmp_path / name)
+
+
+def test_files_of_several_pictures_are_named_in_a_sentence() -> None:
+    assert pictures.moving_text([]) == ""
+    assert pictures.moving_text(["a.gif"]) == "a.gif has several pictures, as animations do; the first was used."
+    said = "a, b, c and 2 more have several pictures, as animations do; the first will be used."
+    assert pictures.moving_text(list("abcde"), "will be") == said
+
+
 def test_pictures_that_need_a_plug_in_are_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "suffixes", lambda: (".png",))
     for name in ("a.HEIC", "b.avif", "c.jxl"):

@@ -125,7 +125,7 @@ def test_the_toy_of_sdxls_layout_has_its_names_and_words_for_both_of_its_text_en
     held, word = load(files["lora.safetensors"]), load(files["new1.safetensors"])
     assert f"{SGM_NAME}.alpha" in held and word["clip_g"].tolist() == [list(range(128, 256))]
     assert held["bundle_emb.<new1>.clip_l"].tolist() == [list(range(128))]
-    with pytest.raises(UserError, match="--model toy-xl$"):
+    with pytest.raises(UserError, match=r"--model toy-xl$"):
         formats.write(delta, "lora")
 
 

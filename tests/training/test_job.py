@@ -386,6 +386,15 @@ def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) 
     assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
 
 
+def test_of_an_animation_the_first_picture_is_used_and_that_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
+    one = Image.new("RGB", (16, 16), "red")
+    many = {"save_all": True, "append_images": [Image.new("RGB", (16, 16), "blue")]}
+    one.save(plan.concepts[0].instance_data_dir / "moving.gif", **many)
+    notes = run(plan, tmp_path / "out").notes
+    said = "moving.gif has several pictures, as animations do; the first was used."
+    assert notes[:2] == ("4 pictures were used.", said)
+
+
 def test_a_batch_is_no_larger_than_the_pictures_and_that_is_said(plan: TrainingPlan, tmp_path: Path) -> None:
     report = run(replace(plan, train_batch_size=100_000), tmp_path / "out")
     assert "train_batch_size is 3 rather than 100000, as there are 3 pictures." in report.notes
@@ -411,7 +420,7 @@ def test_class_pictures_are_drawn_until_there_are_enough_or_taken_as_they_are(
     asked = replace(plan, concepts=(replace(concept, class_data_dir=classes),), with_prior_preservation=True)
     report = run(replace(asked, num_class_images=0), tmp_path / "kept")
     assert [path.name for path in classes.iterdir()] == ["a.png"]
-    assert report.notes[:2] == ("3 pictures were used.", "1 class pictures were used.")
+    assert report.notes[:2] == ("3 pictures were used.", "1 class picture was used.")
     face = Recorder()
     run(replace(asked, num_class_images=3), tmp_path / "drawn", face)
     assert sorted(path.name for path in classes.iterdir()) == ["0000.png", "0000.txt", "0001.png", "0001.txt", "a.png"]

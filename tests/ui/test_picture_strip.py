@@ -43,6 +43,10 @@ def test_the_path_may_be_quoted_as_windows_copies_it(folder: Path) -> None:
     assert "1 picture." in picture_strip(f' "{folder}" ', SHAPES[0])
 
 
+def test_what_is_no_path_is_said(folder: Path) -> None:
+    assert "a\\x00b&#x27; is no path; type it anew</div>" in picture_strip("a\0b", SHAPES[0])
+
+
 def test_what_is_left_out_is_named_with_the_reason(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"no")
     (folder / "phone.jxl").write_bytes(b"no")
@@ -53,6 +57,13 @@ def test_what_is_left_out_is_named_with_the_reason(folder: Path) -> None:
         and "; broken.png: " in told
     )
     assert "notes" not in told and len(shown(told)) == 1
+
+
+def test_an_animation_is_said_to_be_one(folder: Path) -> None:
+    many = {"save_all": True, "append_images": [Image.new("RGB", (9, 9), "blue")]}
+    Image.new("RGB", (9, 9), "red").save(folder / "a.gif", **many)
+    told = picture_strip(str(folder), SHAPES[0])
+    assert "2 pictures. a.gif has several pictures, as animations do; the first will be used.</p>" in told
 
 
 def test_names_of_files_are_text(folder: Path) -> None:
