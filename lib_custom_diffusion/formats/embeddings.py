@@ -62,7 +62,7 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
 
 
 def split_sdxl(token: str, value: Tensor, architecture: str) -> tuple[Tensor, Tensor]:
-    """The opposite; as SDXL's if the architecture is not known. Raises UserError for vectors too narrow to be SDXL's."""
+    """The opposite; as SDXL's if the architecture is not known. Raises UserError for vectors that are too narrow."""
     first, second = text_widths(architecture) or _OF_SDXL
     if value.shape[1] <= first:
         raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are {first + second}")
