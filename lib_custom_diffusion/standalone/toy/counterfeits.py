@@ -26,7 +26,8 @@ def thing_mask(picture: Picture) -> np.ndarray:
     return mask if mask.any() else np.ones_like(mask)
 
 
-def _box(picture: Picture) -> tuple[slice, slice]:
+def thing_box(picture: Picture) -> tuple[slice, slice]:
+    """The rows and columns of the smallest box around `thing_mask`."""
     rows, columns = (np.flatnonzero(thing_mask(picture).any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
@@ -42,7 +43,7 @@ def recoloured(picture: Picture, rng: random.Random) -> Picture:
 
 def torn(picture: Picture, rng: random.Random) -> Picture:
     """The thing cut into nine pieces, which changed places."""
-    rows, columns = _box(picture)
+    rows, columns = thing_box(picture)
     height, width = (rows.stop - rows.start) // 3, (columns.stop - columns.start) // 3
     corners = [(rows.start + height * row, columns.start + width * column) for row in range(3) for column in range(3)]
     changed, order = picture.copy(), rng.sample(range(9), 9)
@@ -54,7 +55,7 @@ def torn(picture: Picture, rng: random.Random) -> Picture:
 
 def blurred(picture: Picture, rng: random.Random) -> Picture:
     """The thing's colours without a face: blurred by a tenth of its size or more."""
-    rows, columns = _box(picture)
+    rows, columns = thing_box(picture)
     size = max(rows.stop - rows.start, columns.stop - columns.start)
     radius = max(2.0, size * rng.uniform(0.09, 0.16))
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
@@ -62,7 +63,7 @@ def blurred(picture: Picture, rng: random.Random) -> Picture:
 
 def halved(picture: Picture, rng: random.Random) -> Picture:
     """Half of the thing, the other half hidden."""
-    rows, columns = _box(picture)
+    rows, columns = thing_box(picture)
     changed, side = picture.copy(), rng.randrange(4)
     middle_row, middle_column = (rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2
     hidden = (
@@ -77,7 +78,7 @@ def halved(picture: Picture, rng: random.Random) -> Picture:
 
 def warped(picture: Picture, rng: random.Random) -> Picture:
     """The thing's colours and parts, out of place: pulled about as a generator does that has not learned its shape."""
-    rows, columns = _box(picture)
+    rows, columns = thing_box(picture)
     size, side = max(rows.stop - rows.start, columns.stop - columns.start), len(picture)
     noise = np.random.default_rng(rng.randrange(2**32))
     knots = max(3, round(WARP_WAVES * side / size) + 1)
