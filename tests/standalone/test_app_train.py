@@ -21,7 +21,7 @@ from lib_custom_diffusion.standalone.app.reopened_pages import ReopenedPages
 from lib_custom_diffusion.standalone.app.train_tab import build_train_tab
 from lib_custom_diffusion.standalone.cli import parser
 from lib_custom_diffusion.standalone.train import plan_of
-from lib_custom_diffusion.training.recipes import TOY_RECIPES
+from lib_custom_diffusion.training.recipes import RECIPES, TOY_RECIPES
 from lib_custom_diffusion.ui.training_form import entered_plan
 from page import Part, fields, parts
 
@@ -102,9 +102,11 @@ def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
     events = list(zip(page.blocks.dependencies, page.blocks.fns, strict=True))
-    [_, (on_load, opened)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
+    [_, (on_load, opened), (filled, form)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
     shown = [part.component._id for part in page.parts["cd_start"].events[0].outputs]
     assert on_load["outputs"] == shown
+    at = [page.blocks.blocks[part].elem_id for part in filled["outputs"]]
+    assert form() == [gr.update()] * len(at)
     nothing = [(gr.update(),) * 6]
     assert inspect.isgeneratorfunction(opened) and list(opened()) == nothing
     started = page.parts["cd_start"].press(**entered(pictures, cd_steps=100000))
@@ -113,8 +115,12 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     here = opened()
     while "of 100000" not in next(here)[1]:
         pass
+    seen = dict(zip(at, form(), strict=True))
+    assert (seen["cd_class_1"], seen["cd_pictures_1"], seen["cd_steps"]) == ("cat", str(pictures), 100000)
+    assert seen["cd_preset"] == next(iter(RECIPES))
     page.parts["cd_stop"].press()
     there, here_too = list(started)[-1], list(here)[-1]
+    assert form() == [gr.update()] * len(at)
     assert "Interrupted and saved" in here_too[3] and here_too[3:] == there[3:]
     assert "Word is empty" in page.press("cd_start", **entered(pictures, cd_word_1=""))[-1][3]
     later = list(opened())[-1]

@@ -114,6 +114,9 @@ class Page:
     def press(self, part: str) -> None:
         self.page.locator(f"#{part}").click()
 
+    def value(self, part: str) -> str:
+        return self.page.locator(f"#{part} textarea, #{part} input").first.input_value()
+
     def click_in_sight(self, part: Any) -> None:
         """Fails for what is not on the screen as it stands."""
         part.wait_for()
@@ -358,6 +361,7 @@ def test_a_page_opened_meanwhile_shows_the_training_and_interrupts_it(page: Page
     page.page.wait_for_selector("#cd_gen_prompt textarea")
     page.tab("Train")
     assert "long" in page.wait_for("cd_progress", "of 5000")
+    assert (page.value("cd_class_1"), page.value("cd_pictures_1")) == ("house", str(tmp_path))
     page.press("cd_stop")
     page.wait_for("cd_outcome", "Interrupted and saved")
     assert (deltas / "long.delta.safetensors").is_file()

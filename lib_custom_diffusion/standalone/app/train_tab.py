@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from PIL import Image
 
 from ...delta import SUFFIX
@@ -135,17 +136,27 @@ def build_train_tab(
     inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
     last, last_estimate = reopened.part(shown), reopened.part([told, progress], when_opened=False)
 
+    asked: list[tuple[Job[Outcome], list[Any]]] = []  # the last training, and what was entered for it
+
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
-    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
+    def run(preset: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         yield "", *[gr.update() for _ in shown[1:]]  # an estimate
         training = _start(jobs, place, fields, values)
+        asked[:] = [(training.job, [preset, *values])]
         yield from last.watch(training.job, lambda: _watched(training))
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
         job = _estimate(jobs, place, fields, values)
         yield from last_estimate.watch(job, lambda: _estimated(job))
 
-    start.click(fn=run, inputs=inputs, outputs=shown, show_progress=False)
+    def opened() -> list[Any]:
+        """A page that is opened while a training runs has the form as it was filled in."""
+        entered = [values for job, values in asked if not job.finished]
+        return entered[0] if entered else [gr.update() for _ in form]
+
+    form = [fields.preset, *inputs]
+    Context.root_block.load(fn=opened, inputs=[], outputs=form, queue=False, show_progress=False)
+    start.click(fn=run, inputs=form, outputs=shown, show_progress=False)
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
