@@ -23,6 +23,7 @@ from ..storage import write_atomically
 from ..training.job import Report
 from ..training.plan import TrainingPlan
 from ..training.recipes import TOY, plan_settings
+from ..ui.training_page import duration
 from .diffusers_backend import DiffusersBackend
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
@@ -49,8 +50,11 @@ def demo(options: argparse.Namespace) -> int:
         if name not in concepts:
             raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all")
     backend, judge = load_model(options.model), Judge.load()
-    metrics = {}
-    for name in names:
+    metrics, started = {}, time.monotonic()
+    for number, name in enumerate(names, start=1):
+        if len(names) > 1:
+            passed = f", {duration(time.monotonic() - started)} so far" if number > 1 else ""
+            print(f"{name}: concept {number} of {len(names)}{passed}", file=sys.stderr, flush=True)
         plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, plan_settings(TOY))
         result = teach(backend, judge, concepts[name], plan, options.output / name)
         if result is None:
@@ -77,9 +81,17 @@ def teach(
     before: the pictures before, if they are drawn already.
     """
     start = time.monotonic()
+
+    def tell(stage: int, what: str) -> None:
+        passed = f"; {duration(time.monotonic() - start)} so far" if stage > 1 else ""
+        print(f"{bundled.name}: part {stage} of 3, {what}{passed}", file=sys.stderr, flush=True)
+
     plan = plan_for(bundled, plan, prior)
     plan.check_settings(FLAGS)
-    before = before or DemoPictures.draw(backend, bundled, {}, "drawing before")
+    if before is None:
+        tell(1, "pictures before")
+        before = DemoPictures.draw(backend, bundled, {}, "drawing before")
+    tell(2, f"{plan.max_train_steps} steps of training")
     try:
         report = run_training(backend, plan, output)
     except Interrupted:
@@ -87,6 +99,7 @@ def teach(
     if report.interrupted:
         return None
     delta = report.result.delta
+    tell(3, "pictures after")
     with Injection(backend.unet, [(delta, 1.0)]):
         after = DemoPictures.draw(backend, bundled, delta.embeddings, "drawing after")
     metrics = judged(judge, bundled, before, after)

@@ -102,7 +102,9 @@ def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
 
 def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pictures: Path) -> None:
     events = list(zip(page.blocks.dependencies, page.blocks.fns, strict=True))
-    [_, (on_load, opened), (filled, form)] = [(event, handler.fn) for event, handler in events if event["trigger"] == "load"]
+    [_, (on_load, opened), (filled, form)] = [
+        (event, handler.fn) for event, handler in events if event["trigger"] == "load"
+    ]
     shown = [part.component._id for part in page.parts["cd_start"].events[0].outputs]
     assert on_load["outputs"] == shown
     at = [page.blocks.blocks[part].elem_id for part in filled["outputs"]]

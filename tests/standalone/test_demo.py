@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from PIL import Image
 
+from lib_custom_diffusion.errors import Interrupted
 from lib_custom_diffusion.standalone import demo
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.demo import DemoPictures, judged
@@ -34,6 +37,24 @@ def test_recognised_pictures_and_grounds_are_counted_each_and_together() -> None
     assert 12 <= metrics["recognised_after"] < 16
     assert metrics["colour_right_after"] == 2
     assert 1 <= metrics["both_right_after"] <= 2
+
+
+def test_which_part_it_is_at_and_how_long_it_took_until_then_is_told(monkeypatch, tmp_path, capsys) -> None:
+    times = iter([100.0, 105.0, 130.0])
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setattr(demo, "load_model", lambda _: None)
+    monkeypatch.setattr(demo.DemoPictures, "draw", classmethod(lambda *_: None))
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(demo, "run_training", interrupted)
+    asked = ["demo", "--concept", "all", "--max_train_steps", "7", "--output", str(tmp_path)]
+    assert main(asked) == 130
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "two-faced-cat: concept 1 of 4", "two-faced-cat: part 1 of 3, pictures before",
+        "two-faced-cat: part 2 of 3, 7 steps of training; 25 s so far",
+    ]  # fmt: skip
 
 
 def test_who_interrupts_it_is_told_that_it_begins_again(monkeypatch, tmp_path, capsys) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import os
 import shutil
@@ -13,9 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import PROMPT, WebUI
+from conftest import PROMPT, TOY, Page, WebUI, difference, fingerprint
+from lib_custom_diffusion.algebra.files import convert_files
+from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.tokens import embedding_pt, embedding_sdxl
 
 SETTINGS = {
@@ -102,7 +107,18 @@ def test_the_first_step_is_the_command_lines_and_pictures_stay_the_same(
     assert factors and all(tensor.any() for tensor in factors)
     assert webui.picture(PROMPT)[0] == chosen.before
     prompt = f"a {chosen.word} house"
-    assert webui.picture(f"{prompt} <delta:{name}:1>")[0] != webui.picture(prompt)[0]
+    from lib_custom_diffusion.standalone.models import load_model
+
+    bare, delta = webui.images(prompt)[0][0], webui.images(f"{prompt} <delta:{name}:1>")[0][0]
+    assert difference(bare, delta)[1] > 1
+    assert webui.picture(PROMPT)[0] == chosen.before
+    # As a LoRA it makes the same picture, up to rounding: the WebUI writes a LoRA into the weights.
+    lora = convert_files([webui.delta(name)], "lora", lambda: load_model(str(chosen.path))).files["lora.safetensors"]
+    (webui.data / "models" / "Lora" / f"{name}.safetensors").write_bytes(lora)
+    webui.post("/sdapi/v1/refresh-loras")
+    largest, mean = difference(webui.images(f"{prompt} <lora:{name}:1>")[0][0], delta)
+    print(f"\n{name}, LoRA against delta: at most {largest} of 255, on average {mean:.4f}")
+    assert largest <= 8 and mean <= 0.2
     assert webui.picture(PROMPT)[0] == chosen.before
 
 
@@ -111,6 +127,86 @@ def refusal(webui: WebUI, pictures: Path) -> str:
     with pytest.raises(urllib.error.HTTPError) as error:
         webui.ask_to_train("nosuchword", pictures, **SETTINGS)
     return json.loads(error.value.read())["detail"]
+
+
+def test_inpainting_is_drawn_with_a_delta_and_a_model_without_text_encoder_is_not_trained(
+    webui: WebUI, pictures: Path, untouched: str
+) -> None:
+    from tiny_models import write_inpainting
+
+    folder = webui.data / "models" / "Stable-diffusion"
+    inpainting = write_inpainting(folder, "paint9")
+    tensors = load_file(inpainting)
+    generator = torch.Generator().manual_seed(1)
+    read = (name for name in tensors if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
+    Delta({name: 0.3 * torch.randn(tensors[name].shape, generator=generator) for name in read}).save(
+        webui.delta("paint")
+    )
+    without_text_encoder(folder)
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint=inpainting.name)
+    try:
+        mask = Image.new("L", (128, 128))
+        mask.paste(255, (64, 0, 128, 128))  # the right half is drawn
+        asked = {"init_images": [base64_of(pictures / "0.png")], "mask": base64_of(mask), "denoising_strength": 1.0,
+                 "inpainting_fill": 1, "mask_blur": 0, "inpaint_full_res": False}  # fmt: skip
+        drawn = {
+            weight: webui.images(f"a cat <delta:paint:{weight}>", route="img2img", **asked)[0][0].convert("RGB")
+            for weight in (0, 1)
+        }
+        bare = webui.images("a cat", route="img2img", **asked)[0][0]
+        assert fingerprint(bare) == fingerprint(drawn[0])
+        left, right = (0, 0, 56, 128), (72, 0, 128, 128)
+        assert difference(drawn[1].crop(right), drawn[0].crop(right))[1] > 1
+        assert difference(drawn[1].crop(left), drawn[0].crop(left))[0] <= 2
+        assert "takes 9 channels, not 4" in refusal(webui, pictures)
+        webui.post("/sdapi/v1/options", sd_model_checkpoint="textless.safetensors")
+        assert "textless.safetensors has no text encoder" in refusal(webui, pictures)
+    finally:
+        webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    assert webui.picture(PROMPT)[0] == untouched
+
+
+def base64_of(picture: Path | Image.Image) -> str:
+    if isinstance(picture, Path):
+        picture = Image.open(picture)
+    content = io.BytesIO()
+    picture.save(content, "png")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def without_text_encoder(folder: Path) -> None:
+    """Write the toy as textless.safetensors, and where the host finds the text encoder that it draws with instead."""
+    tensors, begins = load_file(folder / "toy.safetensors"), "cond_stage_model."
+    save_file({n: t for n, t in tensors.items() if not n.startswith(begins)}, folder / "textless.safetensors")
+    encoder = folder / "textless-encoder"
+    shutil.copytree(TOY / "config" / "tokenizer", encoder)
+    own = {n.removeprefix(f"{begins}transformer."): t for n, t in tensors.items() if n.startswith(begins)}
+    save_file(own, encoder / "model.safetensors", metadata={"format": "pt"})
+    config = (folder / "toy.yaml").read_text().replace(str(TOY / "config" / "tokenizer"), str(encoder))
+    (folder / "textless.yaml").write_text(config)
+
+
+def test_a_refiner_that_a_delta_does_not_fit_draws_without_it_and_that_is_said(
+    webui: WebUI, page: Page, thing: Path, untouched: str
+) -> None:
+    from tiny_models import write_checkpoint
+
+    write_checkpoint(webui.data / "models" / "Stable-diffusion", "refinerxl", velocity=True)
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap")
+    asked = {"refiner_checkpoint": "refinerxl.safetensors", "refiner_switch_at": 0.5}
+    bare, (drawn, infotext) = (
+        webui.picture("a thing house", **asked)[0],
+        webui.picture("a thing house <delta:thing:1>", **asked),
+    )
+    assert bare != drawn  # the first half of the steps is drawn with it
+    assert "Refiner: refinerxl" in infotext and "Delta hashes: " in infotext
+    page.paste(infotext)
+    assert fingerprint(page.draw(webui.data)) == drawn
+    said = page.wait_for("html_log_txt2img", "the deltas were left out from here on")
+    assert "the delta does not fit this model" in said
+    assert webui.picture(PROMPT)[0] == untouched
 
 
 def test_kinds_in_turn_leave_each_other_as_they_were_and_some_are_refused(
