@@ -20,7 +20,7 @@ STRANGER = "evil.example"
 FLAGS = [f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1"]
 
 _WAYS = """
-async ({target, reads, posts}) => {
+async ({target, reads, posts, queue}) => {
     const through = [];
     const within = (promise) => Promise.race([promise, new Promise((over) => setTimeout(() => over('time'), 4000))]);
     const element = (kind, set) => within(new Promise((over) => {
@@ -63,7 +63,7 @@ async ({target, reads, posts}) => {
             await sent;
         }
     }
-    for (const path of ['/queue/join', '/ws', '/']) {
+    for (const path of queue ? ['/queue/join', '/ws', '/'] : []) {
         const opened = await within(new Promise((over) => {
             const socket = new WebSocket(target.replace('http', 'ws') + path);
             socket.onopen = () => over('open');
@@ -71,6 +71,7 @@ async ({target, reads, posts}) => {
         }));
         if (opened === 'open') through.push(`WebSocket to ${path}`);
     }
+    if (!queue) return through;
     const events = await within(new Promise((over) => {
         const source = new EventSource(target + '/queue/data');
         source.onopen = () => over('open');
@@ -106,16 +107,20 @@ def another_site() -> Iterator[int]:
         server.shutdown()
 
 
-def answered(browser: Any, site: str, target: str, reads: Sequence[str], posts: Sequence[tuple[str, str]]) -> list[str]:
+def answered(
+    browser: Any, site: str, target: str, reads: Sequence[str], posts: Sequence[tuple[str, str]], queue: bool = True
+) -> list[str]:
     """What a page of the site got from the target: what it could read, and each request that was not refused.
 
-    Not what the target's own pages ask of it. posts: paths, and JSON for each.
+    Not what the target's own pages ask of it. posts: paths, and JSON for each. queue: try gradio's, too.
     """
     context = browser.new_context()
     got = _Log(context, target)
     page = context.new_page()
     page.goto(site)
-    through = page.evaluate(_WAYS, {"target": target, "reads": list(reads), "posts": [list(each) for each in posts]})
+    through = page.evaluate(
+        _WAYS, {"target": target, "reads": list(reads), "posts": [list(each) for each in posts], "queue": queue}
+    )
     for path in reads:
         with context.expect_page() as opening:
             page.evaluate("url => { window.handle = window.open(url); }", target + path)

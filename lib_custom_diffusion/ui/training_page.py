@@ -82,8 +82,9 @@ def outcome_html(done: Outcome) -> str:
     notes = [done.note, "Tick Resume from the last save in Advanced to continue from here." if done.resumable else ""]
     preview = picture_html(done.preview, "the last preview") if done.preview else ""
     logs = html.escape(str(done.log_directory.absolute()))
+    files = [("Delta", done.delta), *(("Embedding", path) for path in done.embeddings)]
     return (
-        f"<p>{state} after {done.step} steps.</p>{_listed([done.delta, *done.embeddings])}"
+        f"<p>{state} after {done.step} steps.</p>{_listed(files)}"
         f"<p>{' '.join(html.escape(note) for note in notes if note)}</p>"
         f"<p>Copies, previews and losses are in <code>{logs}</code>.</p>{preview}"
     )
@@ -130,6 +131,6 @@ def memory() -> str:
     return ""
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    files = "".join(f"<li><code>{html.escape(str(path.absolute()))}</code></li>" for path in paths)
-    return f"<ul class='cd-files'>{files}</ul>"
+def _listed(files: Sequence[tuple[str, Path]]) -> str:
+    lines = "".join(f"<li>{what}: <code>{html.escape(str(path.absolute()))}</code></li>" for what, path in files)
+    return f"<ul class='cd-files'>{lines}</ul>"

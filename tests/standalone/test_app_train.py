@@ -157,7 +157,7 @@ def test_a_mistake_is_a_sentence(page: Page, pictures: Path) -> None:
     def said(**more: Any) -> str:
         return page.press("cd_start", **entered(pictures, **more))[-1][3]
 
-    assert "Dataset directory is empty" in said(cd_pictures_1=" ")
+    assert "Dataset directory is empty; drag your pictures in" in said(cd_pictures_1=" ")
     assert "cat is a word that" in said(cd_word_1="cat")
     assert "should be tokens without spaces" in said(cd_word_1="two words")
     assert not page.deltas.exists()

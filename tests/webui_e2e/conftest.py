@@ -314,8 +314,12 @@ class Page:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
+    yield from browser_with()
+
+
+def browser_with(*more: str) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", *more]
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=flags)
         yield started

@@ -264,6 +264,8 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
     concepts, settings = fields.entered(values)
     for concept in concepts:
         split_tokens(concept["modifier_token"] or "<new1>")  # an empty one is named by its number, there
+    if not (concepts[0]["instance_data_dir"] or "").strip():
+        raise UserError(f"{LABELS['instance_data_dir']} is empty; drag your pictures in, or give the folder with them")
     return entered_plan(concepts, settings, bundled_templates().get)
 
 

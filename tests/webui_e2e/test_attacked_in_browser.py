@@ -1,0 +1,70 @@
+"""The real WebUI in a browser in which another site is open, with files beside a delta that do harm if they can."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attack_page import FLAGS, STRANGER, another_site, answered
+from conftest import Page, WebUI, browser_with
+
+READS = ["/sdapi/v1/deltas", "/internal/custom-diffusion-training"]
+ONLY_OPAQUE = (
+    "GET /sdapi/v1/deltas as ",
+    "GET /internal/custom-diffusion-training as ",
+    "POST /sdapi/v1/refresh-deltas",
+)
+"""What a page of another site may ask for, without being told the answer; it changes nothing."""
+
+
+@pytest.fixture(scope="module")
+def attacked_browser() -> Iterator[Any]:
+    yield from browser_with(*FLAGS)
+
+
+@pytest.mark.parametrize(("name", "path"), [("localhost", "/"), ("127.0.0.1", "/"), (STRANGER, "/sandboxed")])
+def test_another_site_starts_no_training_and_reads_nothing(
+    webui: WebUI, attacked_browser: Any, pictures: Path, thing: Path, name: str, path: str
+) -> None:
+    concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
+    settings = {"modifier_token": ["thing"], "concepts": [concept], "max_train_steps": 1, "name": "stolen"}
+    posts = [("/sdapi/v1/train/custom-diffusion", json.dumps(settings)), ("/sdapi/v1/refresh-deltas", "{}")]
+    with another_site() as port:
+        got = answered(attacked_browser, f"http://{name}:{port}{path}", webui.url, READS, posts, queue=False)
+    assert [each for each in got if not each.startswith(ONLY_OPAQUE)] == []
+    assert not webui.delta("stolen").exists()
+
+
+def test_notes_and_metadata_beside_a_delta_run_nothing(webui: WebUI, page: Page, thing: Path) -> None:
+    harm = "<img src=x onerror='window.harmed = 1'>"
+    field = f"\"'); window.harmed = 1; //{harm}"
+    beside = webui.data / "models" / "deltas" / "thing.delta.json"
+    beside.write_text(
+        json.dumps(
+            {name: field for name in ("description", "notes", "activation text", "preferred weight", "sd version")}
+        )
+    )
+    try:
+        page.tab("Deltas", "#txt2img_extra_tabs")
+        page.press("txt2img_deltas_extra_refresh")
+        card = page.page.locator("#txt2img_deltas_cards .card[data-name=thing]")
+        card.locator(".description", has_text="window.harmed").wait_for()
+        page.fill("txt2img_prompt", "")
+        card.click()
+        page.page.wait_for_function(
+            "document.querySelector('#txt2img_prompt textarea').value.includes('<delta:thing:')"
+        )
+        card.hover()
+        card.locator(".edit-button").click()
+        editor = page.page.locator("#txt2img_deltas_edit_user_metadata")
+        editor.get_by_label("Notes").wait_for()
+        page.page.wait_for_timeout(1000)  # in which a picture that is not there would have failed
+        page.look("harm")
+        assert page.page.evaluate("window.harmed") is None
+        assert not page.page.locator("img[src=x]").count()
+    finally:
+        beside.unlink()
