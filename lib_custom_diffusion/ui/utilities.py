@@ -61,7 +61,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Lists:
-    """Choices that change while pages are served: a page asks for all at once when it is opened, or for one by 🔄."""
+    """Choices that change while pages are served: a page asks for all at once when it or a tab is opened, or one by 🔄."""
 
     known: list[tuple[gr.Dropdown, Callable[[], list[str]]]] = field(default_factory=list)
 
@@ -75,12 +75,19 @@ class Lists:
 
     def ask_when_opened(self) -> None:
         """To be called once all are known."""
+        self._ask(Context.root_block.load)
 
+    def ask_when_selected(self, *tabs: gr.Tab) -> None:
+        """The same for tabs: what a training has made since the page was opened is there."""
+        for tab in tabs:
+            self._ask(tab.select)
+
+    def _ask(self, event: Callable[..., Any]) -> None:
         def ask() -> list[Any]:
             return [gr.update(choices=names()) for _, names in self.known]
 
         choices = [choice for choice, _ in self.known]
-        Context.root_block.load(fn=ask, inputs=[], outputs=choices, queue=False, show_progress=False)
+        event(fn=ask, inputs=[], outputs=choices, queue=False, show_progress=False)
 
 
 @dataclass(frozen=True)
@@ -126,10 +133,12 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
     """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3), gr.Tabs(elem_id="cd_utils_tabs"):
-            actions = []
+            actions, tabs = [], []
             for section in sections:
-                with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab"):
+                with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab") as tab:
                     actions += section.add(host)
+                tabs.append(tab)
+            host.lists.ask_when_selected(*tabs)
         with gr.Column(scale=2):
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")

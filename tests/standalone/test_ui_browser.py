@@ -312,6 +312,10 @@ def test_a_word_is_trained_and_sent_to_generate(page: Page, deltas: Path, tmp_pa
     page.press("cd_send")
     page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').offsetParent !== null")
     assert "<delta:tile:1>" in page.page.input_value("#cd_gen_prompt textarea")
+    page.tab("Utilities")  # which knows what was made since the page was opened
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.page.wait_for_timeout(1000)
+    page.choose("cd_inspect_name", "tile")
 
 
 def test_dragged_pictures_become_pictures_of_the_word_in_five_clicks_and_nothing_leaves_the_machine(

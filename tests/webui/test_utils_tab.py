@@ -305,6 +305,15 @@ def test_a_page_that_is_opened_asks_once_for_all_lists(page, tmp_path):
     assert {tuple(each["choices"]) for each in lists} == {("cat",), ("cat.delta.safetensors",)}
 
 
+def test_a_tab_that_is_opened_asks_for_what_was_made_since_the_page_was(page, tmp_path):
+    asked = [event for event in page.dependencies if event["trigger"] == "select"]
+    assert len(asked) == 9  # a tab each
+    (tmp_path / "deltas" / "cat.delta.safetensors").rename(tmp_path / "deltas" / "dog.delta.safetensors")
+    for event in asked:
+        lists = page.fns[page.dependencies.index(event)].fn()
+        assert {tuple(each["choices"]) for each in lists} == {("dog",), ("dog.delta.safetensors",)}
+
+
 def test_inspect_shows_tokens_and_layers(made):
     shown = made["cd_inspect"].press(cd_inspect_name="cat")
     assert "&lt;new1&gt;" in shown and "2 × 6" in shown and shown.count("cd-norm-bar") == 6

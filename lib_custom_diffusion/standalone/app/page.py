@@ -49,7 +49,7 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
         told = gr.HTML(elem_id="cd_model_told")
         reopened = ReopenedPages()
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Generate", id="generate"):
+            with gr.Tab("Generate", id="generate") as generate:
                 prompt, scale = add_generate_tab(models, deltas_dir, jobs, lists, history, reopened)
             with gr.Tab("Train", id="train"):
                 fields = build_train_tab(
@@ -60,9 +60,10 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
                     lambda button, text: _send(button, text, prompt, tabs),
                     reopened,
                 )
-            with gr.Tab("Utilities", id="utilities"):
+            with gr.Tab("Utilities", id="utilities") as utilities:
                 add_utilities(_host(models, deltas_dir, jobs, lists, reopened), SECTIONS)
         lists.ask_when_opened()
+        lists.ask_when_selected(generate, utilities)
         _let_choose(models, jobs, model, told, fields, scale)
     return blocks
 
