@@ -61,7 +61,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Lists:
-    """Choices that change while pages are served: a page asks for all at once when it or a tab is opened, or one by 🔄."""
+    """Choices that change while pages are served: asked for all at once when the page or a tab opens, or one by 🔄."""
 
     known: list[tuple[gr.Dropdown, Callable[[], list[str]]]] = field(default_factory=list)
 

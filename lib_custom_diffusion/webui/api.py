@@ -18,7 +18,7 @@ from ..training.plan import PLAIN, TrainingPlan
 from ..ui.inspection import summarize
 from ..ui.training_page import error_html
 from .delta_library import DeltaOnDisk, library
-from .reopened_page import JOB, Shown, failed, last, succeeded
+from .reopened_page import JOB, Shown, failed, for_own_pages, last, succeeded
 from .training_job import train
 
 
@@ -26,7 +26,7 @@ def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
     """Add the routes, if the WebUI was started with its API, behind the API's password if it has one."""
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
-    guard = [Depends(_check_password)] if shared.cmd_opts.api_auth else []
+    guard = [Depends(for_own_pages), *([Depends(_check_password)] if shared.cmd_opts.api_auth else [])]
     app.add_api_route("/sdapi/v1/deltas", list_deltas, methods=["GET"], dependencies=guard)
     app.add_api_route("/sdapi/v1/refresh-deltas", refresh_deltas, methods=["POST"], dependencies=guard)
     train_guard = [*guard, Depends(_check_json)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Response
 from modules import progress
 
 from ..delta import SUFFIX
@@ -50,7 +50,15 @@ last = LastTraining()
 
 def register(_blocks: gr.Blocks | None, app: FastAPI) -> None:
     """Let the page ask, whether the WebUI was started with its API or not, as it asks for the progress of a task."""
-    app.add_api_route("/internal/custom-diffusion-training", trainings, methods=["GET"])
+    app.add_api_route(
+        "/internal/custom-diffusion-training", trainings, methods=["GET"], dependencies=[Depends(for_own_pages)]
+    )
+
+
+def for_own_pages(response: Response) -> None:
+    """Have browsers give the answer to no page of another site, as a script or a picture of its own."""
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 def trainings() -> dict[str, str]:

@@ -87,7 +87,7 @@ def test_a_training_answers_with_what_it_made_and_used(folder, pictures, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("enabled", "password", "guarded"), [(False, None, None), (True, None, 0), (True, "me:secret", 1)]
+    ("enabled", "password", "guarded"), [(False, None, None), (True, None, 1), (True, "me:secret", 2)]
 )
 def test_routes_are_there_with_the_hosts_api_and_behind_its_password(host, monkeypatch, enabled, password, guarded):
     monkeypatch.setattr(shared.cmd_opts, "api", enabled)

@@ -29,6 +29,8 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 from safetensors.torch import load_file, save_file
 
+import attack_page
+
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "lib_custom_diffusion" / "standalone" / "toy"
 HERE = Path(__file__).resolve().parent
@@ -314,12 +316,14 @@ class Page:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    yield from browser_with()
-
-
-def browser_with(*more: str) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", *more]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        *attack_page.FLAGS,
+    ]
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=flags)
         yield started

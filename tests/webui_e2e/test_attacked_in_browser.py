@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attack_page import FLAGS, STRANGER, another_site, answered
-from conftest import Page, WebUI, browser_with
+from attack_page import STRANGER, another_site, answered
+from conftest import Page, WebUI
 
 READS = ["/sdapi/v1/deltas", "/internal/custom-diffusion-training"]
 ONLY_OPAQUE = (
@@ -21,20 +20,15 @@ ONLY_OPAQUE = (
 """What a page of another site may ask for, without being told the answer; it changes nothing."""
 
 
-@pytest.fixture(scope="module")
-def attacked_browser() -> Iterator[Any]:
-    yield from browser_with(*FLAGS)
-
-
 @pytest.mark.parametrize(("name", "path"), [("localhost", "/"), ("127.0.0.1", "/"), (STRANGER, "/sandboxed")])
 def test_another_site_starts_no_training_and_reads_nothing(
-    webui: WebUI, attacked_browser: Any, pictures: Path, thing: Path, name: str, path: str
+    webui: WebUI, browser: Any, pictures: Path, thing: Path, name: str, path: str
 ) -> None:
     concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
     settings = {"modifier_token": ["thing"], "concepts": [concept], "max_train_steps": 1, "name": "stolen"}
     posts = [("/sdapi/v1/train/custom-diffusion", json.dumps(settings)), ("/sdapi/v1/refresh-deltas", "{}")]
     with another_site() as port:
-        got = answered(attacked_browser, f"http://{name}:{port}{path}", webui.url, READS, posts, queue=False)
+        got = answered(browser, f"http://{name}:{port}{path}", webui.url, READS, posts, queue=False)
     assert [each for each in got if not each.startswith(ONLY_OPAQUE)] == []
     assert not webui.delta("stolen").exists()
 
