@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .attention import text_widths
 from .backend import Backend
 from .errors import UserError
 from .storage import safetensors_bytes
@@ -139,18 +140,15 @@ def file_names(tokens: Iterable[str]) -> dict[str, str]:
     return names
 
 
-SDXL_WIDTHS = (768, 1280)
-"""Of SDXL's text encoders, CLIP's and OpenCLIP's; its words have the vectors of one beside those of the other."""
-
-
-def embedding_file(vectors: Tensor, name: str, step: int) -> tuple[str, bytes]:
-    """The WebUI's embedding file of a word with vectors (n, width), and what it is called.
+def embedding_file(vectors: Tensor, name: str, step: int, architecture: str) -> tuple[str, bytes]:
+    """The WebUI's embedding file of a word with vectors (n, width) for that `attention.architecture`, and its name.
 
     NAME.pt, or NAME.safetensors with the vectors of both text encoders apart for a word of SDXL.
     """
-    if vectors.shape[1] != sum(SDXL_WIDTHS):
+    widths = text_widths(architecture)
+    if widths is None or sum(widths) != vectors.shape[1]:
         return f"{name}.pt", embedding_pt(vectors, name, step)
-    return f"{name}.safetensors", embedding_sdxl(vectors.split(SDXL_WIDTHS, dim=1), step)
+    return f"{name}.safetensors", embedding_sdxl(vectors.split(widths, dim=1), step)
 
 
 def embedding_sdxl(parts: Sequence[Tensor], step: int) -> bytes:

@@ -77,8 +77,10 @@ def test_embedding_has_only_records_that_the_webuis_safe_loader_allows() -> None
 
 def test_a_word_of_sdxl_is_a_file_with_the_vectors_of_both_text_encoders_apart() -> None:
     vectors = torch.arange(2.0 * 2048).reshape(2, 2048)
-    name, content = embedding_file(vectors, "new1", 7)
+    name, content = embedding_file(vectors, "new1", 7, "sdxl")
     held = safetensors.torch.load(content)
     assert name == "new1.safetensors" and set(held) == {"clip_l", "clip_g"}
     assert torch.equal(held["clip_l"], vectors[:, :768]) and torch.equal(held["clip_g"], vectors[:, 768:])
-    assert embedding_file(vectors[:, :1024], "new1", 7)[0] == "new1.pt"
+    assert embedding_file(vectors[:, :1024], "new1", 7, "sd2")[0] == "new1.pt"
+    toy = safetensors.torch.load(embedding_file(vectors[:, :256], "new1", 7, "crossattn-14x256")[1])
+    assert torch.equal(toy["clip_g"], vectors[:, 128:256])

@@ -59,7 +59,7 @@ def save_result(folder: Path, name: str, delta: Delta) -> list[Path]:
     files = {folder / f"{name}{SUFFIX}": delta.to_bytes(title=name)}
     for token, vectors in delta.embeddings.items():
         stem = file_name(token)
-        file, content = embedding_file(vectors, stem, delta.provenance.steps)
+        file, content = embedding_file(vectors, stem, delta.provenance.steps, delta.provenance.architecture)
         files[folder / file] = content
     for path, content in files.items():
         write_atomically(path, content)

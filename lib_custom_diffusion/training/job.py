@@ -398,7 +398,7 @@ class TrainingJob:
         name = f"{self.name}-{step}{SUFFIX}"
         write_atomically(folder / name, delta.to_bytes(title=self.name))
         for token, vectors in delta.embeddings.items():
-            file, content = embedding_file(vectors, f"{file_name(token)}-{step}", step)
+            file, content = embedding_file(vectors, f"{file_name(token)}-{step}", step, delta.provenance.architecture)
             write_atomically(folder / file, content)
         self.face.copied(name)
 

@@ -36,12 +36,10 @@ def test_another_site_starts_no_training_and_reads_nothing(
 def test_notes_and_metadata_beside_a_delta_run_nothing(webui: WebUI, page: Page, thing: Path) -> None:
     harm = "<img src=x onerror='window.harmed = 1'>"
     field = f"\"'); window.harmed = 1; //{harm}"
+    notes = {name: field for name in ("description", "notes", "activation text", "sd version")}
+    notes["preferred weight"] = "(window.harmed = 1)"
     beside = webui.data / "models" / "deltas" / "thing.delta.json"
-    beside.write_text(
-        json.dumps(
-            {name: field for name in ("description", "notes", "activation text", "preferred weight", "sd version")}
-        )
-    )
+    beside.write_text(json.dumps(notes))
     try:
         page.tab("Deltas", "#txt2img_extra_tabs")
         page.press("txt2img_deltas_extra_refresh")
