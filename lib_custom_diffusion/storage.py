@@ -52,6 +52,23 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
+def check_output(path: Path) -> None:
+    """Raise UserError unless a file can be written there: no folder, device or pipe is, and the name is in UTF-8."""
+    reason = _no_file(path)
+    if reason is not None:
+        raise UserError(f"cannot write to {path}: {reason}; give another file")
+    if not is_utf8(path.name):  # which a file's own title could not be
+        raise UserError(f"{path.name!a} has bytes that are no letters; give another file")
+    check_writable(path.parent)
+
+
+def _no_file(path: Path) -> str | None:
+    """Why a file cannot take the place of what is there; None if it can. Whoever may do all could replace /dev/null."""
+    if os.path.isdir(path):
+        return "it is a folder"
+    return "it is no ordinary file" if os.path.exists(path) and not os.path.isfile(path) else None
+
+
 def _is_there(path: Path) -> bool:
     """Whether there is something by that name, even a link to nowhere. Raises OSError for a name that none can have."""
     try:
@@ -65,9 +82,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`: written aside, flushed to the disk, then renamed over whatever was there.
 
     What a process that was killed at this has left aside is removed when another first writes a file with the same
-    suffix into the folder. Raises NotSaved where the disk is full or the folder cannot be written; what was at `path`
-    is then untouched.
+    suffix into the folder. Raises NotSaved where the disk is full or the folder cannot be written, or where a folder,
+    a device or a pipe is; what was at `path` is then untouched.
     """
+    if reason := _no_file(path):
+        raise NotSaved(path, reason, "give another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent.absolute(), path.suffix)

@@ -75,6 +75,17 @@ def test_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None
         storage.write_atomically(tmp_path / "file" / "a.bin", b"")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match="it is no ordinary file; give another"):
+            storage.write_atomically(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
 def test_other_processes_write_the_same_bytes() -> None:
     program = (
         "import torch, hashlib; from lib_custom_diffusion.storage import safetensors_bytes as b;"

@@ -22,7 +22,7 @@ from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError
 from ..formats import Base, Imported
 from ..prompt_tags import MOST_WEIGHT
-from ..storage import write_atomically
+from ..storage import check_output, write_atomically
 from ..text_features import Moments, read_captions, second_moments, spoken_features
 from ..tokens import tokens_in
 from .blending import Renamed, blend, bundle_words, dense, rename_word
@@ -159,8 +159,11 @@ class Converted:
         return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
 
 
-def refuse_inputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
-    """Raise UserError where a result would take the place of a file that it is made of."""
+def check_outputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
+    """Raise UserError where a result cannot be written, or would take the place of a file that it is made of."""
+    outputs = list(outputs)
+    for output in outputs:
+        check_output(output)
     for output, source in itertools.product(outputs, sources):
         if output.exists() and source.exists() and output.samefile(source):
             raise UserError(f"{output} is what it is made of, and would be lost; give another output")
@@ -179,7 +182,7 @@ def compress_file(
 
     Raises UserError for a file that is none, one that does not fit the model, and a limit that cannot be kept.
     """
-    refuse_inputs([output], [source])
+    check_outputs([output], [source])
     tell("Reading the file")
     read = _Read.all([source])
     [delta] = read.deltas
@@ -227,7 +230,7 @@ def blend_files(
     Raises UserError for files of different models, and as `compress_file` does.
     """
     tell("Reading the files")
-    refuse_inputs([output], sources)
+    check_outputs([output], sources)
     read = _Read.all(sources)
     blended = blend(read.deltas, weights)
     delta, error = blended.delta, None
@@ -257,7 +260,7 @@ def merge_files(
     does not have, and as `merge` does.
     """
     tell("Reading the files")
-    refuse_inputs([output], sources)
+    check_outputs([output], sources)
     read = _Read.all(sources)
     deltas = read.deltas
     if len(target_prompts) not in (0, len(deltas)):
@@ -332,6 +335,7 @@ def convert_files(
 
 def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
     """Give a word of a file another name. Raises UserError for files that are none, and as `rename_word` does."""
+    check_output(output)
     read = _Read.all([source])
     delta = rename_word(read.deltas[0], old, new)
     delta.save(output)

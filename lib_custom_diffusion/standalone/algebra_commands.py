@@ -13,6 +13,7 @@ from ..algebra.files import (
     Compressed,
     LoadModel,
     blend_files,
+    check_outputs,
     compress_file,
     compressed_text,
     convert_files,
@@ -20,7 +21,6 @@ from ..algebra.files import (
     parse_prompts,
     parse_weights,
     plain_word_note,
-    refuse_inputs,
     rename_file,
     renamed_lines,
 )
@@ -66,6 +66,8 @@ def _compress(options: argparse.Namespace) -> int:
     assert limit is not None
     output = options.output or options.file.with_name(f"{delta_name(options.file)}-small{SUFFIX}")
     load_model = _loader_of(options)
+    if options.captions is not None and load_model is None:
+        raise UserError(f"--captions {options.captions} are for a model to read; give --model too, or leave them out")
     done = compress_file(options.file, output, limit, load_model, options.captions, quantized=not options.float16)
     _tell_dropped(done.dropped)
     print(_compressed_report(done))
@@ -98,7 +100,10 @@ def add_blend(commands: argparse._SubParsersAction) -> None:
 
 def _blend(options: argparse.Namespace) -> int:
     weights = parse_weights(options.weights or "", len(options.files))
-    done = blend_files(options.files, weights, options.output, limit_of(options), _loader_of(options))
+    limit = limit_of(options)
+    if options.model is not None and limit is None:
+        raise UserError("--model is for compression; give --max_size, --rank or --energy too, or leave it out")
+    done = blend_files(options.files, weights, options.output, limit, _loader_of(options))
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     if done.error is not None:
@@ -190,9 +195,12 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.to not in LORAS and (options.rank is not None or options.exact):
+        flag = "--exact" if options.exact else "--rank"
+        raise UserError(f"{flag} is for a LoRA, not for --to {options.to}; leave it out, or give --to {LORAS[0]}")
     done = convert_files(options.files, options.to, _loader_of(options), options.rank, exact=options.exact)
     paths = _paths(options.output, options.to, done.files)
-    refuse_inputs(paths, options.files)
+    check_outputs(paths, options.files)
     _tell_dropped(done.dropped)
     for path, content in paths.items():
         write_atomically(path, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.util
+import io
 import itertools
 import logging
 import os
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from .. import __version__
 from ..attention import SELECTIONS
@@ -29,6 +32,12 @@ from .foreign_flags import instead_of
 from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 
 INTERRUPTED = 130
+_MOST_LETTERS, _SHOWN_LETTERS = 250, 80
+"""Of a word of an error: how many one may have, and how many are shown of a longer one."""
+_OUT_OF_MEMORY = (
+    "the GPU's memory is too small for this; give a smaller --train_batch_size, --sample_batch_size or --resolution,"
+    " or --gradient_checkpointing to train"
+)
 LICENSE = "creativeml-openrail-m"
 """Of Stable Diffusion 1, and of what diffusers' script puts on the Hub."""
 _SHAPES_OF_DIFFUSERS = {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine", "polynomial": "linear"}
@@ -39,6 +48,9 @@ _D = TrainingConfig()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # no letter of a prompt or a path that it cannot show is an error
+                stream.reconfigure(errors="backslashreplace")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         status = options.run(options)
@@ -48,16 +60,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
         return 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(map(_shown, str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # which even asking whether there is such a file raises
-            raise
-        print(f"error: {str(error.filename)[:80]}… is too long for the path of a file or folder", file=sys.stderr)
+    except torch.cuda.OutOfMemoryError:
+        print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
         return 2
+    except OSError as error:  # a file that is not ours to read, vanished meanwhile, or on a disk that fails
+        print(f"error: {' '.join(map(_shown, _of_system(error).split()))}", file=sys.stderr)
+        return 2
+
+
+def _of_system(error: OSError) -> str:
+    """What the system would not do, as a sentence."""
+    if error.errno == errno.ENAMETOOLONG:  # which even asking whether there is such a file raises
+        return f"{error.filename} is too long for the path of a file or folder"
+    return f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
+def _shown(word: str) -> str:
+    """A word of an error, which may be a value of any length."""
+    return word if len(word) <= _MOST_LETTERS else f"{word[:_SHOWN_LETTERS]}…"
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,37 @@ def test_a_vae_of_no_model_is_refused(command: tuple[str, ...]) -> None:
     save("a.delta.safetensors", 1)
     with pytest.raises(UserError, match=r"--vae fixed\.safetensors is of no model; give --model too"):
         run(*command, "a.delta.safetensors", "--output", "c.safetensors", "--vae", "fixed.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("compress --rank 2 --captions c.txt", r"--captions c\.txt are for a model to read; give --model too"),
+        ("blend --model toy", "--model is for compression; give --max_size, --rank or --energy too"),
+        ("convert --rank 2", "--rank is for a LoRA, not for --to delta; leave it out, or give --to lora"),
+        ("convert --to adobe --exact", "--exact is for a LoRA, not for --to adobe"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(command: str, said: str) -> None:
+    save("a.delta.safetensors", 1)
+    with pytest.raises(UserError, match=said):
+        run(*command.split(), "--output", "c.safetensors", "a.delta.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+@pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert", "rename"])
+@pytest.mark.parametrize("there", ["pipe.safetensors", "folder.safetensors", "\udcff.safetensors"])
+def test_an_output_that_can_be_no_file_is_refused_before_the_work(
+    command: str, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may do everything would replace /dev/null by a file."""
+    save("a.delta.safetensors", 1)
+    os.mkfifo("pipe.safetensors")
+    Path("folder.safetensors").mkdir()
+    before = set(Path.cwd().iterdir())
+    if not command.startswith("convert"):  # which learns from its work what the files are called
+        monkeypatch.setattr("lib_custom_diffusion.formats.read", lambda path: pytest.fail("it was read"))
+    words = ("<new1>", "<cat>") if command == "rename" else ()
+    with pytest.raises(UserError, match=r"cannot write to \w+\.safetensors: it is|has bytes that are no letters"):
+        run(*command.split(), "--output", there, "--", "a.delta.safetensors", *words)
+    assert set(Path.cwd().iterdir()) == before and Path("pipe.safetensors").is_fifo()

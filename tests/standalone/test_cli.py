@@ -1,5 +1,6 @@
 """The commands as a person gives them: what they leave behind, and one line for every mistake."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -529,3 +530,34 @@ def test_paths_that_no_file_can_have_are_refused_in_one_line(
     if flag.startswith("--"):
         assert main([each.replace("PATH", "") for each in arguments]) == 2
         assert capsys.readouterr().err == f"error: {flag} is empty; give a path, or leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (PermissionError(13, "Permission denied", "a.png"), "error: cannot use a.png: Permission denied\n"),
+        (OSError(5, "Input/output error"), "error: Input/output error\n"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "error: the GPU's memory is too small for this; give"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_the_system_will_not_do_is_one_line(
+    failure: Exception, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise failure
+
+    monkeypatch.setattr("lib_custom_diffusion.standalone.info.describe", fail)
+    assert main(["info", "a.delta.safetensors"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(said) and told.count("\n") == 1
+
+
+def test_letters_that_the_terminal_does_not_have_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a C locale, in a window of Windows, and with names that are not in UTF-8."""
+    told = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(told, encoding="ascii"))
+    monkeypatch.setattr("lib_custom_diffusion.standalone.info.describe", lambda path: None)
+    monkeypatch.setattr("lib_custom_diffusion.standalone.info._text", lambda _: "猫 \udcff █")
+    assert main(["info", "a.delta.safetensors"]) == 0
+    assert told.getvalue() == rb"\u732b \udcff \u2588" + os.linesep.encode()

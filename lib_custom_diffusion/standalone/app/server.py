@@ -29,6 +29,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import UserError
+from ...storage import check_writable
 from .jobs import Jobs
 from .models import Models
 from .page import build
@@ -56,9 +57,10 @@ def ui(options: argparse.Namespace) -> int:
             " you. What is sent is not encrypted: do this only in a network that you trust.",
             flush=True,
         )
-    options.deltas_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(options.deltas_dir)
     models = Models(options.model, options.models_dir, options.vae, options.prediction_type)
     models.get()  # a mistake in its name is told here, not on the page
+    options.deltas_dir.mkdir(parents=True, exist_ok=True)
     with _bound(address, options.port) as listener:
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
         jobs = Jobs(models.lock)

@@ -1,0 +1,88 @@
+"""Every flag of every command, as the parser has them, with values that it cannot have: one line, nothing written."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_custom_diffusion.delta import Delta, Provenance
+from lib_custom_diffusion.standalone import cli, demo
+from lib_custom_diffusion.standalone.models import load_model
+from lib_custom_diffusion.storage import given_path
+
+KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+BASE = {
+    "demo": [],
+    "train": ["--model", "nowhere", "--instance_data_dir", "pictures", "--instance_prompt", "a <new1> cat"],
+    "generate": ["--model", "nowhere", "--prompt", "a cat"],
+    "regularize": ["--model", "nowhere", "--class_prompt", "cat"],
+    "evaluate": ["--model", "nowhere", "--clip", "nowhere", "--delta", "a.delta.safetensors", "--instance_data_dir",
+                 "pictures", "--prompts", "text"],
+    "info": ["nowhere"],
+    "compress": ["nowhere", "--rank", "1"],
+    "blend": ["nowhere", "nowhere", "--output", "new"],
+    "merge": ["nowhere", "nowhere", "--output", "new"],
+    "rename": ["nowhere", "<new1>", "<cat>", "--output", "new"],
+    "convert": ["nowhere", "--output", "new"],
+    "ui": ["--model", "nowhere"],
+}  # fmt: skip
+"""What each command is given beside the flag: all that it needs, and something at which it ends before it works."""
+NUMBERS = ["", "nan", "inf", "1e400", "x" * 5000]
+"""What no number of any flag is."""
+TEXTS = ["", "\0", "\udcff", "x" * 5000, "a\nb"]
+PATHS = [*TEXTS, ".", "text", "text/below", "pictures", "~nobody-at-all", "missing"]
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    return next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
+
+
+def values(action: argparse.Action) -> list[str]:
+    if action.type in (int, float) or action.choices is not None:
+        return NUMBERS
+    return PATHS if action.type is given_path else TEXTS
+
+
+FLAGS = [
+    (command, action.option_strings[0] if action.option_strings else action.dest)
+    for command, parser in commands().items()
+    for action in parser._actions
+    if action.nargs != 0
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flags")
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "pictures" / "a.png")
+    (folder / "text").write_text("plain text")
+    Delta({KEY: torch.ones(4, 6)}, {}, Provenance("crossattn-1x6")).save(folder / "a.delta.safetensors")
+    return folder
+
+
+def test_all_commands_are_here() -> None:
+    assert set(BASE) == set(commands())
+
+
+@pytest.mark.parametrize(("command", "flag"), FLAGS)
+def test_what_a_flag_cannot_be_is_told_in_one_line(
+    command: str, flag: str, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(demo, "load_model", lambda name: load_model("nowhere"))
+    before = sorted(prepared.rglob("*"))
+    action = next(each for each in commands()[command]._actions if flag in (*each.option_strings, each.dest))
+    for value in values(action):
+        given = [f"{flag}={value}"] if flag.startswith("-") else ["--", value]
+        status = cli.main([command, *BASE[command], *given])
+        said = capsys.readouterr().err
+        assert (status, said.count("\n")) == (2, 1) and said.startswith("error: "), (value[:20], said)
+        assert len(said) < 700, said
+        if values(action) is NUMBERS:
+            assert flag.removeprefix("--") in said, (value[:20], said)
+        assert sorted(prepared.rglob("*")) == before, value[:20]
