@@ -75,13 +75,16 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     def opened() -> list[Any]:
         library.look_into(logs_in(log_directory.value or ""))  # as it was kept under Settings → Defaults
         names = [gr.update(choices=_embedding_names()) for _ in words]
-        return [gr.update(visible=no_checkpoint()), resumable_html(), *names, *_suiting_preset(fields)]
+        preset, *others = _suiting_preset(fields)
+        note = _note(preset if isinstance(preset, str) else fields.preset.value, "")
+        return [gr.update(visible=no_checkpoint()), resumable_html(), *names, preset, *others, note]
 
     # The page is made once, when the host starts; checkpoints and words come and go while it runs.
     filled = [fields.preset, *fields.filled.values()]
     Context.root_block.load(
-        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled], queue=False, show_progress=False
-    )
+        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled, essentials.note], queue=False,
+        show_progress=False,
+    )  # fmt: skip
     asked: dict[str, Sequence[Any]] = {}  # what was entered, of the last task
 
     def run(task: str, from_txt2img: bool, log_directory: str, preset: str, *values: Any) -> Shown:

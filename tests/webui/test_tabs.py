@@ -233,8 +233,10 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
         return dict(zip(at, page.fns[page.dependencies.index(at_load)].fn(), strict=True))
 
     assert "value" not in filled()["cd_preset"]  # what the page begins with stays
+    assert "A thing or a pet" in str(filled()["cd_note"])  # with the time that is known by now
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy.safetensors [6eacad8eb8]")
     assert (filled()["cd_preset"], filled()["cd_embedding_learning_rate"]) == ("toy model: thing", "2e-3")
+    assert "for the toy model" in str(filled()["cd_note"])
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy-xl.safetensors [6eacad8eb8]")
     assert filled()["cd_preset"] == "toy model: thing"
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", None)

@@ -150,12 +150,12 @@ def build_train_tab(
         yield from last_estimate.watch(job, lambda: _estimated(job))
 
     def opened() -> list[Any]:
-        """A page that is opened while a training runs has the form as it was filled in."""
-        entered = [values for job, values in asked if not job.finished]
-        return entered[0] if entered else [gr.update() for _ in form]
+        """A page that is opened while a training runs has the form as it was filled in; any, what is known by now."""
+        entered = next((values for job, values in asked if not job.finished), [gr.update() for _ in form])
+        return [*entered, place.note(fields.preset.value, "")]
 
     form = [fields.preset, *inputs]
-    Context.root_block.load(fn=opened, inputs=[], outputs=form, queue=False, show_progress=False)
+    Context.root_block.load(fn=opened, inputs=[], outputs=[*form, essentials.note], queue=False, show_progress=False)
     start.click(fn=run, inputs=form, outputs=shown, show_progress=False)
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
