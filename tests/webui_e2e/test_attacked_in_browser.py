@@ -25,7 +25,8 @@ def test_another_site_starts_no_training_and_reads_nothing(
     webui: WebUI, browser: Any, pictures: Path, thing: Path, name: str, path: str
 ) -> None:
     concept = {"instance_data_dir": str(pictures), "instance_prompt": "photo of a [name]", "class_prompt": "house"}
-    settings = {"modifier_token": ["thing"], "concepts": [concept], "max_train_steps": 1, "name": "stolen"}
+    settings = {"modifier_token": ["thing"], "concepts": [concept], "max_train_steps": 1, "train_batch_size": 1}
+    settings |= {"name": "stolen", "overwrite": True}
     posts = [("/sdapi/v1/train/custom-diffusion", json.dumps(settings)), ("/sdapi/v1/refresh-deltas", "{}")]
     with another_site() as port:
         got = answered(browser, f"http://{name}:{port}{path}", webui.url, READS, posts, queue=False)
