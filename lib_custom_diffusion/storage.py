@@ -239,6 +239,11 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and is_utf8(name)
 
 
+def printable(name: str) -> str:
+    """A file's name as a page can show it: with ? for bytes that are no UTF-8."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def is_utf8(name: str) -> bool:
     """Whether a name, as Python has it, stands in UTF-8 on the disk."""
     return not any("\ud800" <= character <= "\udfff" for character in name)

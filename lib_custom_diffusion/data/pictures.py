@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..backend import LATENT_CELL, Sizes
 from ..errors import UserError
+from ..storage import printable
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def moving_text(names: Sequence[str], when: str = "was") -> str:
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     has = "has" if len(names) == 1 else "have"
-    return f"{', '.join(names[:_NAMED])}{more} {has} several pictures, as animations do; the first {when} used."
+    return f"{', '.join(map(printable, names[:_NAMED]))}{more} {has} several pictures, as animations do; the first {when} used."
 
 
 def load_pictures(

@@ -33,7 +33,7 @@ from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictu
 from ..data.pictures import moving_text
 from ..delta import SUFFIX
 from ..errors import Interrupted, NotSaved, UserError
-from ..storage import FolderLock, check_writable, write_atomically
+from ..storage import FolderLock, check_writable, printable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .event_file import is_for_tensorboard
@@ -461,7 +461,7 @@ def _used(what: str, of: str, found: int, left_out: dict[str, str]) -> str:
     all_found, used = f"{found} {what}{'' if found == 1 else 's'}{of}", found - len(left_out)
     if not left_out:
         return f"{all_found} {'was' if used == 1 else 'were'} used."
-    named = [f"{name} ({reason})" for name, reason in list(left_out.items())[:_SHOWN]]
+    named = [f"{printable(name)} ({reason})" for name, reason in list(left_out.items())[:_SHOWN]]
     more = len(left_out) - _SHOWN
     return (
         f"{used} of {all_found} {'was' if used == 1 else 'were'} used; left out: {', '.join(named)}"

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ..data.pictures import UnusablePicture, find_pictures, is_moving, load_picture, moving_text, unread_pictures
 from ..errors import UserError
-from ..storage import typed_path
+from ..storage import printable, typed_path
 from .training_form import PICTURE_SHAPES
 from .training_page import error_html
 
@@ -58,13 +58,16 @@ def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:
     content = io.BytesIO()
     small.save(content, "jpeg", quality=80)
     source = base64.b64encode(content.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" title="{html.escape(name)}" src="data:image/jpeg;base64,{source}">'
+    name = html.escape(printable(name))
+    return f'<img alt="{name}" title="{name}" src="data:image/jpeg;base64,{source}">'
 
 
 def _said(used: int, left_out: dict[str, str]) -> str:
     count = f"{used} picture{'' if used == 1 else 's'}"
     if not left_out:
         return f"{count}."
-    reasons = "; ".join(f"{html.escape(name)}: {html.escape(reason)}" for name, reason in list(left_out.items())[:3])
+    reasons = "; ".join(
+        f"{html.escape(printable(name))}: {html.escape(reason)}" for name, reason in list(left_out.items())[:3]
+    )
     more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
     return f"{count}. Left out: {reasons}{more}."

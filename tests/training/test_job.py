@@ -386,6 +386,14 @@ def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) 
     assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
 
 
+def test_a_picture_whose_name_is_no_utf8_is_told_of_as_far_as_it_can_be(plan: TrainingPlan, tmp_path: Path) -> None:
+    try:
+        (plan.concepts[0].instance_data_dir / "h\udcff.jpg").write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this system has no such names")
+    assert "left out: h?.jpg (this" in run(plan, tmp_path / "out").notes[0]
+
+
 def test_of_an_animation_the_first_picture_is_used_and_that_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
     one = Image.new("RGB", (16, 16), "red")
     many = {"save_all": True, "append_images": [Image.new("RGB", (16, 16), "blue")]}

@@ -59,6 +59,16 @@ def test_what_is_left_out_is_named_with_the_reason(folder: Path) -> None:
     assert "notes" not in told and len(shown(told)) == 1
 
 
+def test_a_name_that_is_no_utf8_is_shown_as_far_as_it_can_be(folder: Path) -> None:
+    try:
+        (folder / "broken\udcff.png").write_bytes(b"no")
+        (folder / "wide.png").rename(folder / "wide\udcff.png")
+    except OSError:
+        pytest.skip("this system has no such names")
+    told = picture_strip(str(folder), SHAPES[0])
+    assert told.encode() and 'title="wide?.png"' in told and "Left out: broken?.png: " in told
+
+
 def test_an_animation_is_said_to_be_one(folder: Path) -> None:
     many = {"save_all": True, "append_images": [Image.new("RGB", (9, 9), "blue")]}
     Image.new("RGB", (9, 9), "red").save(folder / "a.gif", **many)
