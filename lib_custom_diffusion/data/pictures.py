@@ -214,8 +214,8 @@ def moving_text(names: Sequence[str], when: str = "was") -> str:
     if not names:
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    has = "has" if len(names) == 1 else "have"
-    return f"{', '.join(map(printable, names[:_NAMED]))}{more} {has} several pictures, as animations do; the first {when} used."
+    has, named = "has" if len(names) == 1 else "have", ", ".join(map(printable, names[:_NAMED]))
+    return f"{named}{more} {has} several pictures, as animations do; the first {when} used."
 
 
 def load_pictures(
