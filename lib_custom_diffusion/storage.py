@@ -66,7 +66,12 @@ def _no_file(path: Path) -> str | None:
     """Why a file cannot take the place of what is there; None if it can. Whoever may do all could replace /dev/null."""
     if os.path.isdir(path):
         return "it is a folder"
-    return "it is no ordinary file" if os.path.exists(path) and not os.path.isfile(path) else None
+    return "it is no ordinary file" if is_special(path) else None
+
+
+def is_special(path: Path) -> bool:
+    """Whether a pipe, a socket or a device has that name: whoever reads one may wait for ever."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _is_there(path: Path) -> bool:

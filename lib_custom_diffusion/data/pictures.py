@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..backend import LATENT_CELL, Sizes
 from ..errors import UserError
-from ..storage import printable
+from ..storage import is_special, printable
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def suffixes() -> tuple[str, ...]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its name, and not a hidden one."""
-    return path.suffix.lower() in suffixes() and not path.name.startswith(".")
+    """Whether a file is a picture by its name, and neither a hidden one nor a pipe, which would be waited for."""
+    return path.suffix.lower() in suffixes() and not path.name.startswith(".") and not is_special(path)
 
 
 def find_pictures(folder: Path) -> list[Path]:

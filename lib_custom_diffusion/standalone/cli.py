@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         status = options.run(options)
-        sys.stdout.flush()
+        print(end="", flush=True)  # unless the output is closed, as by >&-
         return status
     except BrokenPipeError:  # `info FILE | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end

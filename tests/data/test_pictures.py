@@ -1,6 +1,7 @@
 """Pictures are found, decoded as they are meant to be seen, placed on the canvas, and weighed where they are."""
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -361,3 +362,12 @@ def test_floating_point_pictures_are_left_out_rather_than_black(tmp_path: Path) 
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UnusablePicture, match="floating point"):
         load_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_called_like_a_picture_is_none(tmp_path: Path) -> None:
+    """Whoever opened it would wait for somebody to write into it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("b.png")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]

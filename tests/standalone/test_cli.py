@@ -561,3 +561,9 @@ def test_letters_that_the_terminal_does_not_have_are_no_error(monkeypatch: pytes
     monkeypatch.setattr("lib_custom_diffusion.standalone.info._text", lambda _: "猫 \udcff █")
     assert main(["info", "a.delta.safetensors"]) == 0
     assert told.getvalue() == rb"\u732b \udcff \u2588" + os.linesep.encode()
+
+
+def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_custom_diffusion.standalone.info.describe", lambda path: {})
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
+    assert main(["info", "a.delta.safetensors", "--json"]) == 0
