@@ -198,6 +198,6 @@ def test_the_prompt_to_try_can_be_sent_on(page: Page) -> None:
 
 def test_the_toy_model_starts_with_its_own_recipe(tmp_path: Path) -> None:
     values = {name: part.value for name, part in Page(Path("toy"), tmp_path).parts.items()}
-    assert (values["cd_learning_rate"], values["cd_embedding_learning_rate"]) == ("7e-4", "2e-3")
+    assert (values["cd_learning_rate"], values["cd_embedding_learning_rate"]) == ("2e-3", "5e-3")
     other = {name: part.value for name, part in Page(Path("other"), tmp_path).parts.items()}
     assert (other["cd_learning_rate"], other["cd_steps"]) == ("8e-5", 250)

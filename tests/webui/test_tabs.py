@@ -219,7 +219,7 @@ def test_the_toy_is_offered_while_there_is_no_checkpoint_and_brings_its_preset(p
     assert not asked()[0]["visible"]
     event = made["cd_toy_preset"].events[0]
     filled = dict(zip([part.elem_id for part in event.outputs], event.fn("", ""), strict=True))
-    assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "2e-3"
+    assert filled["cd_preset"] == "toy model: thing" and filled["cd_embedding_learning_rate"] == "5e-3"
     assert not filled["cd_no_checkpoint"]["visible"]
     assert filled["cd_class_1"] == "cat" and len(find_pictures(Path(filled["cd_pictures_1"]))) == 6
     assert event.fn("/my/pictures", "")[1:3] == ["/my/pictures", ""]  # nothing that was entered is replaced
@@ -235,7 +235,7 @@ def test_a_page_that_is_opened_while_the_toy_is_chosen_has_its_preset(page, monk
     assert "value" not in filled()["cd_preset"]  # what the page begins with stays
     assert "A thing or a pet" in str(filled()["cd_note"])  # with the time that is known by now
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy.safetensors [6eacad8eb8]")
-    assert (filled()["cd_preset"], filled()["cd_embedding_learning_rate"]) == ("toy model: thing", "2e-3")
+    assert (filled()["cd_preset"], filled()["cd_embedding_learning_rate"]) == ("toy model: thing", "5e-3")
     assert "for the toy model" in str(filled()["cd_note"])
     monkeypatch.setitem(shared.opts.data, "sd_model_checkpoint", "custom-diffusion-toy-xl.safetensors [6eacad8eb8]")
     assert filled()["cd_preset"] == "toy model: thing"
@@ -279,5 +279,5 @@ def test_concepts_have_a_field_for_each_part(made):
 def test_a_preset_unticks_the_box_of_what_it_switches_off_and_ticks_it_again() -> None:
     boxes = {"augment": None, "max_train_steps": None, "snr_gamma": None}
     made = FormFields(None, [], boxes, None, {**RECIPES, **TOY_RECIPES})
-    assert made.filled_by("toy model: thing") == [False, 300, 5.0]
+    assert made.filled_by("toy model: thing") == [False, 300, 1.0]
     assert made.filled_by("thing or pet") == [True, 250, 0]

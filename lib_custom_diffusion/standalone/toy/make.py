@@ -6,11 +6,12 @@ World, VAE, latents, UNet with text encoder, the same in SDXL's layout, judge, e
 instructions and nothing else to do this takes some three hours; a GPU is used if there is one. Every part saves its
 state into DIR and goes on from there when the command is given again, so it may be stopped at any time. Seeded: one
 machine and one set of versions give one model. `--start` begins with the VAE, the UNet and the words of an earlier toy
-instead, and with the judge that is there: so were the weights that ship made, in three rounds. From a toy that knew 111
+instead, and with the judge that is there: so were the weights that ship made, in four rounds. From a toy that knew 111
 things and no coats, 3,000 steps of the UNet and 1,800 of the decoder; from that one, with 51 things more, 2,300 steps
 of the UNet (both at a peak rate of 8e-4), 1,900 of the decoder (4e-4) and 1,100 of the judge (1.5e-3); from that one,
-whose VAE had a residual block a level less, 2,800 steps of the VAE (5e-4) and 2,500 of the UNet (8e-4). The toy in
-SDXL's layout began with the second round's weights and had 1,000 steps (8e-4).
+whose VAE had a residual block a level less, 2,800 steps of the VAE (5e-4) and 2,500 of the UNet (8e-4); from that one
+1,900 steps more of the UNet (8e-4), on 12,080 of the pictures. The toy in SDXL's layout began with the second round's
+weights and had 1,000 steps (8e-4).
 
 The drawings need the font Noto Color Emoji (SIL Open Font License 1.1), Debian's package fonts-noto-color-emoji.
 """
