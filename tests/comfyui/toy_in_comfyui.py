@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import comfy.sd
 import comfy.supported_models
 import torch
+import yaml
 from comfy import sd1_clip
 from safetensors.torch import load_file
 
@@ -42,14 +43,18 @@ class Toy(comfy.supported_models.SD15):
         )
 
 
-def load(embedding_directory: str) -> tuple[Any, Any]:
-    """MODEL and CLIP of the toy, in float32."""
+def load(embedding_directory: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the toy, in float32."""
     if Toy not in comfy.supported_models.models:
         comfy.supported_models.models.insert(0, Toy)
     weights = {name: tensor.float() for name, tensor in load_file(TOY.checkpoint).items()}
     words = weights[VOCABULARY]
     weights[VOCABULARY] = torch.cat([words, torch.zeros(49408 - len(words), words.shape[1])])
+    prefix = "first_stage_model."
+    parts = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    described = yaml.safe_load(TOY.description.read_text())["model"]["params"]["first_stage_config"]["params"]
+    vae = comfy.sd.VAE(parts, config={"params": {name: described[name] for name in ("ddconfig", "embed_dim")}})
     model, clip, *_ = comfy.sd.load_state_dict_guess_config(
         weights, output_vae=False, embedding_directory=embedding_directory
     )
-    return model, clip
+    return model, clip, vae
