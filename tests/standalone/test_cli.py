@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         deadline = time.monotonic() + 120
         while not (log.is_file() and log.read_text().count("\n") > 10) and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     person = threading.Thread(target=press_ctrl_c)
     person.start()
@@ -160,25 +160,25 @@ def test_a_request_to_end_and_a_closed_terminal_save_as_ctrl_c_does(name: str) -
     before = signal.getsignal(number)
     with until_interrupt() as interrupted:
         assert not interrupted.is_set()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert interrupted.is_set()
     assert signal.getsignal(number) is before
 
 
 def test_what_a_shell_passes_on_once_more_does_not_stop_the_saving() -> None:
     with until_interrupt():
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with until_interrupt() as interrupted:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not interrupted.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
