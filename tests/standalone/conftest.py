@@ -2,13 +2,15 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub.constants
 import pytest
 from PIL import Image
 
+from hub_stand_in import HubStandIn
 from tiny_pipeline import stable_diffusion_2
 
 
@@ -28,6 +30,17 @@ def pictures(tmp_path: Path) -> Path:
     for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
         Image.new("RGB", (80, 64), colour).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """Where results are put instead of the Hub."""
+    with HubStandIn("hf_right") as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        huggingface_hub.utils.reset_sessions()  # one made before is offline for good
+        yield server
+    huggingface_hub.utils.reset_sessions()
 
 
 @pytest.fixture

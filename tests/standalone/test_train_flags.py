@@ -6,11 +6,9 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from transformers import CLIPTokenizer
@@ -23,7 +21,7 @@ from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.train import plan_of
 from tiny_pipeline import stable_diffusion_2
 
-# All flags of examples/custom_diffusion/train_custom_diffusion.py in diffusers (main, September 2025) that take a
+# All flags of examples/custom_diffusion/train_custom_diffusion.py in diffusers (main, August 2026) that take a
 # value, and those that take none; --use_8bit_adam has a test of its own.
 WITH_VALUE = """
     pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir instance_prompt
@@ -262,16 +260,6 @@ def test_a_setting_that_there_is_not_is_refused_with_what_may_be_meant(
     file.write_text("max_train_step = 4")
     assert cli.main(["train", "--config", str(file)]) == 2
     assert "has 'max_train_step', which is no setting; did you mean max_train_steps?" in told(capsys)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    with HubStandIn("hf_right") as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.utils.reset_sessions()  # one made before is offline for good
-        yield server
-    huggingface_hub.utils.reset_sessions()
 
 
 def test_the_result_is_put_on_the_hub(flags: list[str], hub: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:

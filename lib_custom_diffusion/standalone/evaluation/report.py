@@ -104,27 +104,26 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def curve(measured: Sequence[Measured]) -> str:
-    """Image alignment, text alignment and score over the steps, as SVG; "" for fewer than two numbers of steps."""
-    points = (
-        sorted(
-            (each.candidate.delta.provenance.steps, {**asdict(each.measures), "score": each.score})
-            for each in measured
-            if each.candidate
-        )
-        if len({each.candidate.delta.provenance.steps for each in measured if each.candidate}) > 1
-        else []
-    )
-    if not points:
+    """Image alignment, text alignment and score over the steps, as SVG.
+
+    "" for a single delta, and for several of one number of steps: these are of more than one training.
+    """
+    points = {
+        each.candidate.delta.provenance.steps: {**asdict(each.measures), "score": each.score}
+        for each in measured
+        if each.candidate
+    }
+    if len(points) < 2 or len(points) < sum(each.candidate is not None for each in measured):
         return ""
-    last = points[-1][0]
-    top = max(1.0, *(values[name] for _, values in points for name in LINES))
+    last = max(points)
+    top = max(1.0, *(values[name] for values in points.values() for name in LINES))
     floor = HEIGHT - BOTTOM
     drawn = []
     for number, (name, colour) in enumerate(LINES.items()):
         line = " ".join(
             f"{LEFT + (WIDTH - LEFT - MARGIN) * steps / last:.1f},"
             f"{floor - (floor - MARGIN) * max(values[name], 0) / top:.1f}"
-            for steps, values in points
+            for steps, values in sorted(points.items())
         )
         label = f'<text x="{LEFT + 8 + 130 * number}" y="{HEIGHT - 6}" fill="{colour}">{name.replace("_", " ")}</text>'
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>{label}')

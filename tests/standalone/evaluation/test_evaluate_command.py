@@ -106,6 +106,15 @@ def test_pictures_of_the_concept_are_read_as_those_of_a_training(
     assert "skipped" in caplog.text and "broken.png" in caplog.text
 
 
+def test_deltas_of_as_many_steps_are_measured_without_a_curve(tmp_path: Path, flags: list[str]) -> None:
+    files = {name: tmp_path / f"{name}.delta.safetensors" for name in "abc"}
+    for size, (name, steps) in enumerate((("a", 5), ("b", 5), ("c", 7))):
+        saved(files[name], steps, size)
+    assert main([*flags, "--delta", *map(str, files.values())]) == 0
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert all(f"<td>{name}<td>" in page for name in files) and "<polyline" not in page
+
+
 def test_a_delta_that_says_its_number_of_steps_is_called_by_it_and_others_by_their_files(tmp_path: Path) -> None:
     for name, steps in (("a", 5), ("b", 5), ("c", 7)):
         saved(tmp_path / f"{name}.delta.safetensors", steps)
@@ -130,7 +139,9 @@ def test_a_delta_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
         ({"--delta": "tests"}, "tests has no deltas"),
         ({"--delta": "gone.delta.safetensors"}, "there is no file gone.delta.safetensors"),
         ({"--prompts": "gone.txt"}, "the prompts in gone.txt cannot be read"),
-        ({"--instance_data_dir": "gone"}, "gone"),
+        ({"--delta": "README.md"}, "README.md"),
+        ({"--instance_data_dir": "gone"}, "there is no folder gone"),
+        ({"--instance_data_dir": "scripts"}, "scripts has no pictures"),
         ({"--clip": "tests"}, "tests cannot be loaded"),
     ],
 )

@@ -48,11 +48,19 @@ def test_lines_are_read_without_blanks_and_remarks(tmp_path: Path) -> None:
     assert read_lines(file) == ["{} asleep", "{} awake"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n# nothing\n", b"\xff\xfe\x00"])
-def test_files_without_prompts_are_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "has no prompts"),
+        (b"\n# nothing\n", "has no prompts"),
+        ("a {} asleep".encode("utf-16"), "no text in UTF-8; save them as such"),
+        ("a {} asleep".encode("utf-16-le"), "have NULs, as those in UTF-16 do; save them as UTF-8"),
+    ],
+)
+def test_files_without_prompts_are_refused_in_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"prompts\.txt"):
+    with pytest.raises(UserError, match=rf"prompts\.txt .*{said}"):
         read_lines(file)
     with pytest.raises(UserError, match="cannot be read"):
         read_lines(tmp_path / "missing.txt")
