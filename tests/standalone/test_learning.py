@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from PIL import Image
 from lib_custom_diffusion.data.concepts import Concept, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.standalone.demo import SAMPLING, DemoPictures, teach
+from lib_custom_diffusion.standalone.cli import main
+from lib_custom_diffusion.standalone.demo import SAMPLING, DemoPictures, plan_for, teach
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.report import DemoResult
@@ -111,6 +114,32 @@ def test_prior_preservation_keeps_the_class_where_it_was(
     without = teach(backend, judge, concept, half_as_long, tmp_path, prior="none", before=before)
     assert without is not None
     assert taught.metrics["drift"] < 0.2 * without.metrics["drift"]
+
+
+def test_evaluate_ranks_as_the_judge_a_good_delta_above_ones_that_learned_too_little_and_too_much(
+    taught: DemoResult, concept: BundledConcept, backend: DiffusersBackend, judge: Judge, tmp_path: Path
+) -> None:
+    if concept.is_style:
+        pytest.skip("a style is not a thing that could be recognised")
+    little = plan_for(concept, replace(TOY_PLAN, max_train_steps=1))
+    rates = {"learning_rate": "2e-2", "embedding_learning_rate": "5e-2"}  # ten times the recipe's
+    much = plan_for(concept, TrainingPlan.of(rates, plan_settings(TOY)), prior="none")
+    files = {name: tmp_path / f"{name}.delta.safetensors" for name in ("little", "good", "much")}
+    shutil.copy(taught.files[0], files["good"])
+    for name, plan in (("little", little), ("much", much)):
+        run_training(backend, plan, tmp_path / name).result.delta.save(files[name])
+    (tmp_path / "prompts.txt").write_text("\n".join(concept.prompts))
+    flags = ["--prompts", str(tmp_path / "prompts.txt"), "--num_images=2", "--seed=1000", "--sample_batch_size=8"]
+    own = ["--instance_data_dir", str(concept.folder), "--output", str(tmp_path / "out")]
+    assert main(["evaluate", "--delta", *map(str, files.values()), *own, *flags]) == 0
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
+    scores = {each["name"]: each["score"] for each in results}
+    seen = {
+        name: sum(judge.recognised(pictures_in(tmp_path / "out" / name / "samples"), pictures_in(concept.folder)))
+        for name in files
+    }
+    for worse in ("little", "much"):
+        assert scores["good"] > scores[worse] + 0.05 and seen["good"] > seen[worse], (scores, seen)
 
 
 def draw(backend: DiffusersBackend, prompt: str, delta: Delta) -> list[Image.Image]:
