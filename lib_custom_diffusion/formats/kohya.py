@@ -194,6 +194,7 @@ def how_to_use(delta: Delta, kind: str) -> list[str]:
         f"AUTOMATIC1111, SD.Next: the LoRA includes its words; write {' and '.join(names)}",
         f"ComfyUI: copy {copied} into models/embeddings and write {' and '.join(f'embedding:{s}' for s in stems)}",
         f"reForge, Forge: copy {copied} into embeddings and write {' and '.join(stems)}",
+        f"stable-diffusion.cpp: copy {copied} into the folder of --embd-dir and write {' and '.join(stems)}",
     ]
 
 

@@ -191,7 +191,11 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
         help=f"of the layers of a LoRA, for layers that have a higher one; the least that loses {LORA_ERROR:.0%}%"
         " if not given",
     )  # fmt: skip
-    precision("--exact", action="store_true", help="a LoRA of full differences, larger and not for diffusers")
+    precision(
+        "--exact",
+        action="store_true",
+        help="cut no ranks: dense layers become full differences, larger, not for diffusers",
+    )
 
 
 def _convert(options: argparse.Namespace) -> int:
