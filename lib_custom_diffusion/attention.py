@@ -229,7 +229,9 @@ def architecture(unet: nn.Module) -> str:
 
 _TOY_XL = "crossattn-14x256"
 _FAMILIES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", _TOY_XL: "toy model of SDXL's layout"}
-_TEXT_WIDTHS = {"sdxl": (768, 1280), _TOY_XL: (128, 128)}
+SDXL_TEXT_WIDTHS = (768, 1280)
+"""Of SDXL's text encoders, CLIP's and OpenCLIP's."""
+_TEXT_WIDTHS = {"sdxl": SDXL_TEXT_WIDTHS, _TOY_XL: (128, 128)}
 _LEAST_TEXT_WIDTH = 512  # of CLIP's text encoders; those of small models to try things with are narrower
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention import text_widths
+from ..attention import SDXL_TEXT_WIDTHS, text_widths
 from ..delta import Delta
 from ..errors import UserError
 from ..reading import Document, vectors
@@ -20,7 +20,6 @@ from .base import Base
 from .imported import Imported
 
 NAMES = {"embedding": "TOKEN.pt", "embedding-diffusers": "TOKEN.safetensors", "embedding-sdxl": "TOKEN.safetensors"}
-_OF_SDXL = (768, 1280)
 _UNNAMED = {"emb_params", "*"}
 
 
@@ -63,7 +62,7 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
 
 def split_sdxl(token: str, value: Tensor, architecture: str) -> tuple[Tensor, Tensor]:
     """The opposite; as SDXL's if the architecture is not known. Raises UserError for vectors that are too narrow."""
-    first, second = text_widths(architecture) or _OF_SDXL
+    first, second = text_widths(architecture) or SDXL_TEXT_WIDTHS
     if value.shape[1] <= first:
         raise UserError(f"{token} is {value.shape[1]} wide; SDXL's words are {first + second}")
     return value.float()[:, :first].contiguous(), value.float()[:, first:].contiguous()

@@ -190,12 +190,16 @@ def how_to_use(delta: Delta, kind: str) -> list[str]:
     if kind == "lora-diffusers":
         return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
     copied = ", ".join(files)
-    return [
+    lines = [
         f"AUTOMATIC1111, SD.Next: the LoRA includes its words; write {' and '.join(names)}",
         f"ComfyUI: copy {copied} into models/embeddings and write {' and '.join(f'embedding:{s}' for s in stems)}",
         f"reForge, Forge: copy {copied} into embeddings and write {' and '.join(stems)}",
-        f"stable-diffusion.cpp: copy {copied} into the folder of --embd-dir and write {' and '.join(stems)}",
     ]
+    if not text_widths(delta.provenance.architecture):  # with SDXL's words it has not been tried
+        lines.append(
+            f"stable-diffusion.cpp: copy {copied} into the folder of --embd-dir and write {' and '.join(stems)}"
+        )
+    return lines
 
 
 def _of_rank(entry: Factors, rank: int) -> tuple[Tensor, Tensor]:

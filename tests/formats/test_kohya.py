@@ -286,5 +286,12 @@ def test_words_lie_beside_the_lora_by_names_that_any_system_takes(tmp_path: Path
     assert torch.equal(formats.read_words(tmp_path / "new1.pt")["<new1>"], torch.ones(1, 3))
     told = formats.how_to_use(delta, "lora")
     assert any("embedding:new1 and embedding:_con" in line for line in told)
+    assert any("new1.pt, _con.pt into the folder of --embd-dir" in line for line in told)
     with pytest.raises(UserError, match="would be one file"):
         formats.write(Delta({KEY: Factors(UP, DOWN)}, {"<a>": torch.ones(1, 3), "<A>": torch.ones(1, 3)}), "lora")
+
+
+def test_of_programs_only_those_that_read_words_of_sdxl_are_told_for_it() -> None:
+    delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.ones(1, 2048)}, Provenance("sdxl"))
+    told = "\n".join(formats.how_to_use(delta, "lora"))
+    assert "copy new1.safetensors into models/embeddings" in told and "stable-diffusion.cpp" not in told

@@ -39,6 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         huggingface_hub.utils.reset_sessions()  # one made before is offline for good
+        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", server.url, raising=False)
         yield server
     huggingface_hub.utils.reset_sessions()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -17,17 +16,6 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone.cli import parser
 from lib_custom_diffusion.standalone.hub import Repository, card
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    with HubStandIn("hf_right") as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.utils.reset_sessions()  # one made before is offline for good
-        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", server.url, raising=False)
-        yield server
-    huggingface_hub.utils.reset_sessions()
 
 
 def my_card(pictures: int, file: str = "x/cat.delta.safetensors") -> str:
