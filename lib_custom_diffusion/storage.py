@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -23,6 +24,10 @@ from torch import Tensor
 from .errors import NotSaved, UserError
 
 _ASIDE = ".tmp"
+_MOST_TEXT = 64 << 20
+"""Bytes of a text file that a person names; lists of a million pictures have as many."""
+_NO_TEXT = re.compile("[\0-\x08\x0e-\x1f]")
+"""What stands in no text: UTF-16 read as UTF-8 has such, and codes that do things to a terminal start with one."""
 _UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
 
 
@@ -72,6 +77,39 @@ def _no_file(path: Path) -> str | None:
 def is_special(path: Path) -> bool:
     """Whether a pipe, a socket or a device has that name: whoever reads one may wait for ever."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """The content of a text file in UTF-8, or in UTF-16 that is marked as such; its lines end in \\n.
+
+    what: what a message calls the file, if not by its path alone.
+    Raises UserError for a file that is not there, is no text or too large for one, and for a pipe or a device, which
+    might be waited for without end.
+    """
+    try:
+        return _text(path)
+    except UnicodeError:
+        reason = "it is no text in UTF-8"
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise UserError(f"{what or path} cannot be read: {reason}; give a text file in UTF-8")
+
+
+def _text(path: Path) -> str:
+    """As `read_text`, which tells what is raised here."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    with path.open("rb") as file:
+        content = file.read(_MOST_TEXT + 1)
+    if len(content) > _MOST_TEXT:
+        raise OSError(errno.EFBIG, f"it has more than {_MOST_TEXT >> 20} MB")
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if marked else "utf-8-sig")
+    if _NO_TEXT.search(text):
+        raise UnicodeError
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _is_there(path: Path) -> bool:

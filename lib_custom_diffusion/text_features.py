@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .backend import Backend
 from .errors import UserError
+from .storage import read_text
 
 BUNDLED_CAPTIONS = Path(__file__).with_name("captions.txt")
 _BATCH = 16
@@ -30,11 +31,7 @@ OWN_PROMPTS = (
 
 def read_captions(path: Path = BUNDLED_CAPTIONS) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError if it cannot be read or has none."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the captions in {path} cannot be read as a text file ({error})") from error
-    captions = [line for line in lines if line]
+    captions = [line.strip() for line in read_text(path, f"the captions in {path}").split("\n") if line.strip()]
     if not captions:
         raise UserError(f"{path} has no captions; give a text file with one caption a line")
     return captions

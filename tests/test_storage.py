@@ -86,6 +86,57 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"\xef\xbb\xbfcaf\xc3\xa9\r\nb\rc\n", "café\nb\nc\n"),
+        ("café\r\nb".encode("utf-16"), "café\nb"),
+        (b"\xfe\xff" + "café".encode("utf-16-be"), "café"),
+        (b"", ""),
+        (b"a\tb\x0c\x85c".replace(b"\x85", b"\xc2\x85"), "a\tb\x0c\x85c"),
+    ],
+)
+def test_texts_of_editors_are_read_as_they_were_written(tmp_path: Path, content: bytes, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert storage.read_text(tmp_path / "a.txt") == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "cat".encode("utf-16-le"),
+        "кот".encode("utf-16-le"),  # which has no NULs, and is UTF-8 by chance
+        "cat".encode("utf-32"),
+        "café".encode("latin-1"),
+        "кот".encode("cp1251"),
+        b"\xff\xfea",
+        b"\xff\xfe\x00\xd8",
+        b"a \x1b[31mcat",
+    ],
+)
+def test_what_is_no_text_is_told_by_its_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"the cats in a cannot be read: it is no text in UTF-8; give a text file in U"):
+        storage.read_text(tmp_path / "a.txt", "the cats in a")
+
+
+def test_files_that_cannot_be_texts_are_told(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, said in (("huge", "more than 64 MB"), (".", "Is a directory"), ("gone", "there is no such file")):
+        with pytest.raises(UserError, match=said):
+            storage.read_text(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it was opened"))
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="it is no ordinary file"):
+            storage.read_text(path)
+
+
 def test_other_processes_write_the_same_bytes() -> None:
     program = (
         "import torch, hashlib; from lib_custom_diffusion.storage import safetensors_bytes as b;"

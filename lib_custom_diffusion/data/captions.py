@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from ..errors import UserError
-from ..storage import given_path
+from ..storage import given_path, read_text
 from .pictures import find_pictures, is_picture
 
 CAPTION_SOURCES = ("prompt", "txt", "filename", "template")
@@ -183,25 +183,14 @@ def _compiled(regex: str) -> re.Pattern[str] | None:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file. (str.splitlines would also split at rarer characters that a caption may have.)"""
-    return _read_text(path).removesuffix("\n").split("\n")
+    return read_text(path).removesuffix("\n").split("\n")
 
 
 _LONGEST = 20_000  # characters of one caption: encoding takes longer with each
 
 
 def _caption_of(path: Path) -> str:
-    text = _read_text(path)
+    text = read_text(path)
     if len(text.strip()) > _LONGEST:
         raise UserError(f"{path} has {len(text):,} characters, which is no caption; give one of a few sentences")
     return text
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8; save it as such") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backend import LATENT_CELL, MOST_PIXELS, Backend, Sizes
 from ..errors import UserError, check_range
-from ..storage import given_path
+from ..storage import given_path, read_text
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
@@ -157,15 +157,10 @@ def load_concepts_list(path: Path) -> list[Concept]:
     Raises UserError, which says in which concept (from 1) and key, when a key is missing, unknown or no text, or when
     instance_data_dir is no folder; and when the file is missing or malformed.
     """
+    text = read_text(path, f"the concepts list {path}")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no concepts list {path}") from error
-    except OSError as error:
-        raise UserError(f"the concepts list {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the concepts list {path} is no text in UTF-8; save it as such") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the concepts list {path} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(

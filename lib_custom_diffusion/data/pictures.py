@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import math
@@ -157,6 +158,13 @@ def _listed(folder: Path) -> list[Path]:
         raise UserError(f"{folder} cannot be read as a folder of pictures: {error.strerror}") from error
 
 
+def _opened(path: Path) -> Image.Image:
+    """A picture of which the header is read. Raises OSError also for a pipe or a device, which a list may name."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    return Image.open(path)
+
+
 def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     """A picture as it is meant to be seen: rotated as its EXIF says, transparent parts on white.
 
@@ -164,7 +172,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     Raises UnusablePicture.
     """
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             upright = ImageOps.exif_transpose(opened) or opened  # never None, which some versions' types allow
             if upright.mode == "F":
                 raise ValueError("it is in floating point, and what is white is not known; save it as PNG")
@@ -193,7 +201,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
 def picture_size(path: Path) -> tuple[int, int] | None:
     """Width and height of an upright picture, from its header; None if it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             turned = opened.getexif().get(_ORIENTATION, 1) in _LYING
             return (opened.height, opened.width) if turned else opened.size
     except Exception:  # from damaged files Pillow raises nearly everything
@@ -203,7 +211,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
 def is_moving(path: Path) -> bool:
     """Whether a file holds several pictures, as animations and scanned pages do: the first of them is read."""
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             return opened.format in _OF_SEVERAL and getattr(opened, "n_frames", 1) > 1
     except Exception:  # from damaged files Pillow raises nearly everything
         return False

@@ -64,7 +64,7 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
 def _compress(options: argparse.Namespace) -> int:
     limit = limit_of(options)
     assert limit is not None
-    output = options.output or options.file.with_name(f"{delta_name(options.file)}-small{SUFFIX}")
+    output = options.output or options.file.parent / f"{delta_name(options.file)}-small{SUFFIX}"
     load_model = _loader_of(options)
     if options.captions is not None and load_model is None:
         raise UserError(f"--captions {options.captions} are for a model to read; give --model too, or leave them out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..backend import PREDICTION_TYPES
 from ..errors import UserError
-from ..storage import given_path
+from ..storage import given_path, read_text
 from ..text_features import captions_beside
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
@@ -84,7 +85,7 @@ def load_model(
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:
-        path = path if path.is_dir() else _from_hub(name, revision, variant)
+        path = Path(os.path.abspath(path)) if path.is_dir() else _from_hub(name, revision, variant)  # "." has no name
         pipeline = _load_folder(path, prediction_type)
         if vae is not None:
             pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
@@ -186,11 +187,12 @@ def _instead_of(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """What a JSON file holds. Raises UserError if it isn't there, or holds no object."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: the model isn't whole")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the model isn't whole") from error
-    except (OSError, ValueError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not the description of a model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..storage import read_text
 
 _OF_A_RUN = {"checkpoint", "library_version", "overwrite", "resume_from_checkpoint", "allow_changes"}
 """What config.json says of the run rather than of the training."""
@@ -27,11 +29,11 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises UserError if it cannot be read, or says one setting twice.
     """
+    if path.suffix.lower() not in _READERS:
+        raise UserError(f"{path} is no file of settings: its name ends neither in .toml nor in .yaml or .json")
+    content = read_text(path, f"the settings in {path}")
     try:
-        content = path.read_bytes()
-        found = _READERS.get(path.suffix.lower(), _unknown)(content)
-    except OSError as error:
-        raise UserError(f"the settings in {path} cannot be read; give a .toml, .yaml or .json file") from error
+        found = _READERS[path.suffix.lower()](content)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged or of another kind: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
@@ -83,12 +85,12 @@ def _flat(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _toml(content: bytes) -> Any:
+def _toml(content: str) -> Any:
     try:
         tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ImportError as error:
         raise UserError("TOML needs Python 3.11, or tomli: pip install tomli; or write YAML") from error
-    return tomllib.loads(content.decode())
+    return tomllib.loads(content)
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -100,11 +102,11 @@ class _YamlLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml(content: bytes) -> Any:
+def _yaml(content: str) -> Any:
     return yaml.load(content, _YamlLoader)
 
 
-def _json(content: bytes) -> Any:
+def _json(content: str) -> Any:
     return json.loads(content, object_pairs_hook=_json_object)
 
 
@@ -114,13 +116,9 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_twice(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise ValueError(f"it says {name} twice")
-
-
-def _unknown(_content: bytes) -> Any:
-    raise ValueError("its name ends neither in .toml nor in .yaml or .json")
 
 
 _READERS = {

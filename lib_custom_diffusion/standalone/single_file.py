@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ..attention import TEXT_KEY_ENDING
 from ..errors import UserError
+from ..storage import read_text
 from . import clip, toy
 from .kinds import FIRST_LAYER, USABLE, is_sdxl, refuse_other_kinds
 from .layout import (
@@ -179,8 +180,9 @@ def read_description(path: Path) -> Described:
     """What the .yaml says; nothing if it isn't there. Raises UserError if it is in no layout of LDM's."""
     if not path.is_file():
         return Described()
+    written = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(written)
         model = content["model"]["params"]
         unet = (model.get("unet_config") or model["network_config"])["params"]
         text = (model.get("cond_stage_config") or _first_encoder(model)).get("params") or {}
@@ -188,7 +190,7 @@ def read_description(path: Path) -> Described:
             model = {"parameterization": "v"} | model
         if "image_size" in content["model"]:  # which SDXL's parts don't take
             model = {"image_size": content["model"]["image_size"]} | model
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} describes no checkpoint in LDM's layout; mend it, or take it away") from error
     return Described(model, unet, text, path.parent)
 

@@ -15,6 +15,7 @@ from ..data.captions import Captioner, caption_beside, captioner, class_captions
 from ..data.concepts import Concept, PictureSettings
 from ..data.pictures import find_pictures
 from ..errors import UserError
+from ..storage import is_special
 
 FREE_TO_CHANGE = {
     "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt", "validation_steps",
@@ -94,7 +95,7 @@ def _own_words(pictures: PictureSettings) -> Captioner:
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's content; of no content where it cannot be read, which whoever uses it says."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(b"" if is_special(path) else path.read_bytes()).hexdigest()
     except OSError:
         return hashlib.sha256().hexdigest()
 

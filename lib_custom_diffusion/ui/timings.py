@@ -105,7 +105,7 @@ def read_timings(path: Path) -> list[Timing]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return [Timing(**{**entry, "circumstances": Circumstances(**entry["circumstances"])}) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
 
 

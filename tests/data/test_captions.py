@@ -41,7 +41,7 @@ def test_texts_of_either_name_and_case_are_captions(tmp_path: Path, suffix: str)
 
 def test_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"a\.txt is no text in UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt cannot be read: it is no text in UTF-8"):
         caption_beside(tmp_path / "a.png")
 
 
@@ -96,7 +96,7 @@ def test_template_that_is_not_given_missing_or_empty_is_an_error(tmp_path: Path)
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(UserError, match="need a template"):
         captioner("template", "")
-    with pytest.raises(UserError, match=r"no file .*absent"):
+    with pytest.raises(UserError, match=r"absent cannot be read: there is no such file"):
         captioner("template", "", tmp_path / "absent")
     with pytest.raises(UserError, match=r"empty\.txt is empty"):
         captioner("template", "", tmp_path / "empty.txt")

@@ -155,7 +155,7 @@ def test_malformed_list_is_an_error(tmp_path: Path, content: object, message: st
 
 
 def test_missing_list_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no concepts list .*absent\.json"):
+    with pytest.raises(UserError, match=r"the concepts list .*absent\.json cannot be read: there is no such file"):
         load_concepts_list(tmp_path / "absent.json")
 
 

@@ -1,5 +1,6 @@
 """Pictures are found, decoded as they are meant to be seen, placed on the canvas, and weighed where they are."""
 
+import hashlib
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from lib_custom_diffusion.data.pictures import (
     unread_pictures,
 )
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.training.identity import content_hash
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -371,3 +373,16 @@ def test_a_pipe_called_like_a_picture_is_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to("b.png")
     assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_a_device_that_a_list_names_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever read /dev/zero would do so until the memory is full, and a pipe is waited for."""
+    endless = Path("/dev/zero")
+    if not endless.exists():
+        pytest.skip("no devices on this system")
+    for opens in ((Image, "open"), (Path, "read_bytes")):
+        monkeypatch.setattr(*opens, lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(UnusablePicture, match="it is no ordinary file"):
+        load_picture(endless)
+    assert pictures.picture_size(endless) is None and not pictures.is_moving(endless)
+    assert content_hash(endless) == hashlib.sha256().hexdigest()

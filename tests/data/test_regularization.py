@@ -287,5 +287,5 @@ def test_a_template_that_lacks_something_says_what(tmp_path: Path) -> None:
         template_captions(template, " ", 1, 1, ["tin"])
     with pytest.raises(UserError, match="at least 1"):
         template_captions(template, "cat", 0, 1, ["tin"])
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="there is no such file"):
         template_captions(tmp_path / "none.txt", "cat", 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,21 @@ BASE = {
     "regularize": ["--model", "nowhere", "--class_prompt", "cat"],
     "evaluate": ["--model", "nowhere", "--clip", "nowhere", "--delta", "a.delta.safetensors", "--instance_data_dir",
                  "pictures", "--prompts", "text"],
-    "info": ["nowhere"],
-    "compress": ["nowhere", "--rank", "1"],
-    "blend": ["nowhere", "nowhere", "--output", "new"],
-    "merge": ["nowhere", "nowhere", "--output", "new"],
-    "rename": ["nowhere", "<new1>", "<cat>", "--output", "new"],
-    "convert": ["nowhere", "--output", "new"],
+    "info": [],
+    "compress": ["--rank", "1"],
+    "blend": ["--output", "new"],
+    "merge": ["--output", "new"],
+    "rename": ["--output", "new"],
+    "convert": ["--output", "new"],
     "ui": ["--model", "nowhere"],
 }  # fmt: skip
 """What each command is given beside the flag: all that it needs, and something at which it ends before it works."""
+POSITIONAL = {"file": "nowhere", "files": "nowhere", "old": "<new1>", "new": "<cat>"}
+"""The same, of what is no flag; of these one is put in the place of another."""
 NUMBERS = ["", "nan", "inf", "1e400", "x" * 5000]
 """What no number of any flag is."""
 TEXTS = ["", "\0", "\udcff", "x" * 5000, "a\nb"]
-PATHS = [*TEXTS, ".", "text", "text/below", "pictures", "~nobody-at-all", "missing"]
+PATHS = [*TEXTS, ".", "text", "text/below", "pictures", "~nobody-at-all", "missing", "pipe", "pipe.json", "/dev/zero"]
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -61,8 +64,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pictures").mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "pictures" / "a.png")
     (folder / "text").write_text("plain text")
-    Delta({KEY: torch.ones(4, 6)}, {}, Provenance("crossattn-1x6")).save(folder / "a.delta.safetensors")
+    word = {"<new1>": torch.ones(1, 6)}
+    Delta({KEY: torch.ones(4, 6)}, word, Provenance("crossattn-1x6")).save(folder / "a.delta.safetensors")
+    if hasattr(os, "mkfifo"):  # or there is nothing by that name
+        os.mkfifo(folder / "pipe")
+        os.mkfifo(folder / "pipe.json")
     return folder
+
+
+def given(command: str, flag: str, value: str) -> list[str]:
+    """The command with the flag, or with the value in the place of what is no flag."""
+    positional = {each.dest: POSITIONAL[each.dest] for each in commands()[command]._actions if not each.option_strings}
+    if flag in ("old", "new"):
+        positional["file"] = "a.delta.safetensors"
+    flags = [f"{flag}={value}"] if flag.startswith("-") else []
+    values = [value if name == flag else usual for name, usual in positional.items()]
+    return [command, *BASE[command], *flags, *(["--", *values] if values else [])]
 
 
 def test_all_commands_are_here() -> None:
@@ -78,8 +95,7 @@ def test_what_a_flag_cannot_be_is_told_in_one_line(
     before = sorted(prepared.rglob("*"))
     action = next(each for each in commands()[command]._actions if flag in (*each.option_strings, each.dest))
     for value in values(action):
-        given = [f"{flag}={value}"] if flag.startswith("-") else ["--", value]
-        status = cli.main([command, *BASE[command], *given])
+        status = cli.main(given(command, flag, value))
         said = capsys.readouterr().err
         assert (status, said.count("\n")) == (2, 1) and said.startswith("error: "), (value[:20], said)
         assert len(said) < 700, said

@@ -64,6 +64,18 @@ def test_pipelines_of_other_kinds_are_refused_by_their_name(folder: Path, kind: 
     assert f"is a {kind or 'model of unknown kind'}; only Stable Diffusion 1, 2 and XL can be used" in refusal(folder)
 
 
+def test_the_folder_that_one_is_in_has_its_own_name(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model / "unet")
+    assert load_model("..").name == "tiny-v2"
+    monkeypatch.chdir(model)
+    assert load_model(".").name == "tiny-v2"
+
+
+def test_a_configuration_nested_without_end_is_told(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[" * 100_000)
+    assert "model_index.json cannot be read: maximum recursion" in refusal(folder)
+
+
 def test_the_index_of_a_folder_is_taken_for_the_folder(model: Path) -> None:
     assert load_model(str(model / "model_index.json")).name == model.name
 

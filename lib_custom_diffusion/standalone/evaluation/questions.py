@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...delta import Delta
 from ...errors import UserError
+from ...storage import read_text
 from ...tokens import split_at_tokens
 
 
@@ -21,14 +22,7 @@ class Question:
 
 def read_lines(path: Path) -> list[str]:
     """The prompts of a text file, one a line. Raises UserError if it cannot be read or has none."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise UserError(f"the prompts in {path} cannot be read; give a text file with one a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompts in {path} are no text in UTF-8; save them as such") from error
-    if any("\0" in line for line in lines):
-        raise UserError(f"the prompts in {path} have NULs, as those in UTF-16 do; save them as UTF-8")
+    lines = [line.strip() for line in read_text(path, f"the prompts in {path}").split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UserError(f"{path} has no prompts; write one a line")
