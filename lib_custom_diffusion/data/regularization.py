@@ -196,9 +196,7 @@ def pick(
         raise UserError("regularization pictures need a class_prompt to be picked by, such as cat")
     if count < 1:
         raise UserError(f"at least 1 regularization picture, not {count}")
-    captioned = [(path, caption) for path, caption in captioned_pictures(source) if caption]
-    if not captioned:
-        raise UserError(f"{source} has no captions to pick by; put a text file of the same name beside each picture")
+    captioned = to_pick_from(source)
     target = backend.pooled_text([class_prompt])[0].float().cpu()
     candidates: list[Picked] = []
     for start in range(0, len(captioned), _TEXT_BATCH):
@@ -210,6 +208,14 @@ def pick(
     candidates.sort(key=lambda candidate: -candidate.similarity)
     readable = load_pictures(candidate.path for candidate in candidates)
     return [candidates[index] for index, _, _ in islice(readable, count)]
+
+
+def to_pick_from(source: Path) -> list[tuple[Path, str]]:
+    """The captioned pictures of what `captions.captioned_pictures` reads. Raises UserError if there are none."""
+    captioned = [(path, caption) for path, caption in captioned_pictures(source) if caption]
+    if not captioned:
+        raise UserError(f"{source} has no captions to pick by; put a text file of the same name beside each picture")
+    return captioned
 
 
 def write_listing(picked: Sequence[Picked], folder: Path) -> None:

@@ -23,6 +23,7 @@ from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import UserError
 from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
+from ..training.event_file import LOGS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
@@ -377,7 +378,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     add(
         "--logging_dir",
         type=given_path,
-        default=Path("logs"),
+        default=LOGS,
         help="folder for TensorBoard's logs, from --output_dir",
     )
     add(

@@ -21,6 +21,7 @@ from ..errors import Interrupted, UserError
 from ..injection import Injection
 from ..storage import write_atomically
 from ..training.job import Report
+from ..training.place import check_place
 from ..training.plan import TrainingPlan
 from ..training.recipes import TOY, plan_settings
 from ..ui.training_page import duration
@@ -88,6 +89,7 @@ def teach(
 
     plan = plan_for(bundled, plan, prior)
     plan.check_settings(FLAGS)
+    check_place(plan, FLAGS, output)
     if before is None:
         tell(1, "pictures before")
         before = DemoPictures.draw(backend, bundled, {}, "drawing before")

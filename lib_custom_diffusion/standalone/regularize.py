@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..data import regularization
-from ..errors import check_range
+from ..data.captions import has_listing
+from ..data.pictures import check_usable
+from ..errors import UserError, check_range
 from ..storage import check_writable
 from ..tokens import file_name
 from .follow_up import quoted
@@ -21,6 +23,12 @@ def regularize(options: argparse.Namespace) -> int:
     folder: Path = options.class_data_dir or Path("regularization") / file_name(options.class_prompt)
     check_range(options, "num_class_images", 1, 1_000_000, "--{}".format)
     check_writable(folder)
+    if not options.class_prompt.strip():
+        raise UserError("--class_prompt is empty; say what to draw or pick, such as cat")
+    if options.pick_from is not None:
+        check_usable([path for path, _ in regularization.to_pick_from(options.pick_from)])
+    elif not has_listing(folder):
+        regularization.check_same_prompt(folder, options.class_prompt)
     backend = load_model(options.model, vae=options.vae, prediction_type=options.prediction_type)
     if options.pick_from is None:
         draw_regularization(backend, options.class_prompt, folder, options.num_class_images, sampling, options.seed)

@@ -25,9 +25,11 @@ from ..delta import Delta
 from ..errors import Interrupted, UserError
 from ..storage import given_path
 from ..training import parallel
+from ..training.event_file import LOGS
 from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
 from ..training.losslog import Recorder
+from ..training.place import check_place
 from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from .diffusers_backend import DiffusersBackend
@@ -53,6 +55,8 @@ def train(options: argparse.Namespace) -> int:
     plan.check_settings(FLAGS)
     if options.torch_compile:
         _check_compiles(device)
+    plan.check_device(device, FLAGS)
+    check_place(plan, FLAGS, options.output_dir, logging_dir=options.logging_dir)
     services = chosen_services(plan.report_to)
     repository = _repository(options) if options.push_to_hub and parallel.rank() == 0 else None
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
@@ -152,7 +156,7 @@ def run_training(
     plan: TrainingPlan,
     output: Path,
     recorder: Callable[[], Recorder] | None = None,
-    logging_dir: Path = Path("logs"),
+    logging_dir: Path = LOGS,
 ) -> Report:
     """Train into a folder, with progress bars; `Host` says what the last two are.
 

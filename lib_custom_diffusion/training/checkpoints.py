@@ -27,7 +27,7 @@ from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
 from .identity import Identity
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
 _HALF_SAVE = re.compile(r"\.(?:removed-)?checkpoint-\d+\.tmp")
@@ -110,9 +110,13 @@ def clean_up(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether that is what a save is called in its folder."""
+    return _CHECKPOINT.fullmatch(name) is not None
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
-    return sorted(found, key=_step_of)
+    return sorted((path for path in folder.glob("checkpoint-*") if is_checkpoint_name(path.name)), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -18,6 +18,9 @@ from PIL import Image
 
 from ..errors import UserError
 
+LOGS = Path("logs")
+"""Where it goes, from a training's folder."""
+
 
 def is_for_tensorboard(report_to: str) -> bool:
     """Whether a training writes such a file; with "all" where TensorBoard is installed."""

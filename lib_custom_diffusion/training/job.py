@@ -7,7 +7,6 @@ replaces is replaced when its first save is on the disk.
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import logging
@@ -16,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -33,21 +31,20 @@ from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictu
 from ..data.pictures import moving_text
 from ..delta import SUFFIX
 from ..errors import Interrupted, NotSaved, UserError
-from ..storage import FolderLock, check_writable, printable, write_atomically
+from ..storage import FolderLock, printable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
-from .event_file import is_for_tensorboard
+from .event_file import LOGS
 from .identity import Identity, content_hash, identify, refuse_others
-from .loop import Progress, Trainer, TrainingResult, check_precision
+from .loop import Progress, Trainer, TrainingResult
 from .losslog import LOSS_CSV, LossTable, Recorder
-from .optimizers import check_optimizer_works
+from .place import CLASS_PICTURES, COPIES, PREVIEWS, check_place, check_results
 from .plan import TrainingPlan, Wording
 from .words import check_words
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "config.json"
-_PREVIEWS, _COPIES = "images", "embeddings"
 _SHOWN = 3
 
 
@@ -96,7 +93,7 @@ class Host:
     loss_table: LossTable = LOSS_CSV
     picture_suffix: str = "png"
     recorder: Callable[[], Recorder] | None = None
-    logging_dir: Path = Path("logs")
+    logging_dir: Path = LOGS
 
 
 @dataclass(frozen=True)
@@ -125,25 +122,6 @@ class Report:
         return self.result.interrupted
 
 
-def dated_folder(logs: Path, plan: TrainingPlan, wording: Wording) -> Path:
-    """Where a page's training goes: LOGS/DATE/NAME, as the WebUI has it; or the newest such folder with a save, if the
-    plan is to go on.
-
-    Raises UserError if there is no save to go on from.
-    """
-    name = plan.result_name
-    if plan.resume_from_checkpoint is None:
-        return logs / datetime.date.today().isoformat() / name
-    found = [(checkpoints.resolve_checkpoint(folder, "latest"), folder) for folder in logs.glob(f"*/{name}")]
-    saves = [(save, folder) for save, folder in found if save is not None]
-    if not saves:
-        raise UserError(
-            f"there is no save of a training {name} in {logs} to resume from; start again without"
-            f" {wording.label('resume_from_checkpoint')}"
-        )
-    return max(saves, key=lambda each: each[0].stat().st_mtime)[1]
-
-
 class TrainingJob:
     """One training. When it is made, everything that can be refused is; `run` does the work.
 
@@ -157,10 +135,13 @@ class TrainingJob:
         self.plan = self._clipped(plan)
         self.name = plan.result_name
         self.target = host.delta or host.folder / f"{self.name}{SUFFIX}"
+        self.resume = check_place(self.plan, face.wording, host.folder, host.delta, host.logging_dir)
+        if self.resume is None and plan.resume_from_checkpoint is not None:
+            self.notes.append("There was no save to resume from; it started at the first step.")
         self._check_model()
-        self.resume = self._resume()
-        self.replaced = [] if self.resume else checkpoints.results_in(host.folder, self.name)
-        self._check_folders()
+        if self.resume is not None:
+            self._refuse_other(self._identity(self._concepts_as_they_are()))
+        self.replaced: list[Path] = []
         self.examples: list[ConceptExamples] = []
         self.encoding_seconds = 0.0
         self.last_preview: Image.Image | None = None
@@ -175,7 +156,7 @@ class TrainingJob:
         try:
             with FolderLock(self.host.folder) if main else nullcontext():
                 if main:
-                    checkpoints.clean_up(self.host.folder)
+                    self._look_again()
                 parallel.wait_for_all()
                 self._prepare()
                 result = self.trainer.run_locked(self._progress, self._keep_previews, self.face.interrupted)
@@ -186,6 +167,13 @@ class TrainingJob:
             if main and folder_is_new:
                 with suppress(OSError):
                     self.host.folder.rmdir()  # if nothing was put there
+
+    def _look_again(self) -> None:
+        """What is in the folder now that no other training can write there; one may have ended meanwhile."""
+        folder = self.host.folder
+        if check_results(self.plan, self.face.wording, folder, self.host.delta) != self.resume:
+            raise UserError(f"another training has saved into {folder} meanwhile; start again to go on from there")
+        self.replaced = [] if self.resume else checkpoints.results_in(folder, self.name)
 
     def _prepare(self) -> None:
         """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""
@@ -224,7 +212,7 @@ class TrainingJob:
 
     def _check_model(self) -> None:
         plan, backend, label = self.plan, self.backend, self.face.wording.label
-        check_precision(plan.mixed_precision, backend.device, label)
+        plan.check_device(backend.device, self.face.wording)
         refuse_bypassed(cross_attentions(backend.unet))
         projections(backend.unet, plan.freeze_model, plan.train_blocks)
         multiple, resolution = size_multiple(backend.unet), plan.resolution or backend.resolution
@@ -235,7 +223,6 @@ class TrainingJob:
                 f" pictures so often, not {resolution}; the nearest is {near}"
             )
         config = plan.config()
-        check_optimizer_works(config.optimizer, backend.device)
         tokens = config.modifier_token, config.initializer_token
         vectors = initial_vectors(backend, *tokens, plan.vectors_per_token)
         on_device = {token: each.to(backend.device) for token, each in vectors.items()}
@@ -243,28 +230,6 @@ class TrainingJob:
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
         if plan.report_to not in ("none", "tensorboard") and self.host.recorder is None:
             raise UserError(f"{label('report_to')} {plan.report_to} is for the command line; use tensorboard or none")
-        if plan.report_to == "tensorboard" and find_spec("tensorboard") is None:
-            raise UserError(f"TensorBoard is not installed; pip install tensorboard, or use {label('report_to')} none")
-
-    def _resume(self) -> Path | None:
-        folder, plan = self.host.folder, self.plan
-        if folder.is_dir() and parallel.rank() == 0:
-            with FolderLock(folder):
-                checkpoints.clean_up(folder)
-        checkpoint = checkpoints.resolve_checkpoint(folder, plan.resume_from_checkpoint)
-        if checkpoint is None:
-            if plan.resume_from_checkpoint is not None:
-                self.notes.append("There was no save to resume from; it started at the first step.")
-            return None
-        step, _ = checkpoints.read_identity(checkpoint)
-        if step > plan.max_train_steps:
-            raise UserError(
-                f"{checkpoint} has {step} steps behind it; give {self.face.wording.label('max_train_steps')} more than"
-                f" {plan.max_train_steps}"
-            )
-        self.resume = checkpoint
-        self._refuse_other(self._identity(self._concepts_as_they_are()))
-        return checkpoint
 
     def _concepts_as_they_are(self) -> list[Concept]:
         """The concepts, with the class pictures that there are already."""
@@ -289,20 +254,6 @@ class TrainingJob:
         _, then = checkpoints.read_identity(self.resume)
         wording = self.face.wording
         refuse_others(self.resume, then, identity, f", or {wording.ask('allow_changes')}", wording.label)
-
-    def _check_folders(self) -> None:
-        check_writable(self.host.folder)
-        check_writable(self.target.parent)
-        if is_for_tensorboard(self.plan.report_to):
-            check_writable(self.host.folder / self.host.logging_dir)
-        plan, wording = self.plan, self.face.wording
-        there = [*self.replaced, *([self.target] if self.target.exists() else [])]
-        if there and self.resume is None and not plan.overwrite:
-            raise UserError(
-                f"there is a training {self.name} already ({there[-1]}); {wording.ask('resume_from_checkpoint')} to"
-                f" continue from its last save, {wording.ask('overwrite')} to replace it, or give another"
-                f" {wording.label('output_dir' if self.host.delta is None else 'name')}"
-            )
 
     def _note_unused(self) -> None:
         """Say which settings have no effect beside the others."""
@@ -333,7 +284,7 @@ class TrainingJob:
         plan = self.plan
         if not plan.with_prior_preservation:
             return None
-        made = self.host.folder / f"class_images-{number}"
+        made = self.host.folder / f"{CLASS_PICTURES}{number}"
         if plan.real_prior:
             return made
         return concept.class_data_dir or (made if plan.num_class_images else None)
@@ -394,7 +345,7 @@ class TrainingJob:
         write_atomically(self.host.folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
 
     def _keep_copy(self, step: int) -> None:
-        delta, folder = self.trainer.learned(), self.host.folder / _COPIES
+        delta, folder = self.trainer.learned(), self.host.folder / COPIES
         name = f"{self.name}-{step}{SUFFIX}"
         write_atomically(folder / name, delta.to_bytes(title=self.name))
         for token, vectors in delta.embeddings.items():
@@ -404,7 +355,7 @@ class TrainingJob:
 
     def _keep_previews(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Show the previews, and save them as NAME-STEP, or NAME-STEP-NUMBER if there are several."""
-        folder = self.host.folder / _PREVIEWS
+        folder = self.host.folder / PREVIEWS
         for number, picture in enumerate(pictures):
             stem = f"{self.name}-{step}" + (f"-{number}" if len(pictures) > 1 else "")
             self.last_preview = picture

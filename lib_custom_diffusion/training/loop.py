@@ -29,7 +29,7 @@ from ..text_features import concept_words, read_captions
 from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
-from .event_file import is_for_tensorboard
+from .event_file import LOGS, is_for_tensorboard
 from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
@@ -239,7 +239,7 @@ class Trainer:
         allow_changes: bool = False,
         on_save: Callable[[int], None] = lambda step: None,
         recorder: Recorder | None = None,
-        logging_dir: Path = Path("logs"),
+        logging_dir: Path = LOGS,
     ) -> None:
         config.check()
         check_precision(config.mixed_precision, backend.device)

@@ -6,20 +6,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
 
 from ..algebra.compression import Limit
 from ..data.captions import captions_of_pictures, class_captions, has_listing, is_listing
 from ..data.concepts import Concept, PictureSettings, find_pictures, read_concept
 from ..data.pictures import check_usable
-from ..data.regularization import check_same_prompt
+from ..data.regularization import check_same_prompt, to_pick_from
 from ..errors import UserError, check_range, check_text
 from ..storage import check_writable, given_path, size
 from ..text_features import concept_words
 from ..tokens import DEFAULT_INITIALIZERS, file_name, split_tokens, tokens_in
 from . import parallel
-from .loop import TrainingConfig
+from .loop import TrainingConfig, check_precision
+from .optimizers import check_optimizer_works
 
 _NAME = "[name]"
 _T = TypeVar("_T")
@@ -218,6 +222,18 @@ class TrainingPlan(TrainingConfig, PictureSettings):
             self._check_concept(number, concept, wording)
         self._check_class_folders(wording)
 
+    def check_device(self, device: torch.device, wording: Wording = PLAIN) -> None:
+        """Refuse what cannot be done on a device, and with the libraries that are installed; it needs no model either.
+
+        Raises UserError, in the words of the face.
+        """
+        check_precision(self.mixed_precision, device, wording.label)
+        check_optimizer_works(self.optimizer, device)
+        if self.report_to == "tensorboard" and find_spec("tensorboard") is None:
+            raise UserError(
+                f"TensorBoard is not installed; pip install tensorboard, or use {wording.label('report_to')} none"
+            )
+
     def _check_texts(self, wording: Wording) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
@@ -259,7 +275,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
                     f"concept {number} needs a folder of captioned pictures for {wording.label('real_prior')}; give"
                     f" {wording.of_concept('class_data_dir', number)}"
                 )
-            class_captions(folder, concept.class_prompt)
+            check_usable([path for path, _ in to_pick_from(folder)])
         if (self.real_prior or self.num_class_images) and not concept.class_prompt.strip():
             raise UserError(
                 f"concept {number} needs a class_prompt for prior preservation, such as cat; give"

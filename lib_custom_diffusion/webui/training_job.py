@@ -21,9 +21,10 @@ from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import typed_path
-from ..training.job import Host, Report, dated_folder
+from ..training.job import Host, Report
 from ..training.loop import Progress
 from ..training.losslog import LossTable
+from ..training.place import dated_folder
 from ..training.plan import TrainingPlan, Wording
 from ..ui.training_face import PageFace, outcome_of, run_on_page
 from ..ui.training_face import estimate as estimate_time

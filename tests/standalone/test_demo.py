@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 from PIL import Image
 
 from lib_custom_diffusion.errors import Interrupted
@@ -12,6 +13,7 @@ from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.demo import DemoPictures, judged
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
+from lib_custom_diffusion.storage import FolderLock
 
 
 def pictures_of(concept: BundledConcept) -> list[Image.Image]:
@@ -55,6 +57,14 @@ def test_which_part_it_is_at_and_how_long_it_took_until_then_is_told(monkeypatch
         "two-faced-cat: concept 1 of 4", "two-faced-cat: part 1 of 3, pictures before",
         "two-faced-cat: part 2 of 3, 7 steps of training; 25 s so far",
     ]  # fmt: skip
+
+
+def test_a_folder_where_a_training_writes_is_told_before_pictures_are_drawn(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(demo, "load_model", lambda _: None)
+    monkeypatch.setattr(demo.DemoPictures, "draw", classmethod(lambda *_: pytest.fail("pictures were drawn")))
+    with FolderLock(tmp_path / "raccoon"):
+        assert main(["demo", "--concept", "raccoon", "--output", str(tmp_path)]) == 2
+    assert "another training is writing into" in capsys.readouterr().err
 
 
 def test_who_interrupts_it_is_told_that_it_begins_again(monkeypatch, tmp_path, capsys) -> None:

@@ -327,3 +327,55 @@ def test_the_command_line_starts_with_the_libraries_of_the_core_alone() -> None:
         f"import sys; sys.modules.update(dict.fromkeys({others})); import {cli.__name__} as cli; cli._parsed(['train'])"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--resume_from_checkpoint=checkpoint-7"], "there is no checkpoint checkpoint-7 in"),
+        (["--resume_from_checkpoint=checkpoint-4", "--max_train_steps=3"], "checkpoint-4 has 4 steps behind it"),
+        ([], "there is a training new1 already"),
+        (["--mixed_precision=fp16", "--overwrite"], "--mixed_precision fp16 needs a GPU"),
+        (
+            ["--instance_data_dir=out/images", "--overwrite"],
+            "--instance_data_dir of concept 1 is out/images, where thi",
+        ),
+    ],
+)
+def test_what_is_there_already_is_looked_at_before_the_model_is_loaded(
+    flags: list[str], tmp_path: Path, more: list[str], said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "best_device", lambda: torch.device("cpu"))
+    assert cli.main(["train", *flags, "--validation_prompt=a cat", "--validation_steps=4"]) == 0
+    assert cli.main(["train", *flags, "--model=nowhere", *more]) == 2
+    assert said in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--pick_from=gone"], "there is no folder gone"),
+        (["--pick_from=pictures"], "pictures has no captions to pick by"),
+        (["--pick_from=broken"], "none of the pictures can be used"),
+        (["--class_data_dir=drawn"], "drawn has pictures of 'dog', not 'cat'; choose another folder"),
+        (
+            ["--class_prompt= ", "--class_data_dir=new"],
+            "--class_prompt is empty; say what to draw or pick, such as cat",
+        ),
+    ],
+)
+def test_regularize_looks_at_its_folders_before_the_model_is_loaded(
+    pictures: Path, tmp_path: Path, more: list[str], said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (
+        ("drawn/0000.png", b""),
+        ("drawn/0000.txt", b"dog"),
+        ("broken/a.png", b""),
+        ("broken/a.txt", b"b"),
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    assert cli.main(["regularize", "--model=nowhere", "--class_prompt=cat", *more]) == 2
+    assert said in told(capsys)

@@ -170,6 +170,21 @@ def test_a_second_concept_is_checked_before_pictures_are_drawn_for_the_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_without_captions_are_not_picked_from_after_the_first_concept_was(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyBackend, "pooled_text", lambda *_: pytest.fail("captions were compared"))
+    captioned, bare = folder_of(tmp_path / "captioned", "a.png"), folder_of(tmp_path / "bare", "a.png")
+    (captioned / "a.txt").write_text("a cat")
+    [cat] = plan.concepts
+    dog = Concept("photo of a <new2> dog", folder_of(tmp_path / "dog", "a.png"), "dog", bare)
+    asked = replace(
+        plan, concepts=(replace(cat, class_data_dir=captioned), dog), with_prior_preservation=True, real_prior=True
+    )
+    with pytest.raises(UserError, match="bare has no captions to pick by"):
+        run(asked, tmp_path / "out")
+
+
 def test_class_pictures_are_not_drawn_among_those_to_be_learned_nor_two_classes_into_one_folder(
     plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +219,24 @@ def test_a_folder_that_cannot_be_written_is_refused_before_encoding(plan: Traini
 def test_a_folder_that_another_training_writes_into_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
     with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="another training is writing into"):
         run(plan, tmp_path / "out")
+
+
+def test_what_another_training_has_left_meanwhile_is_neither_replaced_nor_mixed_up(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    def made(**changes: Any) -> TrainingJob:
+        return TrainingJob(replace(plan, **changes), Host(TinyBackend(), tmp_path / "out"), Recorder())
+
+    waiting, going_on = made(), made(resume_from_checkpoint="latest")
+    replacing = made(overwrite=True, max_train_steps=2)
+    before = run(plan, tmp_path / "out").step, contents(tmp_path / "out")
+    with pytest.raises(UserError, match="there is a training new1 already"):
+        waiting.run()
+    with pytest.raises(UserError, match=r"another training has saved into .*out meanwhile; start again to go on from"):
+        going_on.run()
+    assert before == (4, contents(tmp_path / "out"))
+    replacing.run()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_what_overwrite_replaces_is_replaced_at_the_first_save(plan: TrainingPlan, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from PIL import Image
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
-from ...training.job import Host, dated_folder
+from ...training.job import Host
 from ...training.loop import PRECISIONS
+from ...training.place import check_place, dated_folder
 from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
 from ...ui.preset_note import Loaded, preset_note
@@ -274,6 +275,7 @@ def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
     plan.check_settings(PAGE)
     folder = dated_folder(place.logs, plan, PAGE)
     target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
+    check_place(plan, PAGE, folder, target)
     host = Host(place.models.get(), folder, target, copies=True)
     report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen, name=plan.result_name), place.timings)
     return outcome_of(report, report.result.files[1:], resumable=report.interrupted)
