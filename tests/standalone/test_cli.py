@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -258,6 +259,7 @@ def launched(rank: int, environment: dict[str, str], arguments: list[str], said:
     """A process as torchrun and, for several GPUs, `accelerate launch` start it."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
+    PartialState._reset_state()  # what another test may have found out for one process alone
     with said.open("w") as file, redirect_stdout(file):
         status = main(arguments)
     os._exit(status)
