@@ -177,7 +177,8 @@ class FolderLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder") from error
+            where = error.filename or self.folder
+            raise UserError(f"cannot write to {where}: {error.strerror}; choose another folder") from error
         try:
             _lock(self._file)
         except OSError as error:
@@ -194,7 +195,8 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if sys.platform != "win32":  # which removes no open file
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that cannot be written any more, which whoever wrote there tells
+                self.path.unlink()
         self._file.close()
 
 

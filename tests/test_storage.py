@@ -75,6 +75,28 @@ def test_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None
         storage.write_atomically(tmp_path / "file" / "a.bin", b"")
 
 
+def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(UserError, match="the real one"), storage.FolderLock(tmp_path):
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise UserError("the real one")
+    monkeypatch.undo()
+    with storage.FolderLock(tmp_path):
+        pass
+    assert not os.listdir(tmp_path)
+
+
+def test_a_lock_that_another_user_has_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_ours(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", not_ours)
+    with pytest.raises(UserError, match=r"cannot write to \S+/\.lock: Permission denied"), storage.FolderLock(tmp_path):
+        pass
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
 def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

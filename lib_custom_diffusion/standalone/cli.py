@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 
 from .. import __version__
 from ..attention import SELECTIONS
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # no letter of a prompt or a path that it cannot show is an error
                 stream.reconfigure(errors="backslashreplace")
-        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_BesideBars()])
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         status = options.run(options)
         print(end="", flush=True)  # unless the output is closed, as by >&-
@@ -72,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a file that is not ours to read, vanished meanwhile, or on a disk that fails
         print(f"error: {' '.join(map(_shown, _of_system(error).split()))}", file=sys.stderr)
         return 2
+
+
+class _BesideBars(logging.StreamHandler):
+    """Warnings on lines of their own, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _of_system(error: OSError) -> str:

@@ -72,9 +72,9 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     Those of later steps, which a run that went on from an earlier one has left behind, are removed first. Raises
     NotSaved where it cannot be written.
     """
-    final = folder / f"checkpoint-{state.step}"
+    final = folder / name_of(state.step)
     aside = folder / f".checkpoint-{state.step}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
     metadata = {
         "step": state.step,
         "scaler": state.scaler,
@@ -88,9 +88,9 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
             final.rename(folder / f"{_REPLACED}{state.step}")
         aside.rename(final)
     except (NotSaved, OSError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        _delete(aside)
         raise NotSaved(final, error.reason if isinstance(error, NotSaved) else error.strerror) from error
-    shutil.rmtree(folder / f"{_REPLACED}{state.step}", ignore_errors=True)
+    _delete(folder / f"{_REPLACED}{state.step}")
     if keep is not None:
         others = [path for path in _checkpoints(folder) if path != final]
         others.sort(key=lambda path: (_step_of(path) < state.step, _step_of(path)))
@@ -101,17 +101,32 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
 def clean_up(folder: Path) -> None:
     """Put back, or away, what a run that was killed in the middle of a save has left."""
     for replaced in folder.glob(f"{_REPLACED}*"):
-        final = folder / f"checkpoint-{_step_of(replaced)}"
-        shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
+        final = folder / name_of(_step_of(replaced))
+        if final.exists():
+            _delete(replaced)
+        else:
+            replaced.rename(final)
     for leftover in folder.iterdir():
-        if leftover.is_dir() and _HALF_SAVE.fullmatch(leftover.name):
-            shutil.rmtree(leftover)
-        elif leftover.is_file() and _HALF_FILE.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+        if (_HALF_SAVE if leftover.is_dir() else _HALF_FILE).fullmatch(leftover.name):
+            _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    """Take a folder or a file off the disk; what is another user's, or open in another program, may stay."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def name_of(step: int) -> str:
+    """What a save is called in its folder."""
+    return f"checkpoint-{step}"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether that is what a save is called in its folder."""
+    """Whether a save has that name."""
     return _CHECKPOINT.fullmatch(name) is not None
 
 
@@ -150,12 +165,12 @@ def remove(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.is_dir():
             aside = path.with_name(f".removed-{path.name}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
+            _delete(aside)
             with suppress(OSError):  # another program has a file of it open
                 path.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            _delete(aside)
         else:
-            path.unlink(missing_ok=True)
+            _delete(path)
 
 
 def read_identity(checkpoint: Path) -> tuple[int, Identity]:

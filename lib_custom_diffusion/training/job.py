@@ -323,8 +323,7 @@ class TrainingJob:
     def _after_save(self, step: int) -> None:
         """The first one replaces what there was; copies are kept if the host wants them."""
         if self.trainer.saves == 1:
-            now = self.host.folder / f"checkpoint-{step}"
-            checkpoints.remove([path for path in self.replaced if path != now])
+            checkpoints.remove([path for path in self.replaced if path.name != checkpoints.name_of(step)])
             self._write_settings()
         every = self.plan.checkpointing_steps
         if self.host.copies and every and step % every == 0:
@@ -394,7 +393,7 @@ class TrainingJob:
         if limit is not None:
             whole = learned
             if whole == self.target:
-                whole = self.host.folder / f"checkpoint-{result.step}" / whole.name
+                whole = self.host.folder / checkpoints.name_of(result.step) / whole.name
             self.face.preparing("Compressing what was learned", 0, 1)
             try:
                 return [compressed_text(compress_file(whole, self.target, limit, lambda: self.backend))]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
 from ..backend import MOST_SEED, Backend, Conditioning, Sizes, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
-from ..delta import Delta, Provenance
+from ..delta import SUFFIX, Delta, Provenance
 from ..errors import NotSaved, UserError, check_range
 from ..injection import TrainableDelta
-from ..storage import FolderLock
+from ..storage import FolderLock, write_atomically
 from ..text_features import concept_words, read_captions
 from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
@@ -343,9 +345,7 @@ class Trainer:
             files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
             return TrainingResult(delta, self.step, self.step < total, files)
         except NotSaved as error:
-            last = checkpoints.resolve_checkpoint(self.output_dir, "latest")
-            advice = f"resume from {last}" if last else "start again"
-            raise UserError(f"{error}. Once that is mended, {advice}") from error
+            raise UserError(f"{error}. {self._rescued()}") from error
         finally:
             self.delta.remove()
             self.backend.gradient_checkpointing(False)
@@ -356,6 +356,19 @@ class Trainer:
     def _log(self) -> LossLog:
         logs = self.output_dir / self.logging_dir if is_for_tensorboard(self.config.report_to) else None
         return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder)
+
+    def _rescued(self) -> str:
+        """Put what was learned, which is much smaller than a save, where there is room; says where, and what to do."""
+        last = checkpoints.resolve_checkpoint(self.output_dir, "latest")
+        if last is not None and last.name == checkpoints.name_of(self.step):
+            return f"What was learned is in {last}"
+        advice = f"Once that is mended, resume from {last}" if last else "Once that is mended, start again"
+        stem = f"{self.name}-{self.step}"
+        for path in (self.output_dir / f"{stem}{SUFFIX}", Path(tempfile.gettempdir(), f"{stem}-{os.getpid()}{SUFFIX}")):
+            with suppress(NotSaved):
+                write_atomically(path, self.learned().to_bytes(title=self.name))
+                return f"What was learned in {self.step} steps is in {path}. {advice}"
+        return advice
 
     def learned(self) -> Delta:
         """What has been learned so far, on the CPU in float32."""

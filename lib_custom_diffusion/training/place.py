@@ -67,8 +67,8 @@ def check_results(plan: TrainingPlan, wording: Wording, folder: Path, delta: Pat
         step, _ = checkpoints.read_identity(checkpoint)
         if step > plan.max_train_steps:
             raise UserError(
-                f"{checkpoint} has {step} steps behind it; give {wording.label('max_train_steps')} more than"
-                f" {plan.max_train_steps}"
+                f"{checkpoint} has {step} steps behind it; give {wording.label('max_train_steps')} as many or"
+                f" more, not {plan.max_train_steps}"
             )
         return checkpoint
     target = delta or folder / f"{plan.result_name}{SUFFIX}"

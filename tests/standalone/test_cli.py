@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,11 +21,13 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from lib_custom_diffusion.__main__ import main as command_line
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
 from lib_custom_diffusion.algebra.factors import Factors
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone import cli
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.train import until_interrupt
@@ -183,6 +187,13 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
             assert not interrupted.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_warning_has_a_line_of_its_own_beside_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=3, desc="training") as bar:
+        bar.update()
+        cli._BesideBars().emit(logging.makeLogRecord({"msg": "skipped %s", "args": ("a.png",)}))
+    assert any(line.strip() == "skipped a.png" for line in re.split("[\r\n]", capsys.readouterr().err))
 
 
 def test_ctrl_c_while_libraries_are_imported_is_told_in_a_word(

@@ -1,5 +1,6 @@
 """The output folder: which checkpoint is resumed from, and what may be overwritten."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,27 @@ def test_what_a_killed_run_has_left_is_cleared_away_and_a_save_it_was_replacing_
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".folder.tmp", ".mine.tmp", ".notes.txt.abcd_123.tmp", "checkpoint-10", "mine.tmp",
     ]  # fmt: skip
+
+
+def test_what_another_user_has_left_keeps_no_training_from_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, "x", Delta({}), TrainingState(10, {}, {}, IDENTITY))
+    (tmp_path / ".replaced-checkpoint-10").mkdir()
+    for name in (".checkpoint-20.tmp", ".replaced-checkpoint-10"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "x.delta.safetensors").write_bytes(b"theirs")
+    (tmp_path / ".loss.csv.new.tmp").write_bytes(b"theirs")
+
+    def not_ours(path: object, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("unlink", "rmdir"):
+        monkeypatch.setattr(os, name, not_ours)
+    monkeypatch.setattr(Path, "unlink", not_ours)
+    clean_up(tmp_path)
+    checkpoints.remove(checkpoints.results_in(tmp_path, "x"))
+    assert (tmp_path / "x.delta.safetensors").read_bytes() == b"theirs"
 
 
 def test_a_run_that_is_killed_while_it_removes_saves_leaves_none_that_lacks_a_file(

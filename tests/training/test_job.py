@@ -379,7 +379,7 @@ def test_names_of_pictures_alone_make_no_other_training(plan: TrainingPlan, tmp_
 
 def test_a_save_of_more_steps_than_are_asked_for_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
     run(plan, tmp_path / "out")
-    with pytest.raises(UserError, match="has 4 steps behind it; give max_train_steps more than 3"):
+    with pytest.raises(UserError, match="has 4 steps behind it; give max_train_steps as many or more, not 3"):
         run(replace(plan, max_train_steps=3, resume_from_checkpoint="latest"), tmp_path / "out")
 
 

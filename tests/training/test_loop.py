@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -298,6 +299,44 @@ def test_full_disk_at_a_save_keeps_the_save_before(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "loss.csv"]
     monkeypatch.undo()
     assert trainer(tmp_path, checkpoints.resolve_checkpoint(tmp_path, "latest")).run().step == 20
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_was_learned_since_the_last_save_is_kept_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """There is room for a delta where there is none for a save, or in the system's own folder."""
+    output, elsewhere, full = tmp_path / "out", tmp_path / "elsewhere", []
+
+    def no_room(*_: object) -> None:
+        raise NotSaved(output / "checkpoint-9", "No space left on device")
+
+    def fill_disk(progress: Progress) -> None:
+        if progress.step == 8:  # when the person stops it, too, which is after the step that follows
+            monkeypatch.setattr(checkpoints, "save_checkpoint", no_room)
+            full.append(True)
+            if closed:
+                (output / "tiny-9.delta.safetensors").mkdir()  # a name that is taken, as root may write anywhere
+
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    stopped = trainer(output)
+    with pytest.raises(
+        UserError, match=r"learned in 9 steps is in \S+\. Once that is mended, resume from \S+-7$"
+    ) as told:
+        stopped.run(fill_disk, interrupted=lambda: bool(full))
+    path = Path(str(told.value).partition("9 steps is in ")[2].partition(". Once")[0])
+    assert path.parent == (elsewhere if closed else output)
+    kept = Delta.load(path)
+    assert kept.provenance.steps == 9 and set(kept.embeddings) == {"<new1>"}
+    learned = stopped.learned().entries
+    assert all(torch.allclose(entry.float(), learned[key], atol=1e-3) for key, entry in kept.entries.items())
+
+
+def test_where_only_the_result_cannot_be_written_the_last_save_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny.delta.safetensors").mkdir()  # what no file can replace
+    with pytest.raises(UserError, match=r"cannot save \S+safetensors: .*\. What was learned is in \S+/checkpoint-20$"):
+        trainer(tmp_path).run()
+    assert Delta.load(tmp_path / "checkpoint-20" / "tiny.delta.safetensors").provenance.steps == 20
 
 
 def test_the_delta_is_kept_where_there_is_no_room_for_the_last_save(
