@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from modules import devices, processing, sd_models, shared
+from modules import devices, processing, scripts, sd_models, shared
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, S
 from ..errors import UserError
 from ..reading.document import Header, read_header
 from ..text_features import captions_beside
-from . import host_text
+from . import host_text, reforge
 
 _CONTEXT = 77
 """Tokens that the text encoder reads at once, start and end included; the host gives it longer texts in pieces."""
@@ -120,6 +120,8 @@ class HostBackend:
         return F.normalize(features[torch.arange(len(captions), device=features.device), ends], dim=-1)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if reforge.is_of_forge(self.model):
+            return reforge.predict(self.model, noisy_latents, timesteps, conditioning)
         condition: dict[str, Any] = {"c_crossattn": [conditioning.crossattn]}
         if conditioning.vector is not None:
             condition = {"crossattn": conditioning.crossattn, "vector": conditioning.vector}
@@ -129,9 +131,14 @@ class HostBackend:
         """Block by block, as the host has it, whose own is for SD 1 and 2 alone and has no gradients of hooks."""
         for block in self._checkpointed:
             del block.forward
-        self._checkpointed = [each for each in self.unet.modules() if hasattr(each, "_forward")] if on else []
+        self._checkpointed = [each for each in self.unet.modules() if self._is_block(each)] if on else []
         for block in self._checkpointed:
-            block.forward = partial(checkpoint, block._forward, use_reentrant=False)
+            block.forward = partial(checkpoint, getattr(block, "_forward", block.forward), use_reentrant=False)
+
+    def _is_block(self, module: nn.Module) -> bool:
+        """`_forward` is a block without the host's checkpointing. reForge's UNet has one, too, and some blocks none."""
+        named = hasattr(module, "_forward") or type(module).__name__ == "BasicTransformerBlock"
+        return named and module is not self.unet
 
     def autoencoder_aside(self, on: bool) -> None:
         """Only if "Move VAE and CLIP to RAM when training" is on in the host's settings."""
@@ -171,6 +178,7 @@ class HostBackend:
                     do_not_save_samples=True,
                     do_not_reload_embeddings=True,
                 )
+                p.scripts = scripts.ScriptRunner()  # none of them; reForge looks for one of its own among them
                 forget_encoded_prompts(p)
                 with closing(p):
                     processed = processing.process_images(p)
@@ -179,6 +187,8 @@ class HostBackend:
                 pictures += processed.images[processed.index_of_first_image :]
                 if len(pictures) < start + len(batch):
                     break
+        if reforge.is_of_forge(self.model):
+            reforge.load_whole(self.model)  # a picture is drawn with parts of it in turn
         return pictures
 
 

@@ -10,6 +10,7 @@ from modules import devices, extra_networks, processing, sd_hijack, shared
 from torch import nn
 
 from ..errors import UserError
+from . import reforge
 from .host_backend import forget_encoded_prompts
 
 _ATTENTION = "sdp-no-mem - scaled dot product without memory efficient attention"
@@ -18,11 +19,8 @@ _ATTENTION = "sdp-no-mem - scaled dot product without memory efficient attention
 
 def refuse_untrainable(model: nn.Module) -> None:
     """Raise UserError where the host, or its settings, do not allow training."""
-    if hasattr(model, "forge_objects"):
-        raise UserError(
-            "Forge and reForge keep their models in a form that cannot be trained here; train in AUTOMATIC1111's WebUI"
-            " or with `python -m lib_custom_diffusion ui`, and use the delta here"
-        )
+    if reforge.is_of_forge(model):
+        reforge.refuse_other_forges()
     if getattr(model, "lowvram", False):
         raise UserError("training needs the whole model on the GPU; start the WebUI without --medvram and --lowvram")
     if getattr(devices, "fp8", False):
@@ -46,6 +44,8 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
     switch_networks_off()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parallel = shared.parallel_processing_allowed
+    if reforge.is_of_forge(model):
+        reforge.load_whole(model)
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
@@ -56,6 +56,9 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
             parameter.grad = None
         shared.parallel_processing_allowed = parallel
-        model.first_stage_model.to(devices.device)
+        if reforge.is_of_forge(model):
+            reforge.unload(model)
+        else:
+            model.first_stage_model.to(devices.device)
         sd_hijack.model_hijack.apply_optimizations()
         switch_networks_off()

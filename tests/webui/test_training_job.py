@@ -90,11 +90,9 @@ def test_a_model_that_cannot_be_trained_is_refused_before_a_word_for_it_is_asked
         train(plan)
 
 
-def test_forge_and_reforge_are_told_where_to_train_before_anything_is_read(host, plan, tmp_path):
+def test_in_forge_it_is_told_where_to_train_before_anything_is_read(host, plan, tmp_path):
     host.forge_objects = host.first_stage_model = None
-    with pytest.raises(
-        UserError, match=r"Forge and reForge .* cannot be trained here; train in AUTOMATIC1111's WebUI or"
-    ):
+    with pytest.raises(UserError, match=r"Forge .* cannot be trained here; train in AUTOMATIC1111's WebUI, in reForge"):
         train(plan, str(tmp_path / "log"))
     assert not (tmp_path / "log").exists()
 

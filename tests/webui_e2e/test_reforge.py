@@ -5,9 +5,7 @@ SCREENSHOTS also gets the pictures that are drawn here.
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,10 @@ from safetensors.torch import load_file
 from conftest import PROMPT, TOY, Page, WebUI, difference, fingerprint, is_reforge
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone import toy
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.standalone.train import run_training
+from lib_custom_diffusion.training.plan import TrainingPlan
 
 pytestmark = pytest.mark.skipif(not is_reforge(), reason="WEBUI_DIR is not reForge")
 
@@ -44,9 +46,6 @@ def delta() -> Delta:
 @pytest.fixture(scope="module")
 def converted(webui: WebUI, delta: Delta) -> dict[str, bytes]:
     """What `convert` makes. It and the delta lie where the program looks for them, its word not."""
-    from lib_custom_diffusion.standalone import toy
-    from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
-
     webui.delta("random").parent.mkdir(parents=True, exist_ok=True)
     delta.save(webui.delta("random"))
     base = formats.Base.of(DiffusersBackend(toy.load(), "toy").unet)
@@ -107,8 +106,48 @@ def test_the_deltas_have_their_cards(page: Page, converted: dict[str, bytes]) ->
     assert page.value("txt2img_prompt").split() == ["<delta:random:1>", WORD, "cat"]
 
 
-def test_training_is_refused_in_one_sentence(webui: WebUI, pictures: Path) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        webui.ask_to_train("a", pictures, max_train_steps=1)
-    assert refused.value.code == 422
-    assert "Forge and reForge" in json.loads(refused.value.read())["detail"]
+def asked_of_a_training(pictures: Path) -> dict[str, object]:
+    prompts = {"instance_prompt": "photo of a thing house", "class_prompt": "house"}
+    return {
+        "concepts": [{"instance_data_dir": str(pictures), **prompts}], "modifier_token": ["thing"], "seed": 3,
+        "max_train_steps": 12, "train_batch_size": 1, "learning_rate": "1e-3", "gradient_checkpointing": True,
+        "prior": "none",  # whose captions are the toy's own here, and there those of a model that brings none
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(webui: WebUI, pictures: Path, drawn: dict[str, Image.Image]) -> Delta:
+    """What a training with previews learns, after pictures with LoRAs, one of them a preview."""
+    word = {"name": "thing", "num_vectors_per_token": 1, "overwrite_old": True, "init_text": "house"}
+    webui.post("/sdapi/v1/create/embedding", **word)
+    webui.images(f"{PROMPT} <lora:random:0.8>")
+    previews = {"validation_steps": 5, "validation_prompt": "a house <lora:random:1>"}
+    done = webui.train("learned", pictures, **asked_of_a_training(pictures), **previews)
+    assert (done["steps"], done["interrupted"]) == (12, False)
+    assert len(list(Path(done["log_directory"]).glob("images/*"))) == 4
+    return Delta.load(webui.delta("learned"))
+
+
+def test_a_training_learns_what_it_learns_in_diffusers(trained: Delta, pictures: Path, tmp_path: Path) -> None:
+    backend = DiffusersBackend(toy.load(), "toy")
+    plan = TrainingPlan.of({**asked_of_a_training(pictures), "initializer_token": ["house"]})
+    learned = run_training(backend, plan, tmp_path).result.delta
+    for key, entry in learned.entries.items():
+        torch.testing.assert_close(trained.entries[key].float(), entry.float(), rtol=0.01, atol=1e-4)
+
+
+def test_the_model_is_afterwards_as_it_was(webui: WebUI, trained: Delta, drawn: dict[str, Image.Image]) -> None:
+    assert fingerprint(webui.images(PROMPT)[0][0]) == fingerprint(drawn["other words alone"])
+
+
+def test_what_was_learned_acts(webui: WebUI, trained: Delta) -> None:
+    with_it, without = (webui.images(f"photo of a thing house{end}")[0][0] for end in (" <delta:learned:1>", ""))
+    assert difference(with_it, without)[1] > 1
+
+
+def test_the_page_trains(webui: WebUI, trained: Delta, page: Page, pictures: Path) -> None:
+    page.fill_form("thing", pictures, "pressed", 3)
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "Finished after 3 steps")
+    page.look("reforge-trained")
+    assert Delta.load(webui.delta("pressed")).provenance.steps == 3

@@ -1,1 +1,5 @@
 scripts_data = []
+
+
+class ScriptRunner:
+    """Of no scripts."""
