@@ -4,12 +4,20 @@ function refreshCustomDiffusionCards(_event, tab) {
     gradioApp().getElementById(tab + '_cd_refresh_cards').click();
 }
 
+function customDiffusionCardsCame(tab) {
+    applyExtraNetworkFilter(`${tab}_deltas`);
+    setupAllResizeHandles();
+    // Where there are none, the host's filter wipes its "Nothing here" away; the style sheet says it then.
+    gradioApp().getElementById(`${tab}_deltas_cards`).classList.add('cd-known');
+    return [];
+}
+
 // The host fills all its pages of cards when it is opened, by a job in gradio's queue. Where the page is too busy to take
 // it, gradio drops it: the cards stay "Loading...", or "Error" is written over them. Ours are asked for out of turn.
 setInterval(function() {
     for (const tab of ['txt2img', 'img2img']) {
         const cards = gradioApp().getElementById(tab + '_deltas_cards');
-        if (cards?.offsetParent && !cards.querySelector('.card, .nocards')) refreshCustomDiffusionCards(null, tab);
+        if (cards?.offsetParent && !cards.querySelector('.card') && !cards.classList.contains('cd-known')) refreshCustomDiffusionCards(null, tab);
     }
 }, 5000);
 

@@ -145,9 +145,9 @@ def _merge(host: Host) -> list[Action]:
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
         rows = {
             "Difference from each file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
-            f"Change of {done.captions} other captions": f"{done.change:.4g}; by adding up {done.change_of_sum:.4g}",
-            "Asked of it": f"{done.target_rows[0]} of {done.target_rows[1]} word positions, the others being alike",
-            "Missed of that (0 is exact)": f"{done.residual:.1e}, once rounded for the file {done.stored_residual:.1e}",
+            f"Effect on {done.captions} other captions": f"{done.change:.4g}; added up {done.change_of_sum:.4g}",
+            "Solved for": f"{done.target_rows[0]} of {done.target_rows[1]} word positions; the others repeat them",
+            "Error there (0 is exact)": f"{done.residual:.1e}; once rounded for the file {done.stored_residual:.1e}",
         }
         return _delta_outcome(host, "Merged", done, rows)
 
@@ -192,7 +192,12 @@ def _convert(host: Host) -> list[Action]:
             info="The file with the layers, and those with its words if they are separate",
         )  # fmt: skip
         host.lists.add(names, lambda: _convertible(host), "cd_convert_refresh")
-    uploads = gr.File(label="Or upload them", file_count="multiple", height=120, elem_id="cd_convert_uploads")
+    with gr.Row():
+        uploads = gr.File(label="Or upload them", file_count="multiple", height=76, elem_id="cd_convert_uploads")
+        fits = gr.Checkbox(
+            label="Made for the loaded model", value=True, elem_id="cd_convert_fits",
+            info="Full weights can only be converted with their own model loaded; untick for files of another model",
+        )  # fmt: skip
     with gr.Row():
         kind = gr.Dropdown(
             label="Format to write", choices=sorted(KINDS), value=_LORA, elem_id="cd_convert_kind",
@@ -202,10 +207,6 @@ def _convert(host: Host) -> list[Action]:
             label="Rank of a LoRA", minimum=0, maximum=256, step=1, value=0, elem_id="cd_convert_rank",
             info=f"Limits layers of a higher rank; 0 for the lowest that loses at most {LORA_ERROR:.0%}",
         )  # fmt: skip
-    fits = gr.Checkbox(
-        label="Made for the loaded model", value=True, elem_id="cd_convert_fits",
-        info="Full weights can only be converted with their own model loaded; untick for files of another model",
-    )  # fmt: skip
     result, overwrite = _result_fields("cd_convert", "converted file", "the first file's name")
     button = gr.Button("Convert", variant="primary", elem_id="cd_convert")
 

@@ -45,16 +45,14 @@ def _draw(host: Host) -> list[Action]:
             label="Pictures per caption", value=1, precision=0, visible=False, info="How many to draw of each",
             elem_id="cd_reg_times",
         )  # fmt: skip
+        folder = gr.Textbox(
+            label="Folder for the pictures", info="Those already in it are kept and counted", max_lines=1,
+            elem_id="cd_reg_folder",
+        )  # fmt: skip
     source.change(
         fn=_fields_of, inputs=[source], outputs=[prompt, template, captions, count, times],
         queue=False, show_progress=False,
     )  # fmt: skip
-    folder = gr.Textbox(
-        label="Folder for the pictures",
-        info="Pictures that are already in it are kept and counted",
-        max_lines=1,
-        elem_id="cd_reg_folder",
-    )
     with gr.Row():
         sampler = gr.Dropdown(
             label="Sampling method", choices=list(host.samplers), value=next(iter(host.samplers), None),

@@ -91,7 +91,7 @@ class FormFields:
     def entered(self, values: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """What was entered, by name: of each concept asked for, and the others; emptied numbers are left out."""
         rest = iter(values)
-        asked = int(next(rest))
+        asked = int(next(rest) or 1)
         concepts = [{name: next(rest) for name in each} for each in self.concepts][:asked]
         settings = {name: next(rest) for name in self.settings}
         return concepts, {name: value for name, value in settings.items() if value is not None}
@@ -195,7 +195,7 @@ def _concepts(face: Face, essentials: Essentials) -> tuple[gr.Slider, list[Field
         concepts.append(fields)
         boxes.append(box)
     count.change(
-        fn=lambda wanted: [gr.update(visible=number < wanted) for number in range(MAX_CONCEPTS)],
+        fn=lambda wanted: [gr.update(visible=number < (wanted or 1)) for number in range(MAX_CONCEPTS)],
         inputs=[count],
         outputs=boxes,
         queue=False,

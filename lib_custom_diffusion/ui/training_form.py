@@ -71,6 +71,8 @@ def entered_plan(
             )
     given = dict(entered)
     prompt = given.pop("instance_prompt", "photo of a [name]")
+    if not prompt.strip():
+        raise UserError(f"{LABELS['instance_prompt']} is empty; say what the pictures show, such as photo of a [name]")
     given |= _gradients(given.pop("clip_mode", CLIP_MODES[0]), given.pop("clip_value", 1.0))
     given["resize_mode"] = _shape(given.get("resize_mode", next(iter(PICTURE_SHAPES))))
     given["noaug"] = not given.pop("augment", True)

@@ -139,7 +139,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
                     actions += section.add(host)
                 tabs.append(tab)
             host.lists.ask_when_selected(*tabs)
-        with gr.Column(scale=2):
+        with gr.Column(scale=2, elem_id="cd_utils_results"):
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")

@@ -112,7 +112,7 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         refresh = gr.Button(visible=False, elem_id=f"{tabname}_cd_refresh_cards")
         # Not in gradio's queue: a page that is busy for 5 seconds would be told "Connection errored out".
         refresh.click(fn=made_anew, inputs=[], outputs=[cards], queue=False).then(
-            fn=None, _js=f"() => {{ applyExtraNetworkFilter('{tabname}_deltas'); setupAllResizeHandles(); }}"
+            fn=None, _js=f"() => customDiffusionCardsCame('{tabname}')"
         )
 
 

@@ -38,6 +38,7 @@ class HostBackend:
     """
 
     def __init__(self, learning: Sequence[str] = (), sampler_name: str | None = None) -> None:
+        refuse_without_checkpoint()
         sd_models.reload_model_weights()  # the picture before may have left a refiner, or another checkpoint, loaded
         model = shared.sd_model
         if model is None:
@@ -208,6 +209,16 @@ def _described_side(model: Any) -> int | None:
         return int(yaml.safe_load(Path(model.used_config).read_text(encoding="utf-8"))["model"]["image_size"])
     except (AttributeError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
+
+
+def refuse_without_checkpoint() -> None:
+    """Raise UserError if the host has no checkpoint at all; asked for its model, it would print a traceback."""
+    if sd_models.model_data.sd_model is None and not sd_models.checkpoints_list:
+        folder = shared.cmd_opts.ckpt_dir or sd_models.model_path
+        raise UserError(
+            f"there is no checkpoint yet; install the toy model, or put one into {folder} and press 🔄 at the top of"
+            " the page"
+        )
 
 
 def refuse_kind(model: Any) -> None:

@@ -7,7 +7,7 @@ from modules import devices, sd_hijack, shared
 
 from ..errors import UserError
 from ..tokens import file_name, initializer_vectors
-from .host_backend import HostBackend, refuse_kind
+from .host_backend import HostBackend, refuse_kind, refuse_without_checkpoint
 from .host_text import home_of, text_encoders, write_word
 
 MAX_VECTORS = 75
@@ -26,6 +26,7 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     """
     if not 1 <= vectors <= MAX_VECTORS:
         raise UserError(f"an embedding has 1 to {MAX_VECTORS} vectors, not {vectors}")
+    refuse_without_checkpoint()
     model = shared.sd_model
     if model is None:
         raise UserError("no checkpoint is loaded; choose one at the top of the page")

@@ -46,7 +46,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
             toy_buttons("cd_train_toy")
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
-        create = _create_embedding_box()
+        new_word, create = _create_embedding_box()
         face = Face(FormRow, _word, lambda _number: {}, _template, {**RECIPES, **TOY_RECIPES}, _note)
         essentials = essential_fields(face)
         with gr.Row(elem_id="cd_buttons"):
@@ -74,15 +74,17 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
 
     def opened() -> list[Any]:
         library.look_into(logs_in(log_directory.value or ""))  # as it was kept under Settings → Defaults
-        names = [gr.update(choices=_embedding_names()) for _ in words]
+        there = _embedding_names()
+        names = [gr.update(choices=there) for _ in words]
         preset, *others = _suiting_preset(fields)
         note = _note(preset if isinstance(preset, str) else fields.preset.value, "")
-        return [gr.update(visible=no_checkpoint()), resumable_html(), *names, preset, *others, note]
+        offered = gr.update(visible=no_checkpoint())
+        return [offered, resumable_html(), *names, preset, *others, note, gr.update(open=not there)]
 
     # The page is made once, when the host starts; checkpoints and words come and go while it runs.
     filled = [fields.preset, *fields.filled.values()]
     Context.root_block.load(
-        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled, essentials.note], queue=False,
+        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled, essentials.note, new_word], queue=False,
         show_progress=False,
     )  # fmt: skip
     asked: dict[str, Sequence[Any]] = {}  # what was entered, of the last task
@@ -102,7 +104,10 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         inputs=[task, from_txt2img, log_directory, fields.preset, *fields.inputs, *params.txt2img_preview_params],
         outputs=shown,
         show_progress=False,
-    )
+    ).then(  # what a training of this kind takes here is known now
+        fn=_note, inputs=[fields.preset, fields.concepts[0]["instance_data_dir"]], outputs=[essentials.note],
+        queue=False, show_progress=False,
+    )  # fmt: skip
     # Pressed by the page, if a training runs while it is opened.
     reopened.click(
         fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
@@ -271,10 +276,10 @@ def _template() -> Any:
     )  # fmt: skip
 
 
-def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
-    """Where a new word is made; open where there is none yet.
+def _create_embedding_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.Dropdown]], None]]:
+    """Where a new word is made, open where there is none yet, and what binds its button.
 
-    To be called with the number of concepts and the fields that their words are chosen in.
+    The second is to be called with the number of concepts and the fields that their words are chosen in.
     """
     with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new") as box:
         with FormRow():
@@ -286,13 +291,15 @@ def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
             create = gr.Button("Create embedding", elem_id="cd_new_create")
     told = gr.HTML(elem_id="cd_new_told")
 
-    def make(name: str, text: str, vectors: float | None, overwrite: bool, count: float, *chosen: str) -> list[Any]:
+    def make(
+        name: str, text: str, vectors: float | None, overwrite: bool, count: float | None, *chosen: str
+    ) -> list[Any]:
         same = [gr.update() for _ in chosen]
         try:
             created = create_embedding(name, text, int(vectors or 0), overwrite)
         except UserError as error:
             return [error_html(error), gr.update(), *same]
-        words, place = _embedding_names(), next((n for n in range(int(count)) if not chosen[n]), 0)
+        words, place = _embedding_names(), next((n for n in range(int(count or 1)) if not chosen[n]), 0)
         updates = [
             gr.update(choices=words, value=created) if number == place else gr.update(choices=words)
             for number in range(len(chosen))
@@ -306,7 +313,7 @@ def _create_embedding_box() -> Callable[[gr.Slider, list[gr.Dropdown]], None]:
                 fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
             )
 
-    return bind
+    return box, bind
 
 
 def _told_of(created: str, asked: str) -> str:

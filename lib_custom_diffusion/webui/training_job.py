@@ -31,7 +31,7 @@ from ..ui.training_face import estimate as estimate_time
 from ..ui.training_form import PAGE
 from ..ui.training_page import Outcome
 from .delta_library import LOG_DIRECTORY, library
-from .host_backend import HostBackend
+from .host_backend import HostBackend, refuse_without_checkpoint
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import steps_of, write_word
 from .reopened_page import JOB, last
@@ -90,6 +90,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
     shared.state.textinfo = "Preparing…"
     plan.check_settings(wording)
+    refuse_without_checkpoint()
     refuse_untrainable(shared.sd_model)
     backend = HostBackend(plan.tokens)
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()

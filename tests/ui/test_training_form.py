@@ -105,6 +105,7 @@ def test_the_prompt_to_try_names_all_concepts() -> None:
         ({"resize_mode": "round"}, "Resize images is one of .*as they are, not 'round'"),
         ({"max_size": -2}, "Maximum file size in MB, 0 to disable must be 0 or more, not -2"),
         ({"max_train_steps": 2.5}, "Max steps must be a whole number, not 2.5"),
+        ({"instance_prompt": " "}, "Caption is empty; say what the pictures show"),
     ],
 )
 def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> None:

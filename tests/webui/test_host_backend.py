@@ -16,6 +16,7 @@ from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.injection import TrainableDelta
 from lib_custom_diffusion.tokens import initial_vectors
 from lib_custom_diffusion.webui.host_backend import HostBackend
+from lib_custom_diffusion.webui.new_embedding import create_embedding
 from tiny import WIDTH
 
 
@@ -217,6 +218,11 @@ def test_without_a_checkpoint_it_says_so(host, monkeypatch):
     monkeypatch.setattr(shared, "sd_model", None)
     with pytest.raises(UserError, match="no checkpoint is loaded"):
         HostBackend()
+    monkeypatch.setattr(sd_models.model_data, "sd_model", None)  # the host would try to load one, and print a traceback
+    monkeypatch.delattr(shared, "sd_model")
+    for use in (HostBackend, lambda: create_embedding("dog", "cat", 1, overwrite=False)):
+        with pytest.raises(UserError, match=r"no checkpoint yet; install the toy model, or put one into /.*models"):
+            use()
 
 
 TEXT_KEY, VAE_KEY = "cond_stage_model.transformer.text_model.x.bias", "first_stage_model.encoder.conv_in.bias"

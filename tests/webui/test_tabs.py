@@ -111,12 +111,14 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
         "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_seed": None,
         "cd_save_every": 1,
     }  # fmt: skip
-    [event] = made["cd_start"].events
+    event, then = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
     values[0] = "task(train-custom-diffusion-1)"
     monkeypatch.setattr(progress, "current_task", values[0])
     came = event.fn(*values)
     monkeypatch.setattr(progress, "current_task", None)
+    assert [part.elem_id for part in then.outputs] == ["cd_note"]  # what it took is said beside the preset
+    assert "on this machine" in then.fn(*[entered.get(part.elem_id, part.value) for part in then.inputs])
     prompt, button, card, compare, name, outcome = made["cd_outcome_fetch"].events[0].fn(values[0])
     assert came == (prompt, button, card, compare, name, outcome)  # also if gradio does not bring it
     assert event.js == "startCustomDiffusionTraining"
@@ -153,7 +155,7 @@ def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
 
 
 def test_a_mistake_is_shown_as_a_sentence(made):
-    [event] = made["cd_start"].events
+    event = made["cd_start"].events[0]
     *_, outcome = event.fn(*[component.value for component in event.inputs])
     assert outcome == "<div class='error'>Word is empty; choose a word or create a new one</div>"
 
@@ -170,6 +172,15 @@ def test_as_many_concepts_are_shown_as_are_asked_for(made):
     assert len(event.outputs) == 4
 
 
+def test_a_number_of_concepts_that_is_emptied_to_type_another_is_one(made):
+    assert [change["visible"] for change in made["cd_count"].events[0].fn(None)] == [True, False, False, False]
+    form = shown()
+    concepts, _ = form.entered([None, *(part.value for part in form.inputs[1:])])
+    assert len(concepts) == 1
+    told, *_ = made["cd_new_create"].events[0].fn("dog", "cat", 1, False, None, "", "", "", "")
+    assert "Created <b>dog</b>" in told
+
+
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
     event = made["cd_new_create"].events[0]
     told, box, first, *others = event.fn("<dog>", "cat", 1, False, 1, "", "", "", "")
@@ -183,6 +194,15 @@ def test_a_new_word_is_created_from_the_page(made, tmp_path):
     assert "value" not in first and second["value"] == "hen"
     told, _, *fields = event.fn("dog", "cat", 1, False, 1, "", "", "", "")
     assert "there is an embedding dog already" in told and not any("value" in field for field in fields)
+
+
+def test_a_page_that_is_opened_shows_the_box_for_new_words_while_there_is_none(page, host):
+    [at_load] = [each for each in page.dependencies if each["trigger"] == "load"]
+    at = [page.blocks[part].elem_id for part in at_load["outputs"]].index("cd_new")
+    asked = page.fns[page.dependencies.index(at_load)].fn
+    assert asked()[at]["open"]
+    create_embedding("dog", "cat", 1, overwrite=False)
+    assert not asked()[at]["open"]
 
 
 def test_a_page_knows_the_words_before_the_host_has_read_them_and_after(page, host, tmp_path, monkeypatch):

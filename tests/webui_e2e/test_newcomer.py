@@ -108,6 +108,42 @@ def newcomer(empty: WebUI, browser: Any) -> Iterator[Newcomer]:
     opened.page.close()
 
 
+def test_without_a_checkpoint_the_page_says_what_is_missing(empty: WebUI, newcomer: Newcomer) -> None:
+    page = newcomer
+    page.tab("Deltas", "#txt2img_extra_tabs")
+    page.page.wait_for_function(
+        "() => getComputedStyle(document.getElementById('txt2img_deltas_cards'), '::before').content"
+        ".startsWith('\"No deltas yet')"
+    )
+    page.open_training()
+    page.fill("cd_new_name", "rocky")
+    before = (empty.data / "log.txt").read_text()
+    page.press("cd_new_create")
+    page.wait_for("cd_new_told", "there is no checkpoint yet; install the toy model, or put one into", 60)
+    assert "Traceback" not in (empty.data / "log.txt").read_text().removeprefix(before)
+    page.unfold("cd_more")
+    concepts = page.page.locator("#cd_count input[type=number]")
+    concepts.fill("")
+    concepts.press_sequentially("2")
+    page.page.locator("#cd_pictures_2").wait_for()
+    assert "Traceback" not in (empty.data / "log.txt").read_text().removeprefix(before)
+
+
+def test_the_button_of_every_utility_is_on_the_screen_and_what_comes_of_it_stays_there(newcomer: Newcomer) -> None:
+    page = newcomer
+    page.tab("Custom Diffusion Utils")
+    buttons = {"Pick": "cd_pick", "Compress": "cd_compress", "Blend": "cd_blend", "Merge": "cd_merge",
+               "Rename": "cd_rename", "Convert": "cd_convert", "Draw": "cd_reg_draw"}  # fmt: skip
+    for name, button in buttons.items():
+        page.tab(name, "#cd_utils_tabs")
+        page.in_sight(page.page.locator(f"button#{button}"))
+    page.press("cd_reg_draw")
+    page.wait_for("cd_utils_outcome", "give a folder for the pictures", 60)
+    page.page.set_viewport_size({"width": SCREEN["width"], "height": 500})
+    page.page.locator("#cd_reg_draw").first.scroll_into_view_if_needed()
+    assert page.page.locator("#cd_utils_outcome .error").bounding_box()["y"] >= 0
+
+
 def test_an_empty_install_draws_a_new_word_in_eight_clicks(empty: WebUI, newcomer: Newcomer) -> None:
     page = newcomer
     page.click_tab("Train", "#tabs")
