@@ -96,9 +96,9 @@ def run_on_page(plan: TrainingPlan, host: Host, face: PageFace, timings: Path) -
     """Train, and remember how long it took, see `timings`. Raises UserError as `TrainingJob` does."""
     job = TrainingJob(plan, host, face)
     report = job.run()
-    timing = _timing(job, face)
-    if timing is not None:
-        with suppress(UserError):  # of a full disk
+    with suppress(UserError):  # of a full disk, or of pictures that are gone since
+        timing = _timing(job, face)
+        if timing is not None:
             keep_timing(timings, timing)
     return report
 

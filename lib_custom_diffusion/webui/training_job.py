@@ -180,7 +180,7 @@ class _Face(PageFace):
 
     def progress(self, progress: Progress) -> None:
         if not self.step:
-            with suppress(OSError):  # a full disk costs no training
+            with suppress(OSError, UserError):  # a full disk, or pictures that are gone since, cost no training
                 _write_settings(self.plan, self.host)
         super().progress(progress)
 

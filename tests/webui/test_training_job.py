@@ -25,6 +25,7 @@ from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_face import PageFace
 from lib_custom_diffusion.ui.training_form import entered_plan
 from lib_custom_diffusion.ui.training_page import outcome_html
+from lib_custom_diffusion.webui import training_job
 from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from lib_custom_diffusion.webui.training_job import estimate, logs_in, template_file, train
@@ -157,6 +158,21 @@ def test_interrupt_saves_and_says_so(host, plan, tmp_path, monkeypatch):
     assert done.interrupted and done.step == 3
     assert Delta.load(done.delta).provenance.steps == 3
     assert same_as_before(host, before)
+
+
+def test_pictures_that_vanish_once_they_are_encoded_cost_nothing(host, plan, tmp_path, monkeypatch):
+    show = training_job._Face.progress
+
+    def without_pictures(face, progress):
+        if progress.step == 1:
+            (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+        show(face, progress)
+
+    monkeypatch.setattr(training_job._Face, "progress", without_pictures)
+    done = train(plan, str(tmp_path / "log"))
+    assert done.step == 6 and "3 pictures were used" in done.note
+    trained = read_words(tmp_path / "embeddings" / "mycat.pt")["<mycat>"]
+    assert torch.allclose(trained, Delta.load(done.delta).embeddings["mycat"].float(), atol=1e-2)
 
 
 def test_an_error_in_the_middle_leaves_the_host_as_it_was_and_the_next_training_runs(host, plan, tmp_path, monkeypatch):
