@@ -89,12 +89,13 @@ class FormFields:
         return [_shown(self.presets[preset], name) for name in self.filled]
 
     def entered(self, values: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """What was entered, by name: of each concept asked for, and the others; emptied numbers are left out."""
+        """What was entered, by name: of each concept asked for, and the others; an emptied number is None."""
         rest = iter(values)
         asked = int(next(rest) or 1)
         concepts = [{name: next(rest) for name in each} for each in self.concepts][:asked]
         settings = {name: next(rest) for name in self.settings}
-        return concepts, {name: value for name, value in settings.items() if value is not None}
+        numbers = {name for name, part in self.settings.items() if isinstance(part, (gr.Number, gr.Slider))}
+        return concepts, {name: value for name, value in settings.items() if value is not None or name in numbers}
 
 
 def essential_fields(face: Face) -> Essentials:

@@ -38,6 +38,8 @@ LABELS = {
 }  # fmt: skip
 """What the pages call settings: as the WebUI's Train tab does where it has them."""
 PAGE = Wording(LABELS, asking="tick {} in Advanced")
+_OFF_AT_ZERO = ("resolution", "snr_gamma", "max_size", "rank", "checkpointing_steps", "validation_steps")
+"""The numbers that mean nothing, or none, when they are emptied."""
 
 
 def label_of_concept(name: str, number: int) -> str:
@@ -54,8 +56,8 @@ def entered_plan(
 
     concepts: modifier_token, instance_data_dir, class_prompt and class_data_dir of each, and perhaps initializer_token.
     entered:  the other fields by name. Settings of the plan are called as there; 0 in resolution, snr_gamma, max_size
-              and rank is none. instance_prompt is that of all concepts. clip_mode and clip_value say what gradients are
-              clipped by, and at. max_size is in MB.
+              and rank is none, and a number that was emptied is None. instance_prompt is that of all concepts.
+              clip_mode and clip_value say what gradients are clipped by, and at. max_size is in MB.
     template: the file of a template's name.
 
     Raises UserError for what is no plan.
@@ -70,6 +72,10 @@ def entered_plan(
                 f"{label_of_concept('instance_data_dir', number)} is empty; give the folder with your pictures"
             )
     given = dict(entered)
+    for name in [name for name, value in given.items() if value is None]:
+        if name not in _OFF_AT_ZERO:
+            raise UserError(f"{LABELS.get(name, LABELS['max_grad_norm'])} is empty; give a number")
+        given[name] = 0
     prompt = given.pop("instance_prompt", "photo of a [name]")
     if not prompt.strip():
         raise UserError(f"{LABELS['instance_prompt']} is empty; say what the pictures show, such as photo of a [name]")

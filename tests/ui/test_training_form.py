@@ -56,6 +56,8 @@ def test_settings_reach_the_core() -> None:
 
 def test_zeros_of_a_page_are_none() -> None:
     asked = plan(resolution=0, snr_gamma=0.0, rank=0, max_size=0.0, checkpointing_steps=0, validation_steps=0)
+    names = ("resolution", "snr_gamma", "rank", "max_size", "checkpointing_steps", "validation_steps")
+    assert plan(**dict.fromkeys(names)) == asked  # emptied
     assert (asked.resolution, asked.snr_gamma, asked.rank, asked.limit) == (None, None, None, None)
     config = asked.config()
     assert (config.validation_prompt, config.checkpointing_steps) == (None, config.max_train_steps)
@@ -106,6 +108,8 @@ def test_the_prompt_to_try_names_all_concepts() -> None:
         ({"max_size": -2}, "Maximum file size in MB, 0 to disable must be 0 or more, not -2"),
         ({"max_train_steps": 2.5}, "Max steps must be a whole number, not 2.5"),
         ({"instance_prompt": " "}, "Caption is empty; say what the pictures show"),
+        ({"max_train_steps": None}, "Max steps is empty; give a number"),
+        ({"clip_value": None}, "Gradient clip value is empty; give a number"),
     ],
 )
 def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> None:

@@ -108,7 +108,7 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     create_embedding("mycat", "ktn", 1, overwrite=False)
     entered = {
         "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(pictures), "cd_class_1": "cat", "cd_steps": 2,
-        "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_seed": None,
+        "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_preview_every": None,
         "cd_save_every": 1,
     }  # fmt: skip
     event, then = made["cd_start"].events
@@ -158,6 +158,9 @@ def test_a_mistake_is_shown_as_a_sentence(made):
     event = made["cd_start"].events[0]
     *_, outcome = event.fn(*[component.value for component in event.inputs])
     assert outcome == "<div class='error'>Word is empty; choose a word or create a new one</div>"
+    entered = {"cd_embedding_1": "mycat", "cd_pictures_1": "/x", "cd_steps": None}  # not the 250 of another preset
+    *_, outcome = event.fn(*[entered.get(part.elem_id, part.value) for part in event.inputs])
+    assert outcome == "<div class='error'>Max steps is empty; give a number</div>"
 
 
 def test_a_preset_fills_the_form_with_the_published_settings(made):
