@@ -26,7 +26,7 @@ from . import __version__
 from .algebra.factors import Factors, QuantizedFactors
 from .algebra.quantization import MAX_BITS, NUMBERS_A_BYTE, pack, unpack
 from .attention import Projection, beside_to_v
-from .errors import UserError
+from .errors import NO_TEXT, UserError
 from .reading import read_document
 from .reading.document import check_width
 from .reading.kinds import DELTA
@@ -37,6 +37,7 @@ _FORMAT_VERSION = "0.2.0"
 _EMBEDDING = "embedding."
 _DEEPEST = 50  # of settings in settings
 _MOST_STEPS = 1_000_000_000
+_LONGEST = 1000  # letters of a word, and of what it is a kind of: encoding takes longer with each
 _UNPACKED = 128  # bytes in memory for one in the file, at most; one bit for each of K's and V's numbers makes 64
 
 
@@ -168,7 +169,10 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
         else:
             entries[key] = _entry(key, kind, tensors)
     embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
-    return Delta(entries, embeddings, _provenance(metadata))
+    for token in embeddings:
+        if not token.strip() or len(token) > _LONGEST:
+            raise UserError(f"it has a word {token[:40]!r}, which is none; the file is damaged")
+    return Delta(entries, embeddings, stated_provenance(metadata))
 
 
 def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -248,11 +252,14 @@ def _check_depth(value: Any, left: int) -> None:
         _check_depth(each, left - 1)
 
 
-def _provenance(metadata: Mapping[str, str]) -> Provenance:
+def stated_provenance(metadata: Mapping[str, str]) -> Provenance:
+    """What a file's metadata says of how it came about. Raises UserError for what cannot be meant."""
     try:
         stated = json.loads(metadata.get("custom_diffusion", "{}"))
         json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
         _check_depth(stated, _DEEPEST)
+        if not isinstance(stated, dict):
+            raise TypeError
         found = Provenance(**{name: stated[name] for name in Provenance.__dataclass_fields__ if name in stated})
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError("its custom_diffusion metadata is damaged") from error
@@ -261,4 +268,8 @@ def _provenance(metadata: Mapping[str, str]) -> Provenance:
             raise UserError(f"its custom_diffusion metadata is damaged: {name} is {getattr(found, name)!r}")
     if not 0 <= found.steps < _MOST_STEPS:
         raise UserError(f"its custom_diffusion metadata is damaged: steps is {str(found.steps)[:40]}")
+    told = (found.architecture, found.checkpoint, found.library_version, *found.tokens, *found.tokens.values())
+    for text in told:
+        if not isinstance(text, str) or len(text) > _LONGEST or NO_TEXT.search(text):
+            raise UserError(f"its custom_diffusion metadata is damaged: it says {str(text)[:40]!r}")
     return found

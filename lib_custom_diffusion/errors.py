@@ -53,14 +53,12 @@ def did_you_mean(name: str, there: Iterable[str]) -> str:
     return f". Did you mean {plain[near[0]]}?" if near else ""
 
 
-def check_text(text: str, what: str) -> None:
-    """Raise UserError for a text with NULs or halves of letters, as of JSON's "\\ud800" or bytes that are no UTF-8.
+NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+"""What stands in no text: halves of letters, as of JSON's "\\ud800" and bytes that are no UTF-8, and control characters
+other than spaces. UTF-16 read as UTF-8 has such, and codes that do things to a terminal start with one."""
 
-    what: the text's name.
-    """
-    try:
-        whole = text.encode()
-    except UnicodeEncodeError:
-        whole = b"\0"
-    if b"\0" in whole:
+
+def check_text(text: str, what: str) -> None:
+    """Raise UserError for a text that has what no text has. what: the text's name."""
+    if NO_TEXT.search(text):
         raise UserError(f"{what} {text!r} has bytes that are no letters; type it anew")

@@ -21,13 +21,11 @@ from urllib.request import url2pathname
 import safetensors.torch
 from torch import Tensor
 
-from .errors import NotSaved, UserError
+from .errors import NO_TEXT, NotSaved, UserError
 
 _ASIDE = ".tmp"
 _MOST_TEXT = 64 << 20
 """Bytes of a text file that a person names; lists of a million pictures have as many."""
-_NO_TEXT = re.compile("[\0-\x08\x0e-\x1f]")
-"""What stands in no text: UTF-16 read as UTF-8 has such, and codes that do things to a terminal start with one."""
 _UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
 
 
@@ -107,7 +105,7 @@ def _text(path: Path) -> str:
         raise OSError(errno.EFBIG, f"it has more than {_MOST_TEXT >> 20} MB")
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if marked else "utf-8-sig")
-    if _NO_TEXT.search(text):
+    if NO_TEXT.search(text):
         raise UnicodeError
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -13,6 +13,7 @@ from lib_custom_diffusion.algebra.quantization import quantize
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.storage import safetensors_bytes
 from tiny import TinyUNet
 
 K, V = list(projections(TinyUNet()))[:2]
@@ -221,6 +222,14 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: Any) -> None:
     path.write_bytes(damage(example().to_bytes()))
     with pytest.raises(UserError, match="damaged"):
         Delta.load(path)
+
+
+@pytest.mark.parametrize("word", ["", "  ", "\x1b[31m<new1>", "<new\n1>", "n" * 2000])
+def test_a_word_that_is_none_makes_a_damaged_file(tmp_path: Path, word: str) -> None:
+    tensors = {f"embedding.{word}": torch.ones(1, 4)}
+    (tmp_path / "a").write_bytes(safetensors_bytes(tensors, {"json": '{"entries": {}}'}))
+    with pytest.raises(UserError, match="damaged"):
+        Delta.load(tmp_path / "a")
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

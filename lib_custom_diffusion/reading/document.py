@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean
+from ..errors import NO_TEXT, UserError, did_you_mean
 from . import kinds, pickles, pictures
 
 _DIMENSIONS = 8
@@ -23,6 +24,7 @@ _DEPTH = 4  # of dicts in dicts; no format here has more than three
 _SPARE = 1 << 20  # bytes that tensors may take beyond the file's size, for those that share their numbers
 WIDEST = 8192  # of a layer: a few bytes of factors must not stand for gigabytes. SDXL's cross-attention has 2048
 _LARGEST = 1e6  # of a number; those of deltas, factors and words are below a thousand
+_NO_NAME = re.compile(f"{NO_TEXT.pattern}|[\t-\r]")  # a name is one line
 _TORN = ("incompletebuffer", "incompletemetadata", "invalidheaderlength")  # what versions of safetensors say of it
 _NUMBERS = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -180,6 +182,8 @@ def _check_all(content: dict[str, Any], size: int) -> None:
     """Raise UserError for tensors that are not plain or finite, or together take more than the file holds."""
     held = 0
     for name, tensor in _tensors(content, _DEPTH, "", set()):
+        if _NO_NAME.search(name):
+            raise UserError(f"{name!r} in it is no name of a tensor; the file is damaged")
         _check(name, tensor)
         held += tensor.numel() * tensor.element_size()
         if held > 2 * size + _SPARE:

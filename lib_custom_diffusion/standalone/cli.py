@@ -21,7 +21,7 @@ from .. import __version__
 from ..attention import SELECTIONS
 from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
-from ..errors import UserError
+from ..errors import NO_TEXT, UserError
 from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training.event_file import LOGS
@@ -90,7 +90,8 @@ def _of_system(error: OSError) -> str:
 
 
 def _shown(word: str) -> str:
-    """A word of an error, which may be a value of any length."""
+    """A word of an error, which may be a value of any length, or a stranger's with codes for the terminal."""
+    word = NO_TEXT.sub("?", word)
     return word if len(word) <= _MOST_LETTERS else f"{word[:_SHOWN_LETTERS]}…"
 
 

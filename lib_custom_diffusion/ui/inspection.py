@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..attention import family, short_name, text_widths
-from ..delta import Delta, Entry, Factors
+from ..delta import Delta, Entry, Factors, stated_provenance
 from ..errors import UserError
 from ..reading import read_header
 
@@ -48,18 +47,12 @@ def summarize(path: Path) -> Summary:
     """Read the header alone, whatever the file's size. Raises UserError if it has none that can be read."""
     header = read_header(path)
     try:
-        stated = json.loads(header.metadata.get("custom_diffusion", "{}"))
-        json.dumps(stated, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
-        words = dict(stated.get("tokens", {}))
-        tokens = [name.removeprefix(_EMBEDDING) for name in header.names if name.startswith(_EMBEDDING)]
-        return Summary(
-            str(stated.get("architecture", "")),
-            str(stated.get("checkpoint", "")),
-            int(stated.get("steps", 0)),
-            {token: str(words.get(token, "")) for token in tokens},
-        )
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or no delta file ({error})") from error
+        found = stated_provenance(header.metadata)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    tokens = [name.removeprefix(_EMBEDDING) for name in header.names if name.startswith(_EMBEDDING)]
+    words = {token: found.tokens.get(token, "") for token in tokens}
+    return Summary(found.architecture, found.checkpoint, found.steps, words)
 
 
 def report_html(path: Path) -> str:

@@ -189,6 +189,11 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_a_file_has_for_the_terminal_does_not_reach_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "a\x1b[2Jb\x9b31m"]) == 2
+    assert error(capsys) == "error: there is no file a?[2Jb?31m"
+
+
 def test_a_warning_has_a_line_of_its_own_beside_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=3, desc="training") as bar:
         bar.update()

@@ -21,6 +21,14 @@ from lib_custom_diffusion.ui.inspection import summarize
         '{"architecture": "\\udcff"}',
         "null",
         "5",
+        '"abc"',
+        '{"tokens": {"<new1>": 3}}',
+        '{"tokens": {"<new1>": null}}',
+        '{"tokens": {"<new1>": ["cat"]}}',
+        '{"tokens": {"<new1>": "\\u001b[2J"}}',
+        '{"tokens": {"<new1>": "' + "cat " * 9999 + '"}}',
+        '{"architecture": "\\u001b]0;title\\u0007"}',
+        '{"checkpoint": "\\u009b31m"}',
     ],
 )
 def test_damaged_metadata_is_a_damaged_file(tmp_path: Path, stated: str) -> None:
