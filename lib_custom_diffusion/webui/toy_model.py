@@ -76,7 +76,7 @@ def toy_buttons(part: str) -> None:
     )
     with gr.Row():
         button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
-        button_xl = gr.Button("Install the toy model in SDXL's layout and use it", elem_id=f"{part}_xl")
+        button_xl = gr.Button("Or in SDXL's layout", elem_id=f"{part}_xl")
     told = gr.HTML(elem_id=f"{part}_told")
     title = gr.Textbox(visible=False, elem_id=f"{part}_title")
     for each, name in ((button, "toy"), (button_xl, "toy-xl")):
