@@ -193,9 +193,11 @@ def _convert(host: Host) -> list[Action]:
         )  # fmt: skip
         host.lists.add(names, lambda: _convertible(host), "cd_convert_refresh")
     with gr.Row():
-        uploads = gr.File(label="Or upload them", file_count="multiple", height=76, elem_id="cd_convert_uploads")
+        uploads = gr.File(
+            label="Or upload them", file_count="multiple", height=76, scale=3, elem_id="cd_convert_uploads"
+        )
         fits = gr.Checkbox(
-            label="Made for the loaded model", value=True, elem_id="cd_convert_fits",
+            label="Made for the loaded model", value=True, scale=2, elem_id="cd_convert_fits",
             info="Full weights can only be converted with their own model loaded; untick for files of another model",
         )  # fmt: skip
     with gr.Row():
