@@ -61,6 +61,9 @@ def _checked(options: argparse.Namespace) -> _Asked:
     check_range(options, "num_images", 1, 1_000_000, "--{}".format)
     check_range(options, "num_class_images", 2, 1_000_000, "--{}".format)
     check_writable(options.output)
+    for read in filter(None, (options.instance_data_dir, options.class_data_dir)):
+        if read.resolve() == options.output.resolve():  # pictures.png would be one of them the next time
+            raise UserError(f"--output is {options.output}, where the pictures are; give another folder")
     if options.class_data_dir and not options.class_prompt:
         raise UserError("--class_data_dir needs a --class_prompt: what to draw to compare with those pictures")
     of_class = _pictures(options.class_data_dir) if options.class_data_dir else []

@@ -143,6 +143,11 @@ def test_a_delta_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
         ({"--instance_data_dir": "gone"}, "there is no folder gone"),
         ({"--instance_data_dir": "scripts"}, "scripts has no pictures"),
         ({"--clip": "tests"}, "tests cannot be loaded"),
+        ({"--instance_data_dir": "docs/..", "--output": "."}, "--output is ., where the pictures are; give another"),
+        (
+            {"--class_prompt": "cat", "--class_data_dir": ".", "--output": "docs/.."},
+            "--output is docs/.., where the pic",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(
