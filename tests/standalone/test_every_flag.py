@@ -102,3 +102,17 @@ def test_what_a_flag_cannot_be_is_told_in_one_line(
         if values(action) is NUMBERS:
             assert flag.removeprefix("--") in said, (value[:20], said)
         assert sorted(prepared.rglob("*")) == before, value[:20]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("train", "--output_dir"), ("generate", "--output"), ("regularize", "--class_data_dir"), ("evaluate", "--output")],
+)
+def test_where_nothing_can_be_written_is_told_before_the_model_is_asked_for(
+    command: str, flag: str, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them name a model that is not there, which would be told next."""
+    monkeypatch.chdir(prepared)
+    for value, said in (("text/below", "cannot write to text/below"), ("", f"{flag} is empty; give a path")):
+        assert cli.main(given(command, flag, value)) == 2
+        assert said in capsys.readouterr().err
