@@ -1,7 +1,7 @@
 """Sets Custom Diffusion up.
 
-    python install.py                   the WebUI's install hook: adds what is missing of the six packages that the
-                                        extension runs on, and changes no version that the WebUI has
+    python install.py                   in the WebUI, its install hook: adds what is missing of the six packages that
+                                        the extension runs on, and changes no version that the WebUI has
     python install.py demo [ARGUMENT…]  makes .venv beside this file, then runs the demo in it
     python install.py ui [ARGUMENT…]    the same for the app: a page for pictures, training and utilities
     python install.py test [ARGUMENT…]  the same for the tests; arguments go to pytest
@@ -54,7 +54,9 @@ RUNTIME = {
 
 def main() -> None:
     command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
-    if command is None:
+    if command is None and importlib.util.find_spec("launch") is None:
+        print(__doc__.strip())  # a person, or a program that has no use for the page
+    elif command is None:
         install_missing()
     elif command in ("demo", "ui"):
         set_up(command)
@@ -79,12 +81,9 @@ def install_missing() -> None:
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "held.txt"
         held.write_text("\n".join(installed_versions()) + "\n", encoding="utf-8")
-        try:
-            from launch import run_pip  # the WebUI's: knows its index, its options and how it shows errors
-        except ImportError:
-            subprocess.run([sys.executable, "-m", "pip", "install", "--constraint", str(held), *missing], check=True)
-        else:
-            run_pip(f'install --constraint "{held}" {" ".join(missing)}', "what Custom Diffusion lacks")
+        from launch import run_pip  # the WebUI's: knows its index, its options and how it shows errors
+
+        run_pip(f'install --constraint "{held}" {" ".join(missing)}', "what Custom Diffusion lacks")
 
 
 def installed_versions() -> list[str]:

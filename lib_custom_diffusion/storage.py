@@ -37,9 +37,16 @@ def size(text: str) -> int:
         count = float(digits) * _UNITS[unit]
     except (ValueError, KeyError):
         raise UserError(f"{text!r} is no size; write 5MB or 800kB") from None
+    if not unit and 0 < count < 1000:
+        raise UserError(f"{text.strip()} would be bytes; write {text.strip()}MB for megabytes")
     if not 0 < count < 1e15:
         raise UserError(f"{text!r} is no size that a file can have; write 5MB or 800kB")
     return int(count)
+
+
+def size_text(size: int) -> str:
+    """1.25 MB; small files in kB."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def check_writable(folder: Path) -> None:

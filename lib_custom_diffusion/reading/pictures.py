@@ -45,7 +45,7 @@ def read_picture(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _content(written: bytes | None, name: str) -> tuple[str, dict[str, Any]]:
     if written is None:
-        raise UserError("it is a picture that holds no embedding")
+        raise UserError("it is a picture, and none that an embedding was saved in")
     try:
         if len(written) > _LONGEST:
             raise ValueError("too long")

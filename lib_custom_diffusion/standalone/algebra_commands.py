@@ -28,7 +28,7 @@ from ..delta import SUFFIX
 from ..deltas_folder import delta_name
 from ..errors import UserError
 from ..formats import KINDS, dropped_text
-from ..storage import given_path, size, write_atomically
+from ..storage import given_path, size, size_text, write_atomically
 
 _FILES = "delta files, or any that convert reads"
 
@@ -79,7 +79,7 @@ def _compressed_report(done: Compressed) -> str:
         return f"{done.path}: {compressed_text(done)}"
     measured = "on captions kept for measuring" if done.weighed else "in its numbers; give --model for that on prompts"
     return (
-        f"{done.path}: {done.size / 1e6:.2f} MB, was {done.size_before / 1e6:.2f} MB"
+        f"{done.path}: {size_text(done.size)}, was {size_text(done.size_before)}"
         f" ({done.size_before / done.size:.1f} times smaller)\n"
         f"differs from the original by {done.error:.2%} ({measured})\n"
         f"{done.layers[0]} of {done.layers[1]} layers kept, {done.quantized_layers} of them stored in fewer bits,"
@@ -208,7 +208,7 @@ def _convert(options: argparse.Namespace) -> int:
     _tell_dropped(done.dropped)
     for path, content in paths.items():
         write_atomically(path, content)
-        print(f"{path}: {len(content) / 1e6:.2f} MB")
+        print(f"{path}: {size_text(len(content))}")
     if options.to in LORAS:
         print(done.precision())
     for note in done.notes:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import sys
+from pathlib import Path
 
 _PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
 
 
 def command(*arguments: object) -> str:
-    """`python -m lib_custom_diffusion` with the arguments, for this system's shell."""
-    return f"python -m lib_custom_diffusion {quoted(*arguments)}"
+    """`python -m lib_custom_diffusion` with the arguments, for this system's shell and the Python that runs."""
+    return quoted(_python(), "-m", "lib_custom_diffusion", *arguments)
+
+
+def _python() -> str:
+    """`python` where a shell takes that for this one, as in an activated environment; else its path."""
+    own = Path(os.path.abspath(sys.executable or "python"))
+    found = shutil.which("python")
+    if found and Path(os.path.abspath(found)) == own:
+        return "python"
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
 
 
 def quoted(*arguments: object) -> str:

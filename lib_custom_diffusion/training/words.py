@@ -57,8 +57,8 @@ def _why_unseen(token: str, captions: Sequence[str], vectors: Mapping[str, Tenso
     having = next((caption for caption in captions if token in caption), None)
     if having is None:
         return (
-            f"no caption or prompt has the modifier token {token}, such as {captions[0]!r}; write, say, photo of a"
-            f" {token} cat"
+            f"no caption or prompt has the modifier token {token}; the first is {captions[0]!r}: put {token} into it,"
+            f" as in photo of a {token} cat"
         )
     if token not in split_at_tokens(having, vectors):
         return (

@@ -30,9 +30,9 @@ from ..delta import SUFFIX
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError
 from ..formats import KINDS, dropped_text, give_model
-from ..storage import write_atomically
+from ..storage import size_text, write_atomically
 from ..tokens import file_name
-from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, megabytes, table
+from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, table
 
 LIMITS = ("file size", "rank", "share of the effect")
 """What compression can keep to."""
@@ -88,7 +88,7 @@ def _compress(host: Host) -> list[Action]:
             return _delta_outcome(host, "Not compressed", done, {"Why": compressed_text(done)})
         measured = "(on captions kept for measuring)" if done.weighed else "(in its numbers)"
         rows = {
-            "Before": megabytes(done.size_before),
+            "Before": size_text(done.size_before),
             "Smaller": f"{done.size_before / done.size:.1f} times",
             "Differs from the original by": f"{done.error:.2%} {measured}",
             "Layers": f"{done.layers[0]} of {done.layers[1]}, ranks {done.ranks[0]} to {done.ranks[1]}",
@@ -230,7 +230,7 @@ def _convert(host: Host) -> list[Action]:
         for path, content in zip(paths, done.files.values(), strict=True):
             write_atomically(path, content)
         rows = {
-            _called(kind, number, len(paths)): f"{path.absolute()} ({megabytes(path.stat().st_size)})"
+            _called(kind, number, len(paths)): f"{path.absolute()} ({size_text(path.stat().st_size)})"
             for number, path in enumerate(paths, start=1)
         }
         if kind == _LORA and host.loras_dir:
@@ -331,7 +331,7 @@ class _stages:
 
 
 def _delta_outcome(host: Host, verb: str, done: Result, rows: Mapping[str, str]) -> Outcome:
-    shared = {"File": str(done.path), "Size": megabytes(done.size), "Words": ", ".join(done.words)}
+    shared = {"File": str(done.path), "Size": size_text(done.size), "Words": ", ".join(done.words)}
     report = _report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
     return Outcome(report, delta=done.path.name.removesuffix(SUFFIX))
 

@@ -195,8 +195,3 @@ def table(rows: Mapping[str, str]) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items() if value
     )
     return f'<div class="cd-inspection"><table>{"".join(cells)}</table></div>'
-
-
-def megabytes(size: int) -> str:
-    """1.25 MB; small files in kB."""
-    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 pytest.importorskip("gradio")
 import gradio as gr
 
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.standalone.app import generate_tab
 from lib_custom_diffusion.standalone.app.generate_tab import add_generate_tab
 from lib_custom_diffusion.standalone.app.jobs import Jobs
 from lib_custom_diffusion.standalone.app.models import Models
@@ -57,6 +60,20 @@ def test_what_was_drawn_is_in_the_history_and_in_the_picture(made: dict[str, Par
     assert chosen.fn("a cat") == "a cat"
     prompt, negative, *numbers, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=pictures[0][0]))
     assert (prompt, negative, numbers) == ("a cat", "", [1, 6.0, 16, 8, 5]) and "settings of that picture" in said
+
+
+def test_a_word_without_its_delta_is_told_with_what_to_add(tmp_path: Path) -> None:
+    for name, word in (("robo", "<robo>"), ("other", "<robo>"), ("cat", "<new1>")):
+        Delta({}, {word: torch.ones(1, 4)}).save(tmp_path / f"{name}.delta.safetensors")
+    (tmp_path / "broken.delta.safetensors").write_bytes(b"nothing")
+
+    def told(prompt: str) -> str:
+        return generate_tab._told(prompt, tmp_path, 5, 2)
+
+    assert told("a <robo> robot").count("&lt;robo&gt; is known with its delta alone: add &lt;delta:") == 1
+    for prompt in ("a <robo> robot <delta:robo:1>", "a robot", "a <robot <delta:robo"):
+        assert told(prompt) == "<p>Seeds 5 to 6. Pictures are not kept: save those that you want.</p>"
+    assert "add &lt;delta:cat:1&gt; to the prompt" in told("a <robo> and a <new1> <delta:other:0.5>")
 
 
 def test_a_picture_that_does_not_say_how_it_was_made_changes_nothing(made: dict[str, Part], tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ LONG = " ".join(["photo"] * 30)
 @pytest.mark.parametrize(
     ("captions", "said"),
     [
-        ([["photo of a cat", "a dog"]], "no caption or prompt has the modifier token <new1>, such as 'photo of a cat'"),
+        (
+            [["photo of a cat", "a dog"]],
+            "no caption or prompt has the modifier token <new1>; the first is 'photo of a cat'",
+        ),
         ([["photo of a <new1>cat"]], "in the caption 'photo of a <new1>cat' letters or digits touch <new1>"),
         ([["photo of a8<new1> cat"]], "in the caption 'photo of a8<new1> cat' letters or digits touch <new1>"),
         ([[f"{LONG} <new1> cat"]], "is so long that the model does not read as far as <new1>; put the word first"),

@@ -248,7 +248,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(host, plan, tmp_path, chan
 
 def test_a_caption_without_the_word_is_refused_with_the_caption(host, plan, tmp_path):
     [concept] = plan.concepts
-    with pytest.raises(UserError, match="no caption or prompt has the modifier token mycat, such as 'a photo'"):
+    with pytest.raises(UserError, match="no caption or prompt has the modifier token mycat; the first is 'a photo'"):
         train(replace(plan, concepts=(replace(concept, instance_prompt="a photo"),)), str(tmp_path / "log"))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ...ui.training_page import error_html
 from ...ui.utilities import Lists
 from ..generate import draw, find_deltas
 from ..infotext import read_parameters
+from ..prompts import split_deltas
 from .drawing import before_each_step
 from .jobs import Job, Jobs
 from .models import Models
@@ -120,8 +122,8 @@ def add_generate_tab(
                 history.add(prompt)
             return pictures
 
-        job = jobs.start(f"drawing {asked} pictures" if asked > 1 else "drawing a picture", work)
-        yield from last.watch(job, lambda: _watched(job, f"<p>{_seeds(first, asked)}</p>", history))
+        job = jobs.start(_of(asked), work)
+        yield from last.watch(job, lambda: _watched(job, _told(prompt or "", deltas_dir, first, asked), history))
 
     start.click(
         fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=shown,
@@ -189,8 +191,29 @@ def _number(value: float | None, what: str, least: int, most: int) -> int:
     return int(value)
 
 
-def _seeds(first: int, count: int) -> str:
-    return f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
+def _of(count: int) -> str:
+    return f"drawing {count} pictures" if count > 1 else "drawing a picture"
+
+
+def _told(prompt: str, deltas_dir: Path, first: int, count: int) -> str:
+    """What is said beside pictures: their seeds, what becomes of them, and words that no delta in the prompt has."""
+    seeds = f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
+    told = f"<p>{seeds}. Pictures are not kept: save those that you want.</p>"
+    with suppress(UserError):  # of a tag, which drawing tells
+        told += "".join(f"<p>{html.escape(each)}</p>" for each in _lacking(prompt, named_deltas(deltas_dir)))
+    return told
+
+
+def _lacking(prompt: str, deltas: Mapping[str, Path]) -> Iterator[str]:
+    """What to add for words of a prompt that no delta in it has, and another delta has."""
+    text, named = split_deltas(prompt)
+    used = {name for name, _ in named}
+    for name in sorted(deltas, key=lambda name: name not in used):
+        with suppress(UserError):  # of a damaged file
+            for word in summarize(deltas[name]).tokens:
+                if word in text and name not in used:
+                    yield f"{word} is known with its delta alone: add <delta:{name}:1> to the prompt."
+                text = text.replace(word, "")
 
 
 def _draw(
@@ -207,7 +230,7 @@ def _draw(
     folder = Path(tempfile.mkdtemp(prefix="custom-diffusion-"))
     paths: list[Path] = []
     with (
-        before_each_step(backend, lambda: job(next(steps), total, f"Drawing {count} pictures")),
+        before_each_step(backend, lambda: job(next(steps), total, _of(count).capitalize())),
         closing(draw(backend, prompt, deltas, sampling, seed, count)) as drawn,
     ):
         for picture in drawn:
