@@ -266,6 +266,7 @@ def diffusers_script(task: Task) -> Taught:
         "output_dir": output,
     }
     words = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    words += ["--noaug"] * task.plan.noaug
     steps = ["1", str(task.plan.max_train_steps)]
     done = subprocess.run(
         [sys.executable, str(RECORDER), str(record), *steps, str(task.script), *words, "--with_prior_preservation"],

@@ -130,6 +130,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"energy": 1.5}, "energy share must lie between 0 and 1"),
         ({"max_size": "5MB", "energy": 0.5}, "one of max_bytes, rank and energy"),
         ({"max_size": "tiny"}, "'tiny' is no size"),
+        ({"max_size": "5"}, "5 would be bytes; write 5MB for megabytes"),
         ({"train_blocks": ("sideways",)}, "choose from down, mid, up"),
         ({"caption_source": "template", "template": Path("nowhere.txt")}, "nowhere.txt"),
         ({"prior_captions": "nowhere.txt"}, "the captions in nowhere.txt cannot be read"),
@@ -491,7 +492,7 @@ def test_a_compressed_result_says_so_and_the_whole_stays(plan: TrainingPlan, tmp
     whole = Delta.load(tmp_path / "out" / "checkpoint-4" / DELTA)
     assert all(isinstance(entry, torch.Tensor) for entry in whole.entries.values())
     assert report.notes[-1].startswith("Compressed to ")
-    impossible = run(replace(plan, max_size="10"), tmp_path / "too-small")
+    impossible = run(replace(plan, max_size="10B"), tmp_path / "too-small")
     assert impossible.notes[-1].startswith("It is not compressed: ")
     assert impossible.delta.read_bytes() == (tmp_path / "too-small" / "checkpoint-4" / DELTA).read_bytes()
 
