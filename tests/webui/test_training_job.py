@@ -351,7 +351,7 @@ def test_the_result_is_compressed_if_asked_and_what_was_learned_stays_whole(host
 
 
 def test_a_result_that_cannot_be_made_so_small_is_saved_whole_and_says_so(host, plan, tmp_path):
-    done = train(replace(plan, max_size="100"), str(tmp_path / "log"))
+    done = train(replace(plan, max_size="100B"), str(tmp_path / "log"))
     assert done.delta.read_bytes() == (done.log_directory / "mycat.delta.safetensors").read_bytes()
     assert "It is not compressed: this delta cannot be made as small as 100 bytes" in done.note
 
