@@ -221,7 +221,7 @@ def _add_concepts(command: argparse.ArgumentParser) -> None:
     add(
         "--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given'
     )
-    add("--initializer_token", default=DEFAULT_INITIALIZERS, help="words that the new ones start from")
+    add("--initializer_token", default=DEFAULT_INITIALIZERS, help="known words that the new ones start from")
     add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="embedding vectors of each new word")
 
 
@@ -240,7 +240,7 @@ def _add_pictures(command: argparse.ArgumentParser) -> None:
     add(
         "--noaug",
         action=argparse.BooleanOptionalAction,
-        help="no random scaling (far away, zoomed in); so it is for the toy, whose pictures are small, if not said",
+        help="no random scaling (far away, zoomed in); the default for the toy, whose pictures are small for it",
     )
     add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
@@ -351,7 +351,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of the optimizer")
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
     add("--max_grad_value", type=float, help="gradients are cut off at this value")
-    add("--snr_gamma", type=float, help="min-SNR weighting of the loss; 5 as a rule; else none, save for the toy")
+    add("--snr_gamma", type=float, help="min-SNR weighting of the loss, such as 5; by default for the toy alone")
     add(
         "--noise_offset", type=float, default=_D.noise_offset,
         help="noise that is the same all over a picture, for dark and bright ones; 0.05 to 0.1 are usual",
