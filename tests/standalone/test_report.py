@@ -57,4 +57,4 @@ def test_the_page_says_what_to_look_for_and_gives_figures_after_the_pictures(res
 def test_the_page_counts_what_is_recognised_and_what_is_on_the_ground_that_was_asked_for(result: DemoResult) -> None:
     page = " ".join(report_html(result).split())
     assert "Recognised as the concept: 2 of 16 before, 14 of 16 after." in page
-    assert "The concept on the ground that was asked for: 12; the ground alone: 1; the concept alone: 2." in page
+    assert "on the background that was asked for: 12; the background alone: 1; the concept alone: 2." in page
