@@ -268,8 +268,8 @@ def stated_provenance(metadata: Mapping[str, str]) -> Provenance:
             raise UserError(f"its custom_diffusion metadata is damaged: {name} is {getattr(found, name)!r}")
     if not 0 <= found.steps < _MOST_STEPS:
         raise UserError(f"its custom_diffusion metadata is damaged: steps is {str(found.steps)[:40]}")
-    told = (found.architecture, found.checkpoint, found.library_version, *found.tokens, *found.tokens.values())
-    for text in told:
+    texts = [value for value in vars(found).values() if isinstance(value, str)]
+    for text in (*texts, *found.tokens, *found.tokens.values()):
         if not isinstance(text, str) or len(text) > _LONGEST or NO_TEXT.search(text):
             raise UserError(f"its custom_diffusion metadata is damaged: it says {str(text)[:40]!r}")
     return found
