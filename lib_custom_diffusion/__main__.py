@@ -1,5 +1,6 @@
 """`python -m lib_custom_diffusion COMMAND`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def _instead() -> str:
     home = Path(__file__).resolve().parents[1]
     made = home / ".venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if made.exists():
-        return f'use "{made}" -m lib_custom_diffusion instead'
+        return f'use "{made}" -m {shlex.join(["lib_custom_diffusion", *sys.argv[1:]])}'
     return f'"{home / "install.py"}" installs what is needed: python install.py demo'
 
 

@@ -30,6 +30,7 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
+from .follow_up import program
 from .foreign_flags import instead_of
 from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 
@@ -135,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     root = _Parser(
-        prog="python -m lib_custom_diffusion",
+        prog=program(),
         description="Teach Stable Diffusion a new concept from a few pictures (Custom Diffusion).",
     )
     root.add_argument("--version", action="version", version=__version__)

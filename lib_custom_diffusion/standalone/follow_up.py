@@ -14,7 +14,12 @@ _PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
 
 def command(*arguments: object) -> str:
     """`python -m lib_custom_diffusion` with the arguments, for this system's shell and the Python that runs."""
-    return quoted(_python(), "-m", "lib_custom_diffusion", *arguments)
+    return " ".join(filter(None, [program(), quoted(*arguments)]))
+
+
+def program() -> str:
+    """What starts this program with the Python that runs."""
+    return quoted(_python(), "-m", "lib_custom_diffusion")
 
 
 def _python() -> str:

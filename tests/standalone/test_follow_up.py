@@ -49,7 +49,7 @@ def test_a_python_without_the_libraries_is_told_of_the_one_that_has_them(tmp_pat
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert " has no " in done.stderr
-    assert "-m lib_custom_diffusion instead" in done.stderr or "install.py" in done.stderr
+    assert "-m lib_custom_diffusion info a" in done.stderr or "install.py" in done.stderr
 
 
 def test_a_shell_reads_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
