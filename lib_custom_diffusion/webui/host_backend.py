@@ -188,8 +188,8 @@ class HostBackend:
                 pictures += processed.images[processed.index_of_first_image :]
                 if len(pictures) < start + len(batch):
                     break
-        if reforge.is_of_forge(self.model):
-            reforge.load_whole(self.model)  # a picture is drawn with parts of it in turn
+        if self.learning and reforge.is_of_forge(self.model):
+            reforge.load_whole(self.model)  # for the steps that follow; a picture is drawn with parts of it in turn
         return pictures
 
 
