@@ -345,7 +345,7 @@ def test_regularize_draws_what_is_missing_and_picks(
 def test_info_for_people_and_programs(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(model, pictures, tmp_path / "out", "--class_prompt", "cat")
+    train(model, pictures, tmp_path / "out", "--class_prompt", "photo of a cat")
     path = tmp_path / "out" / "new1.delta.safetensors"
     capsys.readouterr()
     assert main(["info", str(path), "--json"]) == 0
