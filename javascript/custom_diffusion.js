@@ -29,7 +29,7 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     let ended = false;
     const show = function() {
         ended = true;
-        outcome.classList.remove('cd-outdated');
+        for (const part of [outcome, ...outcome.querySelectorAll('.cd-outdated')]) part.classList.remove('cd-outdated');
         showText.innerHTML = ''; // the outcome takes its place
         filled.disconnect();
     };
@@ -70,7 +70,13 @@ async function stateOfCustomDiffusionJob(id) {
     }
 }
 
+// There is one error at a time: an older one elsewhere is hidden.
+function hideCustomDiffusionError(id) {
+    gradioApp().querySelector(`#${id} .error`)?.classList.add('cd-outdated');
+}
+
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
+    hideCustomDiffusionError(outcomeId == 'cd_outcome' ? 'cd_estimate' : 'cd_outcome');
     const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => gradioApp().getElementById(id));
     watchCustomDiffusionJob(id, outcomeId, output, gallery, text);
 }
@@ -102,6 +108,10 @@ function startCustomDiffusionUtility() {
 // How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
 onUiLoaded(function() {
     gradioApp().getElementById('ti_gallery_container').prepend(gradioApp().getElementById('cd_outcome_box'));
+    const told = gradioApp().getElementById('cd_estimate');
+    new MutationObserver(function() {
+        if (told.querySelector('.error:not(.cd-outdated)')) hideCustomDiffusionError('cd_outcome');
+    }).observe(told, {childList: true, subtree: true});
 });
 
 onUiUpdate(function() {
@@ -121,17 +131,19 @@ function fetchCustomDiffusionOutcome(id, outcomeId) {
     gradioApp().getElementById(outcomeId + '_fetch').click();
 }
 
-// A page that is opened while a training runs shows it, and one that is opened later how it ended.
-let customDiffusionTrainingFound = '';
+// A page that is opened while a training runs shows it, and one that is opened later how it ended; both have the form as
+// it was filled in, unless there is nothing to go on with.
+let customDiffusionTrainingFound = '', customDiffusionTrainingRuns = false;
 
 // The page's options are there after its parts, and without them the host shows no bar.
 onOptionsAvailable(async function() {
     const answer = await fetch('./internal/custom-diffusion-training');
     if (!answer.ok) return;
     const found = await answer.json();
-    customDiffusionTrainingFound = found.running;
-    if (found.running) gradioApp().getElementById('cd_reopened').click();
-    else if (found.last) fetchCustomDiffusionOutcome(found.last, 'cd_outcome');
+    customDiffusionTrainingFound = found.running || found.last;
+    customDiffusionTrainingRuns = found.running != '';
+    if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();
+    if (found.last && !found.running) fetchCustomDiffusionOutcome(found.last, 'cd_outcome');
 });
 
 function runningCustomDiffusionTraining() {
@@ -139,7 +151,7 @@ function runningCustomDiffusionTraining() {
 }
 
 function watchReopenedCustomDiffusionTraining() {
-    watchCustomDiffusionTraining(customDiffusionTrainingFound);
+    if (customDiffusionTrainingRuns) watchCustomDiffusionTraining(customDiffusionTrainingFound);
     return [];
 }
 

@@ -137,16 +137,18 @@ def find_pictures(folder: Path) -> list[Path]:
 
 def unread_pictures(folder: Path) -> dict[str, str]:
     """The pictures in a folder that are not read here, or need a plug-in of Pillow: name, and what is to do."""
-    unread = {}
-    for path in _listed(folder):
-        kind = path.suffix.lower()
-        if is_picture(path) or path.name.startswith("."):
-            continue
-        if kind in _PLUG_INS:
-            unread[path.name] = f"a picture that needs pip install {_PLUG_INS[kind]}, or to be saved as JPEG"
-        elif kind in _NOT_READ:
-            unread[path.name] = "of a kind that is not read here; save it as JPEG"
-    return unread
+    found = {path.name: why_unread(path) for path in _listed(folder) if not path.name.startswith(".")}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def why_unread(path: Path) -> str:
+    """Why a picture is not read here, by the name of its file; "" for one that is read, and for what is no picture."""
+    kind = path.suffix.lower()
+    if is_picture(path):
+        return ""
+    if kind in _PLUG_INS:
+        return f"a picture that needs pip install {_PLUG_INS[kind]}, or to be saved as JPEG"
+    return "of a kind that is not read here; save it as JPEG" if kind in _NOT_READ else ""
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -524,6 +524,7 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
     def run(options: argparse.Namespace) -> int:
         if importlib.util.find_spec("gradio") is None:
             raise UserError("the page needs gradio: run `python install.py ui`, or pip install .[ui]")
+        print(f"Loading {options.model} …", flush=True)  # what is imported takes its time as well
         from .app.server import ui
 
         return ui(options)

@@ -22,7 +22,6 @@ FREE_TO_CHANGE = {
     "num_validation_images", "report_to",
 }  # fmt: skip
 """Settings that a resumed run may have otherwise than the run it continues."""
-_PARTS = {"vae": "VAE", "tokenizer": "tokenizer"}
 _SHOWN = 3
 
 Pictures = list[list[str]]
@@ -34,7 +33,7 @@ class Identity:
     """What the result of a training depends on.
 
     settings: all that change it, by name.
-    model:    hash, or name, of what is trained, and `Backend.parts`.
+    model:    name and hash of what is trained.
     pictures: by the name of what they are of, such as "concept 1".
     """
 
@@ -56,22 +55,16 @@ class Identity:
 
 
 def identify(
-    concepts: Sequence[Concept],
-    pictures: PictureSettings,
-    settings: Mapping[str, Any],
-    backend: Backend | None = None,
+    backend: Backend, concepts: Sequence[Concept], pictures: PictureSettings, settings: Mapping[str, Any]
 ) -> Identity:
     """The identity of a training of these concepts.
 
-    settings: of the training. Those of `pictures` are added, and what the backend, if there is one, says of the model.
+    settings: of the training. Those of `pictures` are added, and the model.
 
     Raises UserError for folders and captions that cannot be read.
     """
-    own = asdict(pictures)
-    if backend is not None:
-        own |= {"resolution": pictures.resolution or backend.resolution, "prediction_type": backend.prediction_type}
-    elif pictures.resolution is None:  # the model's own
-        del own["resolution"]
+    own = {**asdict(pictures), "resolution": pictures.resolution or backend.resolution}
+    own["prediction_type"] = backend.prediction_type
     template = pictures.template if pictures.caption_source == "template" else None
     own["template"] = template and content_hash(template)
     if not any(concept.class_data_dir for concept in concepts):
@@ -86,12 +79,8 @@ def identify(
         if concept.class_data_dir is not None:
             listed = class_captions(concept.class_data_dir, concept.class_prompt)
             found[f"the class of concept {number}"] = _identified(listed[: pictures.num_class_images or None])
-    return Identity({**settings, **own}, {} if backend is None else _model(backend), found)
-
-
-def _model(backend: Backend) -> dict[str, str]:
     model = {"architecture": backend.architecture, "hash": backend.checkpoint_hash}
-    return (model if model["hash"] else {**model, "name": backend.name}) | dict(backend.parts)
+    return Identity({**settings, **own}, model if model["hash"] else {**model, "name": backend.name}, found)
 
 
 def _own_words(pictures: PictureSettings) -> Captioner:
@@ -126,8 +115,8 @@ def differences(then: Identity, now: Identity, label: Callable[[str], str] = str
         for name, value in before["settings"].items()
         if name not in FREE_TO_CHANGE and name in after["settings"] and after["settings"][name] != value
     ]
-    others = [name for name, value in before["model"].items() if after["model"].get(name, value) != value]
-    told += dict.fromkeys(f"the {_PARTS.get(name, 'model')} is another" for name in others)
+    if before["model"] and after["model"] and before["model"] != after["model"]:
+        told.append("the model is another")
     if before["pictures"] and after["pictures"]:
         for of in dict.fromkeys([*before["pictures"], *after["pictures"]]):
             told += _different_pictures(of, before["pictures"].get(of, []), after["pictures"].get(of, []))

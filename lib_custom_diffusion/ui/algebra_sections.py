@@ -32,7 +32,7 @@ from ..errors import UserError
 from ..formats import KINDS, dropped_text, give_model
 from ..storage import size_text, write_atomically
 from ..tokens import file_name
-from .utilities import Action, Host, Outcome, Section, Show, chosen, delta_field, table
+from .utilities import DELTA, Action, Host, Outcome, Section, Show, chosen, delta_field, table
 
 LIMITS = ("file size", "rank", "share of the effect")
 """What compression can keep to."""
@@ -43,7 +43,7 @@ _STAGES = 4  # the most that an operation of `algebra` tells of
 
 
 def _compress(host: Host) -> list[Action]:
-    gr.HTML("<p>Shrinks a delta to a tenth of its size or less, and says what that costs.</p>")
+    gr.HTML(f"<p>Shrinks a {DELTA} to a tenth of its size or less, and says what that costs.</p>")
     name = delta_field(host, "Delta to compress", "cd_compress")
     to = gr.Radio(label="Limit", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
     values = [
@@ -53,11 +53,11 @@ def _compress(host: Host) -> list[Action]:
         ),
         gr.Slider(
             label="Rank of every layer", minimum=1, maximum=128, step=1, value=16, visible=False,
-            elem_id="cd_compress_rank",
+            info="How many independent changes each layer keeps; fewer make a smaller file", elem_id="cd_compress_rank",
         ),
         gr.Slider(
             label="Share of the effect to keep", minimum=0.5, maximum=0.999, step=0.001, value=0.99, visible=False,
-            elem_id="cd_compress_energy",
+            info="0.99 loses one hundredth", elem_id="cd_compress_energy",
         ),
     ]  # fmt: skip
     to.change(
@@ -100,7 +100,7 @@ def _compress(host: Host) -> list[Action]:
 
 
 def _blend(host: Host) -> list[Action]:
-    gr.HTML("<p>Adds deltas together, each with its weight. The result includes all their words.</p>")
+    gr.HTML(f"<p>Adds {DELTA}s together, each with its weight. The result includes all their words.</p>")
     names = delta_field(host, "Deltas to blend", "cd_blend", several=True)
     weights = gr.Textbox(
         label="Weights",
@@ -127,8 +127,8 @@ def _blend(host: Host) -> list[Action]:
 
 def _merge(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Combines concepts that were trained separately, so that each word keeps its effect and little else changes"
-        ". Uses the loaded model.</p>"
+        f"<p>Combines the {DELTA}s of concepts that were trained separately, so that each word keeps its effect and"
+        " little else changes. Uses the loaded model.</p>"
     )
     names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(
@@ -156,7 +156,7 @@ def _merge(host: Host) -> list[Action]:
 
 def _rename(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Renames a word of a delta: a prompt can use only one of two words that are both called &lt;new1&gt;.</p>"
+        f"<p>Renames a word of a {DELTA}: a prompt can use only one of two words that are both called &lt;new1&gt;.</p>"
     )
     name = delta_field(host, "Delta with the word", "cd_rename")
     with gr.Row():
@@ -183,8 +183,8 @@ def _rename(host: Host) -> list[Action]:
 
 def _convert(host: Host) -> list[Action]:
     gr.HTML(
-        "<p>Converts to and from other programs' files; the content says what a file is. Put files into the folder of"
-        f" deltas, or upload them here. Results go to that folder{_and_loras(host)}.</p>"
+        f"<p>Converts a {DELTA} to and from other programs' files; the content says what a file is. Put files into the"
+        f" folder of deltas, or upload them here. Results go to that folder{_and_loras(host)}.</p>"
     )
     with gr.Row():
         names = gr.Dropdown(
@@ -207,7 +207,7 @@ def _convert(host: Host) -> list[Action]:
         )  # fmt: skip
         rank = gr.Slider(
             label="Rank of a LoRA", minimum=0, maximum=256, step=1, value=0, elem_id="cd_convert_rank",
-            info=f"Limits layers of a higher rank; 0 for the lowest that loses at most {LORA_ERROR:.0%}",
+            info=f"How many independent changes each layer can hold; 0 for as few as lose at most {LORA_ERROR:.0%}",
         )  # fmt: skip
     result, overwrite = _result_fields("cd_convert", "converted file", "the first file's name")
     button = gr.Button("Convert", variant="primary", elem_id="cd_convert")
@@ -233,8 +233,9 @@ def _convert(host: Host) -> list[Action]:
             _called(kind, number, len(paths)): f"{path.absolute()} ({size_text(path.stat().st_size)})"
             for number, path in enumerate(paths, start=1)
         }
-        if kind == _LORA and host.loras_dir:
-            rows["In a prompt"] = f"<lora:{paths[0].stem}:1>"
+        if kind == _LORA:
+            there = "" if host.loras_dir else " once the file is in the WebUI's folder models/Lora"
+            rows["In a prompt"] = f"<lora:{paths[0].stem}:1>{there}"
         if kind in LORAS:
             rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""

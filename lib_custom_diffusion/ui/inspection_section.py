@@ -8,11 +8,11 @@ from ..deltas_folder import find_delta
 from ..errors import UserError
 from .inspection import report_html
 from .training_page import error_html
-from .utilities import Action, Host, Section, delta_field
+from .utilities import DELTA, Action, Host, Section, delta_field
 
 
 def _inspect(host: Host) -> list[Action]:
-    gr.HTML("<p>Shows what a delta was made for, its words, and how strongly it changes each layer.</p>")
+    gr.HTML(f"<p>Shows what a {DELTA} was made for, its words, and how strongly it changes each layer.</p>")
     names = delta_field(host, "Delta", "cd_inspect")
     button = gr.Button("Inspect", variant="primary", elem_id="cd_inspect")
     report = gr.HTML(elem_id="cd_inspect_report")

@@ -17,11 +17,11 @@ from .training_page import error_html
 _SIDE, _SHOWN, _READ = 64, 12, 60
 
 
-def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, faults: bool = True) -> str:
+def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> str:
     """A folder's first pictures (HTML), cropped as `shape` (of PICTURE_SHAPES) says; how many, what is left out, why.
 
-    "" for no folder. faults: say why a folder cannot be used, rather than nothing. Of a folder with very many pictures
-    the first 60 are looked into.
+    "" for no folder, and for one that cannot be used, see `folder_fault`. Of a folder with very many pictures the first
+    60 are looked into.
     """
     if not (folder or "").strip():
         return ""
@@ -29,8 +29,8 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, fault
         path = typed_path(folder or "")
         found = list(dict.fromkeys(find_pictures(path)))
         left_out = dict(unread_pictures(path))
-    except UserError as error:
-        return error_html(error) if faults else ""
+    except UserError:
+        return ""
     shown: list[str] = []
     for picture in found[:_READ]:
         try:
@@ -44,6 +44,16 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False, fault
     moving = [each.name for each in found[:_READ] if each.name not in left_out and is_moving(each)]
     told = f"{_said(len(found) - unreadable, left_out)} {html.escape(moving_text(moving, 'will be'))}".strip()
     return f'<div class="cd-strip">{"".join(shown)}<p>{told}</p></div>'
+
+
+def folder_fault(folder: str | None) -> str:
+    """Why a folder cannot be used (HTML); "" if it can be, and for no folder."""
+    try:
+        if (folder or "").strip():
+            find_pictures(typed_path(folder or ""))
+    except UserError as error:
+        return error_html(error)
+    return ""
 
 
 def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:
@@ -63,11 +73,14 @@ def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:
 
 
 def _said(used: int, left_out: dict[str, str]) -> str:
-    count = f"{used} picture{'' if used == 1 else 's'}"
-    if not left_out:
-        return f"{count}."
+    count = f"{used} picture{'' if used == 1 else 's'}."
+    return f"{count} {left_out_html(left_out)}" if left_out else count
+
+
+def left_out_html(left_out: dict[str, str]) -> str:
+    """The names of files that are left out, each with the reason."""
     reasons = "; ".join(
         f"{html.escape(printable(name))}: {html.escape(reason)}" for name, reason in list(left_out.items())[:3]
     )
     more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-    return f"{count}. Left out: {reasons}{more}."
+    return f"Left out: {reasons}{more}."

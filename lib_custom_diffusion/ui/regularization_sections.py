@@ -60,7 +60,8 @@ def _draw(host: Host) -> list[Action]:
         )  # fmt: skip
         steps = gr.Slider(label="Sampling steps", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps")
         scale = gr.Slider(
-            label="CFG Scale", minimum=0, maximum=30.0, step=0.5, value=0, info="0 for what suits the model",
+            label="CFG Scale", minimum=0, maximum=30.0, step=0.5, value=0,
+            info="How strictly pictures follow the prompt; 0 for what suits the model",
             elem_id="cd_reg_cfg",
         )  # fmt: skip
     with gr.Row():

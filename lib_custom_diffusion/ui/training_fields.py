@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -17,7 +16,7 @@ from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
-from .picture_strip import picture_strip
+from .picture_strip import folder_fault, picture_strip
 from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, label_of_concept
 
 Fields = dict[str, Any]
@@ -38,7 +37,8 @@ class Face:
     presets:  what each kind of thing fills in; the form starts with the first.
     note:     what is said of a preset (HTML), with the folder of pictures that was entered, "" for none.
     keep:     keeps pictures that were dragged in (their files), beside those in the folder that is chosen if they were
-              dragged in before, and says in which folder; None if none can be.
+              dragged in before, and gives the folder that they are in ("" for none), and what to tell of files that are
+              left out (HTML, "" for none); None if none can be dragged in.
     """
 
     row: Callable[[], Any]
@@ -47,14 +47,18 @@ class Face:
     template: Callable[[], gr.components.IOComponent]
     presets: Mapping[str, Mapping[str, Any]]
     note: Callable[[str, str], str]
-    keep: Callable[[Sequence[str], str], str] | None = None
+    keep: Callable[[Sequence[str], str], tuple[str, str]] | None = None
 
 
 @dataclass(frozen=True)
 class Essentials:
-    """The fields of the first concept, the preset, what is said of it, and the pictures as they will be cropped."""
+    """The fields of the first concept, the preset, what is said of it, and the pictures as they will be cropped.
+
+    uploads: where pictures are dragged in, if they can be.
+    """
 
     concept: Fields
+    uploads: gr.File | None
     preset: gr.Dropdown
     note: gr.HTML
     strip: gr.HTML
@@ -103,29 +107,22 @@ def essential_fields(face: Face) -> Essentials:
     with face.row():
         concept = _word_and_kind(face, 1)
     concept["instance_data_dir"] = _pictures(1)
-    if face.keep:
-        uploads = gr.File(
-            label="Or drag pictures here", file_count="multiple", file_types=["image"], height=76, elem_id="cd_upload"
-        )
-        keep = face.keep
-        uploads.upload(
-            fn=lambda files, folder: keep([file.name for file in files], folder or ""),
-            inputs=[uploads, concept["instance_data_dir"]], outputs=[concept["instance_data_dir"]], queue=False,
-            show_progress=False,
-        ).then(fn=lambda: None, inputs=[], outputs=[uploads], queue=False, show_progress=False)  # fmt: skip
+    uploads = None
+    if face.keep:  # of any kind: gradio would drop others without a word
+        uploads = gr.File(label="Or drag pictures here", file_count="multiple", height=76, elem_id="cd_upload")
     strip = gr.HTML(elem_id="cd_strip")
     with face.row():
         preset = gr.Dropdown(
             label="Preset", choices=list(face.presets), value=next(iter(face.presets)), elem_id="cd_preset"
         )
         note = gr.HTML(value=face.note(next(iter(face.presets)), ""), elem_id="cd_note")
-    return Essentials(concept, preset, note, strip)
+    return Essentials(concept, uploads, preset, note, strip)
 
 
-def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Fields]) -> FormFields:
+def advanced_fields(face: Face, essentials: Essentials, told: gr.HTML, also: Callable[[], Fields]) -> FormFields:
     """Make all other fields, grouped, and let presets, folders and the number of concepts act on what they concern.
 
-    also: makes those that the face has besides.
+    told: where it is said what is wrong with what was entered. also: makes the fields that the face has besides.
     """
     with gr.Accordion("Advanced", open=False, elem_id="cd_more"):
         count, concepts = _concepts(face, essentials)
@@ -144,16 +141,34 @@ def advanced_fields(face: Face, essentials: Essentials, also: Callable[[], Field
     shape, alpha = settings["resize_mode"], settings["use_alpha"]
     for changed in (folder.change, shape.change, alpha.change):  # while a folder is typed, it is mostly not there yet
         changed(
-            fn=partial(picture_strip, faults=False), inputs=[folder, shape, alpha], outputs=[essentials.strip],
-            queue=False, show_progress=False,
+            fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False,
+            show_progress=False,
         )  # fmt: skip
+    folder.input(fn=None, _js="() => ''", inputs=[], outputs=[told])  # it was of another
     folder.blur(
-        fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False, show_progress=False
-    )
+        fn=lambda *entered: [picture_strip(*entered), folder_fault(entered[0]) or gr.update()],
+        inputs=[folder, shape, alpha], outputs=[essentials.strip, told], queue=False, show_progress=False,
+    )  # fmt: skip
+    if face.keep and essentials.uploads:
+        _keep_uploads(face.keep, essentials.uploads, folder, told)
     folder.change(
         fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
     )
     return fields
+
+
+def _keep_uploads(
+    keep: Callable[[Sequence[str], str], tuple[str, str]], uploads: gr.File, folder: gr.Textbox, told: gr.HTML
+) -> None:
+    """Have pictures that are dragged in fill in the folder."""
+
+    def kept(files: Sequence[Any], before: str | None) -> tuple[Any, str]:
+        chosen, left_out = keep([file.name for file in files], before or "")
+        return chosen or gr.update(), left_out
+
+    uploads.upload(
+        fn=kept, inputs=[uploads, folder], outputs=[folder, told], queue=False, show_progress=False
+    ).then(fn=lambda: None, inputs=[], outputs=[uploads], queue=False, show_progress=False)  # fmt: skip
 
 
 def _word_and_kind(face: Face, number: int) -> Fields:
@@ -230,7 +245,7 @@ def _result(face: Face) -> Fields:
     with group("Result"), face.row():
         fields["name"] = gr.Textbox(
             label=LABELS["name"],
-            info="What prompts call it; leave empty to use the word",
+            info="The delta is the file with what was learned, and prompts name it; leave empty to use the word",
             max_lines=1,
             elem_id="cd_name",
         )
@@ -245,7 +260,8 @@ def _result(face: Face) -> Fields:
         )  # fmt: skip
         fields["rank"] = gr.Number(
             label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
-            info="A rank needs less memory and makes a smaller file; the default is full matrices, and 32 for SDXL",
+            info="How many independent changes each layer can learn: fewer need less memory and make a smaller file;"
+            " the default is any number, and 32 for SDXL",
         )  # fmt: skip
     return fields
 
@@ -268,7 +284,8 @@ def _amounts(face: Face) -> Fields:
         )  # fmt: skip
         fields["freeze_model"] = gr.Dropdown(
             label=LABELS["freeze_model"], choices=list(SELECTIONS), value=next(iter(SELECTIONS)), elem_id="cd_select",
-            info="crossattn_kv is enough for most things; crossattn trains twice as many weights, for faces",
+            info="What connects words and pictures: crossattn_kv is enough for most things; crossattn trains twice"
+            " as many weights, for faces",
         )  # fmt: skip
     return fields
 
@@ -278,7 +295,7 @@ def _rates(face: Face) -> Fields:
     with face.row():
         fields["learning_rate"] = gr.Textbox(
             label=LABELS["learning_rate"], value=_first(face)["learning_rate"], max_lines=1, elem_id="cd_learning_rate",
-            info="For the model. 1e-5:100, 5e-6 means 1e-5 until step 100, then 5e-6",
+            info="How far each step changes the model. 1e-5:100, 5e-6 means 1e-5 until step 100, then 5e-6",
         )  # fmt: skip
         fields["embedding_learning_rate"] = gr.Textbox(
             label=LABELS["embedding_learning_rate"], value=_first(face)["embedding_learning_rate"],
@@ -352,11 +369,11 @@ def _preservation(face: Face) -> Fields:
     with group("Prior preservation"), face.row():
         fields["prior"] = gr.Dropdown(
             label=LABELS["prior"], choices=list(PRIORS), value=PRIORS[0], elem_id="cd_prior",
-            info="text keeps everything else as it was, without any pictures",
+            info="The prior is what the model knew before: text keeps it as it was, without any pictures",
         )  # fmt: skip
         fields["text_prior_weight"] = gr.Number(
             label=LABELS["text_prior_weight"], value=0.1, elem_id="cd_text_prior_weight",
-            info="Higher keeps more as it was, at the cost of likeness; try 0.03 to 0.3",
+            info="Higher keeps more as it was, but your thing is learned less closely; try 0.03 to 0.3",
         )  # fmt: skip
     with face.row():
         fields["prior_loss_weight"] = gr.Slider(
@@ -408,6 +425,7 @@ def _gradients(face: Face) -> Fields:
     with face.row():
         fields["snr_gamma"] = gr.Number(
             label=LABELS["snr_gamma"], value=_shown(_first(face), "snr_gamma"), elem_id="cd_snr_gamma",
-            info="Smaller learns more from noisy pictures, which decide shape and color; 5 is usual, 0 is off",
+            info="Balances what is learned from little and from much noise: smaller learns more from noisy pictures,"
+            " which decide shape and color; 5 is usual, 0 is off",
         )  # fmt: skip
     return fields

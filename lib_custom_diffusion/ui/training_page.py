@@ -24,6 +24,9 @@ OUT_OF_MEMORY = (
 )
 
 
+_RESUMABLE = "Press Resume to continue from here, or later tick Resume from the last save in Advanced."
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended, and what it left: the delta and the words where the face looks for them.
@@ -79,7 +82,7 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
 def outcome_html(done: Outcome) -> str:
     """How a training ended, and where its files are."""
     state = "Interrupted and saved" if done.interrupted else "Finished"
-    notes = [done.note, "Tick Resume from the last save in Advanced to continue from here." if done.resumable else ""]
+    notes = [done.note, _RESUMABLE if done.resumable else ""]
     preview = picture_html(done.preview, "the last preview") if done.preview else ""
     logs = html.escape(str(done.log_directory.absolute()))
     files = [("Delta", done.delta), *(("Embedding", path) for path in done.embeddings)]

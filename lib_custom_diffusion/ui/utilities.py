@@ -120,6 +120,10 @@ class Host:
         return (lambda: self.backend("")) if use else None
 
 
+DELTA = "<abbr title='The small file that a training makes: what the model has learned of your thing.'>delta</abbr>"
+"""For the first mention in a part of a page that may be the first that is read (HTML)."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A tab of the page: its label, its id, and what fills it."""
@@ -131,7 +135,7 @@ class Section:
 
 def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
     """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_id="cd_utils"):
         with gr.Column(scale=3), gr.Tabs(elem_id="cd_utils_tabs"):
             actions, tabs = [], []
             for section in sections:
@@ -149,7 +153,15 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
     results = Results(report, progress, gallery, delta, opens)
     for action in actions:
         host.bind(action, results)
+    for tab in tabs:  # what was wrong in one of them is of no interest in another
+        tab.select(fn=None, _js=_WITHOUT_ERROR, inputs=[report], outputs=[report])
     return results
+
+
+_WITHOUT_ERROR = """(told) => {
+    const running = document.querySelector('#cd_utils_outcome.cd-outdated');
+    return !running && told?.startsWith("<div class='error'>") ? '' : told;
+}"""
 
 
 def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:

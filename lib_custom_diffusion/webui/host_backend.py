@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from modules import devices, processing, scripts, sd_models, sd_vae, shared
+from modules import devices, processing, scripts, sd_models, shared
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +56,6 @@ class HostBackend:
         self.unet: nn.Module = model.model.diffusion_model
         self.architecture = architecture(self.unet)
         self.checkpoint_hash: str = model.sd_checkpoint_info.shorthash or ""
-        self.parts: Mapping[str, str] = {"vae": sd_vae.get_loaded_vae_hash() or ""}
         self.device: torch.device = devices.device
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
         self.alphas_cumprod = _noise_schedule(model, header is not None and "ztsnr" in header.names)
@@ -213,13 +212,18 @@ def _described_side(model: Any) -> int | None:
 
 
 def refuse_without_checkpoint() -> None:
-    """Raise UserError if the host has no checkpoint at all; asked for its model, it would print a traceback."""
+    """Raise UserError if the host has no checkpoint at all; asked for its model, it would print a traceback.
+
+    If it has one that is still to be loaded, the job's page says so.
+    """
     if sd_models.model_data.sd_model is None and not sd_models.checkpoints_list:
         folder = shared.cmd_opts.ckpt_dir or sd_models.model_path
         raise UserError(
             f"there is no checkpoint yet; install the toy model, or put one into {folder} and press 🔄 at the top of"
             " the page"
         )
+    if sd_models.model_data.sd_model is None:
+        shared.state.textinfo = f"Loading {shared.opts.sd_model_checkpoint or 'the checkpoint'}…"
 
 
 def refuse_kind(model: Any) -> None:

@@ -22,9 +22,9 @@ JOB = "train-custom-diffusion"
 _OURS = f"task({JOB}-"
 """How the tasks of trainings begin: those that the page starts (javascript/) and those of the API alike."""
 
-Shown = tuple[Any, Any, Any, Any, Any, str]
-"""What a page shows of a training that is over: prompt to try; buttons to send it, show the card, compare saves; delta,
-outcome."""
+Shown = tuple[Any, Any, Any, Any, Any, Any, str]
+"""What a page shows of a training that is over: prompt to try; buttons to send it, show the card, compare saves, and
+resume; delta, outcome."""
 
 
 @dataclass
@@ -71,13 +71,14 @@ def succeeded(done: Outcome) -> Shown:
     """What to show of a training that ended with a result."""
     button, name = gr.update(visible=True), done.delta.name.removesuffix(SUFFIX)
     compare = gr.update(visible=len(library.by_steps(name)) > 1)
-    return gr.update(value=done.prompt, visible=True), button, button, compare, name, outcome_html(done)
+    resume = gr.update(visible=done.resumable)
+    return gr.update(value=done.prompt, visible=True), button, button, compare, resume, name, outcome_html(done)
 
 
 def failed(sentence: str) -> Shown:
     """What to show of one that did not. sentence: HTML."""
     hidden = gr.update(visible=False)
-    return hidden, hidden, hidden, hidden, "", sentence
+    return hidden, hidden, hidden, hidden, hidden, "", sentence
 
 
 def add_fetching(part: str, task: gr.Textbox, outputs: Sequence[Any], without: Sequence[Any]) -> None:

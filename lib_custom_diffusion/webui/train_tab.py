@@ -54,7 +54,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
             ask = gr.Button("How long?", elem_id="cd_ask")
             stop = gr.Button("Interrupt and save", elem_id="cd_stop")
         told = gr.HTML(elem_id="cd_estimate")
-        fields = advanced_fields(face, essentials, _log_fields)
+        fields = advanced_fields(face, essentials, told, _log_fields)
         log_directory, from_txt2img = (fields.settings.pop(name) for name in ("log_directory", "from_txt2img"))
         resumable = gr.HTML(resumable_html(), elem_id="cd_resumable")
         words = [concept["modifier_token"] for concept in fields.concepts]
@@ -66,11 +66,12 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
                 send = gr.Button("Send to txt2img", visible=False, variant="primary", elem_id="cd_send")
                 card = gr.Button("Show card", visible=False, elem_id="cd_card")
                 compare = gr.Button("Compare checkpoints", visible=False, elem_id="cd_compare")
+                resume = gr.Button("Resume", visible=False, elem_id="cd_resume_now")
             delta = gr.Textbox(visible=False, elem_id="cd_delta")
         reopened = gr.Button(visible=False, elem_id="cd_reopened")
         toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
     _remembered_apart(tab)
-    shown = [prompt, send, card, compare, delta, outcome]
+    shown = [prompt, send, card, compare, resume, delta, outcome]
 
     def opened() -> list[Any]:
         library.look_into(logs_in(log_directory.value or ""))  # as it was kept under Settings → Defaults
@@ -87,28 +88,38 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled, essentials.note, new_word], queue=False,
         show_progress=False,
     )  # fmt: skip
-    asked: dict[str, Sequence[Any]] = {}  # what was entered, of the last task
+    asked: dict[str, Sequence[Any]] = {}  # what was entered, by task: of what runs, and of the last that can go on
 
     def run(task: str, from_txt2img: bool, log_directory: str, preset: str, *values: Any) -> Shown:
         entered, preview = values[: len(fields.inputs)], values[len(fields.inputs) :]
-        asked.clear()
+        for over in set(asked) - {last.task}:
+            del asked[over]
         asked[task] = [preset, *entered]
         txt2img = dict(zip(_PREVIEW_FIELDS, preview, strict=True)) if from_txt2img else None
-        came = _train(fields, entered, log_directory, txt2img)
+        came, done = _train(fields, entered, log_directory, txt2img)
+        if done:
+            del asked[task]
         last.end(task, came)
         return came
 
-    start.click(
-        fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
-        _js="startCustomDiffusionTraining",
-        inputs=[task, from_txt2img, log_directory, fields.preset, *fields.inputs, *params.txt2img_preview_params],
-        outputs=shown,
-        show_progress=False,
-    ).then(  # what a training of this kind takes here is known now
+    begin = {
+        "fn": wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
+        "_js": "startCustomDiffusionTraining",
+        "inputs": [task, from_txt2img, log_directory, fields.preset, *fields.inputs, *params.txt2img_preview_params],
+        "outputs": shown,
+        "show_progress": False,
+    }
+    goes_on = fields.settings["resume_from_checkpoint"]
+    resume.click(
+        fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    ).then(**begin).then(
+        fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    )  # fmt: skip
+    start.click(**begin).then(  # what a training of this kind takes here is known now
         fn=_note, inputs=[fields.preset, fields.concepts[0]["instance_data_dir"]], outputs=[essentials.note],
         queue=False, show_progress=False,
     )  # fmt: skip
-    # Pressed by the page, if a training runs while it is opened.
+    # Pressed by the page, if a training runs while it is opened, or was the last.
     reopened.click(
         fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
         _js="runningCustomDiffusionTraining", inputs=[task], outputs=[fields.preset, *fields.inputs], queue=False,
@@ -198,8 +209,10 @@ def resumable_html() -> str:
     )
 
 
-def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None) -> Shown:
-    """Train, and say what to show."""
+def _train(
+    fields: FormFields, values: Sequence[Any], log_directory: str, txt2img: dict[str, Any] | None
+) -> tuple[Shown, bool]:
+    """Train, and say what to show, and whether it came to its end, neither interrupted nor broken off."""
     preview = None
     try:
         plan = _entered(fields, values)
@@ -211,10 +224,10 @@ def _train(fields: FormFields, values: Sequence[Any], log_directory: str, txt2im
             )  # fmt: skip
         done = train(plan, log_directory, preview)
     except UserError as error:
-        return failed(error_html(error))
+        return failed(error_html(error)), False
     except torch.cuda.OutOfMemoryError:
-        return failed(error_html(OUT_OF_MEMORY))
-    return succeeded(done)
+        return failed(error_html(OUT_OF_MEMORY)), False
+    return succeeded(done), not done.interrupted
 
 
 def _to_txt2img(prompt: str) -> list[Any]:

@@ -32,6 +32,16 @@ def test_the_second_job_waits_for_the_first() -> None:
     assert list(watched) == [] and jobs.running is None
 
 
+def test_a_job_says_at_once_what_it_begins_with() -> None:
+    jobs, may_end = Jobs(threading.Lock()), threading.Event()
+    job = jobs.start("loading <sd>", lambda _job: may_end.wait(60), "Loading <sd>…")
+    while jobs.running is not job:
+        pass
+    assert "Loading &lt;sd&gt;…" in next(job.watch())
+    may_end.set()
+    assert job.result() and list(job.watch()) == []
+
+
 def test_what_a_job_tells_is_shown() -> None:
     jobs, told, may_end = Jobs(threading.Lock()), threading.Event(), threading.Event()
 

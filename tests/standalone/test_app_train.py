@@ -62,13 +62,14 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(
 ) -> None:
     monkeypatch.setattr(jobs, "_SECONDS_BETWEEN_LOOKS", 0.001)  # three small steps are soon over
     shown = page.press("cd_start", **entered(pictures, cd_optimizer="sgd"))
-    _, progress, _, outcome, prompt, button = shown[-1]
+    _, progress, _, outcome, prompt, button, resume = shown[-1]
     target = page.deltas / "new1.delta.safetensors"
     assert Delta.load(target).provenance.tokens == {"<new1>": "cat"}
     assert any(" of 3" in str(each[1]) for each in shown)
     assert any("<td>new1</td>" in str(each[1]) for each in shown)
     assert progress == "" and "Finished after 3 steps" in outcome and str(target) in outcome
     assert prompt["value"] == "photo of a <new1> cat <delta:new1:1>" and prompt["visible"] and button["visible"]
+    assert not resume["visible"]
     [log] = page.logs.glob("*/new1")
     assert {path.name for path in log.iterdir()} == {
         "checkpoint-3", "config.json", "images", "loss.csv", "new1.delta.safetensors", "new1.pt"
@@ -80,14 +81,33 @@ def test_a_word_is_taught_and_the_page_says_how_to_use_it(
 def test_pictures_that_are_dragged_in_are_kept_in_a_folder_of_their_own(page: Page, pictures: Path) -> None:
     dragged = [SimpleNamespace(name=str(path)) for path in sorted(pictures.glob("*.png"))]
     keep = page.parts["cd_upload"].events[0].fn
-    folder = Path(keep(dragged, str(pictures)))
+    folder, told = keep(dragged, str(pictures))
+    folder = Path(folder)
+    assert told == ""
     assert folder.parent == (page.logs / "pictures").resolve()
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert kept == {Path(each.name).name: Path(each.name).read_bytes() for each in dragged} and kept
-    more = Path(keep(dragged[:1], str(folder)))  # of the same name as one before
+    more = Path(keep(dragged[:1], str(folder))[0])  # of the same name as one before
     named = Path(dragged[0].name)
     assert more != folder and {path.name for path in more.iterdir()} == {*kept, f"{named.stem}-2.png"}
-    assert [part.elem_id for part in page.parts["cd_upload"].events[0].outputs] == ["cd_pictures_1"]
+    assert [part.elem_id for part in page.parts["cd_upload"].events[0].outputs] == ["cd_pictures_1", "cd_estimate"]
+
+
+def test_files_that_are_no_pictures_are_left_out_with_the_reason(page: Page, pictures: Path, tmp_path: Path) -> None:
+    keep = page.parts["cd_upload"].events[0].fn
+    assert page.parts["cd_upload"].component.file_types is None  # gradio would drop others without a word
+    others = []
+    for name in ("report.pdf", "<b>notes.txt", "noname", "film.mp4"):
+        (tmp_path / name).write_bytes(b"no")
+        others.append(SimpleNamespace(name=str(tmp_path / name)))
+    chosen, told = keep(others[:1], str(pictures))
+    assert chosen == gr.update() and not page.logs.exists()  # what was chosen stays
+    assert told == (
+        "<div class='error'>Left out: report.pdf: of a kind that is not read here; save it as JPEG.</div>"
+    )  # fmt: skip
+    chosen, told = keep([*others, SimpleNamespace(name=str(pictures / "a.png"))], "")
+    assert [path.name for path in Path(chosen).iterdir()] == ["a.png"]
+    assert "&lt;b&gt;notes.txt: it is no picture; noname: it is no picture; and 1 more." in told
 
 
 def test_the_toys_preset_is_the_recipe_of_the_command() -> None:
@@ -110,7 +130,7 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     at = [page.blocks.blocks[part].elem_id for part in filled["outputs"]]
     assert form()[:-1] == [gr.update()] * (len(at) - 1)
     assert at[-1] == "cd_note" and "known after the first training" in form()[-1]
-    nothing = [(gr.update(),) * 6]
+    nothing = [(gr.update(),) * 7]
     assert inspect.isgeneratorfunction(opened) and list(opened()) == nothing
     started = page.parts["cd_start"].press(**entered(pictures, cd_steps=100000))
     while "of 100000" not in next(started)[1]:
@@ -123,10 +143,12 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     assert seen["cd_preset"] == next(iter(RECIPES))
     page.parts["cd_stop"].press()
     there, here_too = list(started)[-1], list(here)[-1]
-    assert form()[:-1] == [gr.update()] * (len(at) - 1)
+    seen = dict(zip(at, form(), strict=True))  # as it can go on
+    assert (seen["cd_class_1"], seen["cd_pictures_1"], seen["cd_steps"]) == ("cat", str(pictures), 100000)
     assert "on this machine" in form()[-1] and "known after" not in form()[-1]
     assert "Interrupted and saved" in here_too[3] and here_too[3:] == there[3:]
-    assert "Word is empty" in page.press("cd_start", **entered(pictures, cd_word_1=""))[-1][3]
+    assert "Word is empty" in page.press("cd_start", **entered(pictures, cd_word_1=""))[-1][0]
+    assert dict(zip(at, form(), strict=True))["cd_steps"] == 100000  # not what was refused
     later = list(opened())[-1]
     assert later[3:] == there[3:]  # what was refused is shown only where it was asked for
     with page.models.lock:  # the next one waits
@@ -135,6 +157,7 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
         here = opened()
         next(here), next(here)
     assert "Finished after 3 steps" in list(here)[-1][3] and "Finished after 3 steps" in list(again)[-1][3]
+    assert form()[:-1] == [gr.update()] * (len(at) - 1)  # there is nothing to go on with
     *_, later = page.parts["cd_again"].events[0].fn()  # as the page presses that has lost its connection
     assert "Finished after 3 steps" in later[3] and later[2]["value"].size == (64, 64)
 
@@ -148,16 +171,23 @@ def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pi
             page.parts["cd_stop"].press()
             pressed.set()
     outcome = shown[-1][3]
-    assert "Interrupted and saved after" in outcome and "Tick Resume from the last save" in outcome
+    assert "Interrupted and saved after" in outcome and "Press Resume to continue from here" in outcome
+    assert shown[-1][6]["visible"]
     step = Delta.load(page.deltas / "new1.delta.safetensors").provenance.steps
     assert 0 < step < 100000
+    tick, run, untick = page.parts["cd_resume_now"].events
+    assert tick.fn() is True and untick.fn() is False
+    assert [part.elem_id for event in (tick, untick) for part in event.outputs] == ["cd_resume"] * 2
+    start = page.parts["cd_start"].events[0]
+    assert [part.elem_id for part in run.inputs] == [part.elem_id for part in start.inputs]
     again = entered(pictures, cd_steps=step + 2, cd_resume=True)
-    assert f"Finished after {step + 2} steps" in page.press("cd_start", **again)[-1][3]
+    values = [again.get(part.elem_id, part.value) for part in run.inputs]
+    assert f"Finished after {step + 2} steps" in list(run.fn(*values))[-1][3]
 
 
 def test_a_mistake_is_a_sentence(page: Page, pictures: Path) -> None:
     def said(**more: Any) -> str:
-        return page.press("cd_start", **entered(pictures, **more))[-1][3]
+        return page.press("cd_start", **entered(pictures, **more))[-1][0]
 
     assert "Dataset directory is empty; drag your pictures in" in said(cd_pictures_1=" ")
     assert "cat is a word that" in said(cd_word_1="cat")
@@ -165,11 +195,26 @@ def test_a_mistake_is_a_sentence(page: Page, pictures: Path) -> None:
     assert not page.deltas.exists()
 
 
+def test_there_is_one_place_for_what_is_wrong_and_it_is_gone_when_something_begins(page: Page, pictures: Path) -> None:
+    nowhere = str(pictures / "nowhere")
+    for button in ("cd_start", "cd_ask"):
+        first, *_, last = page.press(button, **entered(pictures, cd_pictures_1=nowhere))
+        assert first[0] == ""
+        assert "there is no folder" in last[0] and "<div class='error'>" not in "".join(map(str, last[1:]))
+        assert page.parts[button].events[0].outputs[0].elem_id == "cd_estimate"
+    typed, left = [event for event in page.parts["cd_pictures_1"].events if event.outputs[-1].elem_id == "cd_estimate"]
+    assert typed.fn is None and typed.js == "() => ''"
+    strip, told = left.fn(nowhere, "cropped to a square", False)
+    assert strip == "" and "there is no folder" in told
+    strip, told = left.fn(str(pictures), "cropped to a square", False)
+    assert "3 pictures." in strip and told == gr.update()  # an estimate, perhaps
+
+
 def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(page: Page, pictures: Path) -> None:
     page.deltas.mkdir()
     target = page.deltas / "new1.delta.safetensors"
     target.write_bytes(b"precious")
-    assert "Overwrite" in page.press("cd_start", **entered(pictures))[-1][3]
+    assert "Overwrite" in page.press("cd_start", **entered(pictures))[-1][0]
     assert target.read_bytes() == b"precious"
 
 

@@ -59,6 +59,7 @@ def address(deltas: Path) -> Iterator[str]:
         cwd=deltas.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert app.stdout is not None
+    assert app.stdout.readline() == "Loading toy …\n"  # which takes its time
     told = app.stdout.readline()
     assert told.startswith("Custom Diffusion is at http://127.0.0.1:"), told
     yield told.split()[4]
@@ -218,6 +219,112 @@ def test_a_delta_is_used_as_the_command_uses_it_and_nothing_is_fetched_from_else
 
 def fingerprint(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def errors(page: Page) -> list[str]:
+    """What is seen of errors: which part of the page says what."""
+    return page.page.evaluate(
+        "() => [...document.querySelectorAll('.error')].filter(each => each.offsetParent)"
+        ".map(each => `${each.closest('[id]').id}: ${each.innerText}`)"
+    )
+
+
+def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: Page, tmp_path: Path) -> None:
+    page.tab("Train")
+    for part, value in {"cd_class_1": "house", "cd_word_1": "<one1>", "cd_pictures_1": tmp_path / "nowhere"}.items():
+        page.fill(part, value)
+    [first] = one_error(page, "there is no folder")
+    page.press("cd_ask")
+    page.page.wait_for_timeout(1000)
+    assert errors(page) == [first]
+    page.press("cd_start")
+    page.page.wait_for_timeout(1000)
+    assert errors(page) == [first]
+    page.look("app-error")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    page.fill("cd_pictures_1", tmp_path)
+    page.page.wait_for_selector("#cd_strip img")
+    assert errors(page) == []
+    page.fill("cd_word_1", "cat")
+    page.press("cd_start")
+    one_error(page, "cat is a word")
+    page.drop("cd_upload", [Path(__file__)])  # alone, it is no picture
+    one_error(page, "test_ui_browser.py: it is no picture")
+    assert page.value("cd_pictures_1") == str(tmp_path)
+    page.tab("Utilities")
+    page.tab("Compress", "#cd_utils_tabs")
+    page.press("cd_compress")
+    page.wait_for("cd_utils_outcome", "choose")
+    page.press("cd_compress")
+    page.page.wait_for_timeout(1000)
+    assert len(errors(page)) == 1  # told again, though it is the same
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.page.wait_for_timeout(500)
+    assert errors(page) == []
+
+
+def one_error(page: Page, text: str) -> list[str]:
+    """The errors that are seen once there is one with the text: it alone."""
+    page.page.wait_for_function(
+        "text => [...document.querySelectorAll('.error')].some("
+        "each => each.offsetParent && each.innerText.includes(text))",
+        arg=text,
+    )
+    shown = errors(page)
+    assert len(shown) == 1, shown
+    return shown
+
+
+@pytest.mark.parametrize("width", [400, 800])
+def test_on_a_narrow_screen_nothing_overlaps_or_is_cut(browser: Any, address: str, width: int) -> None:
+    page = Page(browser.new_page(viewport={"width": width, "height": 800}), address)
+    for tab in ("Generate", "Train", "Utilities"):
+        page.tab(tab)
+        if tab == "Train":
+            page.page.locator("#cd_more .label-wrap").first.click()
+            page.fill("cd_pictures_1", RACCOON)
+            page.page.wait_for_selector("#cd_strip img")
+            page.page.locator("h1").click()  # and no list is open
+        if tab == "Utilities":
+            page.tab("Convert", "#cd_utils_tabs")
+        page.page.wait_for_timeout(300)
+        page.look(f"app-{tab}-{width}")
+        assert page.page.evaluate(_OVERLAPPING) == [], tab
+    page.tab("Train")
+    page.fill("cd_pictures_1", "/nowhere")
+    page.press("cd_start")
+    one_error(page, "there is no folder")
+    button, told = (page.page.locator(part).first.bounding_box() for part in ("#cd_start", "#cd_estimate .error"))
+    assert 0 < told["y"] - button["y"] < 250  # told where it was pressed
+    page.page.close()
+
+
+_OVERLAPPING = """() => {
+    const seen = [], shown = [...document.querySelectorAll('.gradio-container *')].filter(each => each.offsetParent);
+    const width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth > width) seen.push('the page scrolls sideways');
+    const texts = [];
+    for (const each of shown) {
+        const range = document.createRange();
+        for (const text of each.childNodes) {
+            if (text.nodeType !== Node.TEXT_NODE || !text.textContent.trim()) continue;
+            range.selectNodeContents(text);
+            for (const box of range.getClientRects()) {
+                if (box.right > width + 1 || box.left < -1) seen.push(`beyond the edge: ${text.textContent}`);
+                texts.push([text.textContent.trim(), box]);
+            }
+        }
+    }
+    for (const [index, [text, box]] of texts.entries())
+        for (const [other, its] of texts.slice(index + 1))
+            if (Math.min(box.right, its.right) - Math.max(box.left, its.left) > 3
+                && Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top) > 6)
+                seen.push(`${text} | ${other}`);
+    for (const each of document.querySelectorAll('[id^=cd_] .secondary-wrap input'))
+        if (each.offsetParent && each.scrollWidth > each.clientWidth + 1) seen.push(`cut: ${each.value}`);
+    return [...new Set(seen)];
+}"""
+"""What lies over something else, goes beyond the screen, or is cut."""
 
 
 def test_a_mistake_in_the_prompt_is_told_in_a_sentence(page: Page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_custom_diffusion.ui.picture_strip import picture_strip
+from lib_custom_diffusion.ui.picture_strip import folder_fault, picture_strip
 
 SHAPES = ("cropped to a square", "padded to a square", "as they are")
 
@@ -44,7 +44,7 @@ def test_the_path_may_be_quoted_as_windows_copies_it(folder: Path) -> None:
 
 
 def test_what_is_no_path_is_said(folder: Path) -> None:
-    assert "a\\x00b&#x27; is no path; type it anew</div>" in picture_strip("a\0b", SHAPES[0])
+    assert "a\\x00b&#x27; is no path; type it anew</div>" in folder_fault("a\0b")
 
 
 def test_what_is_left_out_is_named_with_the_reason(folder: Path) -> None:
@@ -89,13 +89,15 @@ def test_of_many_pictures_twelve_are_shown_and_all_are_counted(tmp_path: Path) -
 
 
 def test_no_folder_shows_nothing_and_a_wrong_one_a_sentence(tmp_path: Path) -> None:
-    assert picture_strip("", SHAPES[0]) == picture_strip(None, SHAPES[0]) == ""
-    assert "there is no folder" in picture_strip(str(tmp_path / "nowhere"), SHAPES[0])
-    assert "has no pictures" in picture_strip(str(tmp_path), SHAPES[0])
+    assert (
+        picture_strip("", SHAPES[0]) == picture_strip(None, SHAPES[0]) == folder_fault("") == folder_fault(None) == ""
+    )
+    assert "there is no folder" in folder_fault(str(tmp_path / "nowhere"))
+    assert "has no pictures" in folder_fault(str(tmp_path))
 
 
 def test_a_folder_that_is_still_being_typed_is_no_fault(folder: Path) -> None:
     typed = str(folder)[:-1]
-    assert picture_strip(typed, SHAPES[0], faults=False) == ""
-    assert f"there is no folder {typed}" in picture_strip(typed, SHAPES[0])
-    assert shown(picture_strip(str(folder), SHAPES[0], faults=False))
+    assert picture_strip(typed, SHAPES[0]) == ""
+    assert f"there is no folder {typed}" in folder_fault(typed)
+    assert shown(picture_strip(str(folder), SHAPES[0])) and folder_fault(str(folder)) == ""

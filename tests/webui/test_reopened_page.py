@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -39,7 +40,7 @@ def test_the_training_that_runs_or_waits_is_found(running, waiting, found):
     assert reopened_page.trainings() == {"running": found, "last": ""}
 
 
-def fetched(task: str, outputs: int = 6) -> list[object]:
+def fetched(task: str, outputs: int = 7) -> list[object]:
     """What the page gets that asks what came of a job."""
     with gr.Blocks() as page:
         asked, *shown = (gr.Textbox() for _ in range(1 + outputs))
@@ -50,15 +51,16 @@ def fetched(task: str, outputs: int = 6) -> list[object]:
 def test_what_came_of_a_training_is_told_whenever_a_page_asks():
     progress.current_task = TASK
     reopened_page.last.begin()
-    assert fetched(TASK) == [gr.update()] * 6  # while it runs
+    assert fetched(TASK) == [gr.update()] * 7  # while it runs
     done = Outcome(7, False, Path("cat.delta.safetensors"), [], Path("logs"), "photo of a cat")
     reopened_page.last.end(TASK, reopened_page.succeeded(done))
     progress.current_task = None
     assert reopened_page.trainings() == {"running": "", "last": TASK}
     progress.record_results("task(of a picture)", ("", "", "a picture"))
-    prompt, send, card, compare, name, outcome = fetched(TASK)
+    prompt, send, card, compare, resume, name, outcome = fetched(TASK)
     assert (prompt["value"], send["visible"], card["visible"], name) == ("photo of a cat", True, True, "cat")
     assert "Finished after 7 steps" in outcome and not compare["visible"]  # there is one save alone
+    assert not resume["visible"] and reopened_page.succeeded(replace(done, resumable=True))[4]["visible"]
 
 
 def test_a_later_page_is_told_of_no_training_that_was_refused_nor_of_another_job():
@@ -73,7 +75,7 @@ def test_a_later_page_is_told_of_no_training_that_was_refused_nor_of_another_job
 def test_of_one_that_broke_off_and_one_that_never_began_this_is_told():
     progress.finished_tasks.append(TASK)
     *same, outcome = fetched(TASK)
-    assert same == [gr.update(visible=False)] * 4 + [""] and "stopped with an error" in outcome
+    assert same == [gr.update(visible=False)] * 5 + [""] and "stopped with an error" in outcome
     assert "was not started" in fetched(WAITING)[-1] and "was not started" in fetched(WAITING, outputs=1)[-1]
 
 

@@ -61,7 +61,7 @@ def shown() -> FormFields:
     """The form's fields, made anew."""
     with gr.Blocks():
         face = Face(FormRow, train_tab._word, lambda _number: {}, train_tab._template, RECIPES, lambda *_: "")
-        return advanced_fields(face, essential_fields(face), dict)
+        return advanced_fields(face, essential_fields(face), gr.HTML(), dict)
 
 
 def test_a_page_on_which_nothing_is_changed_asks_for_the_defaults_of_the_api():
@@ -119,8 +119,8 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
     monkeypatch.setattr(progress, "current_task", None)
     assert [part.elem_id for part in then.outputs] == ["cd_note"]  # what it took is said beside the preset
     assert "on this machine" in then.fn(*[entered.get(part.elem_id, part.value) for part in then.inputs])
-    prompt, button, card, compare, name, outcome = made["cd_outcome_fetch"].events[0].fn(values[0])
-    assert came == (prompt, button, card, compare, name, outcome)  # also if gradio does not bring it
+    prompt, button, card, compare, resume, name, outcome = made["cd_outcome_fetch"].events[0].fn(values[0])
+    assert came == (prompt, button, card, compare, resume, name, outcome)  # also if gradio does not bring it
     assert event.js == "startCustomDiffusionTraining"
     assert prompt["value"] == "photo of a mycat cat <delta:mycat:1>" and button["visible"]
     assert card["visible"] and name == "mycat" and made["cd_card"].events[0].js == "customDiffusionShowCard"
@@ -139,6 +139,40 @@ def test_a_page_opened_meanwhile_has_the_form_as_it_was_filled_in(made):
     shown = dict(zip([part.elem_id for part in reopened.outputs], reopened.fn("task(1)"), strict=True))
     assert (shown["cd_preset"], shown["cd_name"], shown["cd_pictures_1"]) == ("face", "mine", "/nowhere")
     assert set(map(str, reopened.fn("task(of another page)"))) == {str(gr.update())}
+
+
+def test_a_page_opened_later_has_the_form_of_a_training_that_can_go_on(made, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    Image.new("RGB", (16, 16), (90, 40, 200)).save(tmp_path / "one.png")
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    entered = {
+        "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(tmp_path), "cd_class_1": "cat", "cd_steps": 30,
+        "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_preview_every": 0,
+    }  # fmt: skip
+    tick, run, untick = made["cd_resume_now"].events
+    reopened = made["cd_reopened"].events[0]
+
+    def train(task, event, **more):
+        monkeypatch.setattr(progress, "current_task", task)
+        values = [{**entered, **more}.get(part.elem_id, part.value) for part in event.inputs]
+        came = event.fn(task, *values[1:])
+        monkeypatch.setattr(progress, "current_task", None)
+        return came
+
+    first, second = "task(train-custom-diffusion-1)", "task(train-custom-diffusion-2)"
+    screen = "lib_custom_diffusion.webui.training_job.HostScreen.interrupted"
+    monkeypatch.setattr(screen, lambda _screen: shared.state.job_no > 0)
+    came = train(first, made["cd_start"].events[0])
+    assert "Interrupted and saved" in came[-1] and came[4]["visible"]
+    monkeypatch.setattr(screen, lambda _screen: False)
+    train("task(train-custom-diffusion-of-no-word)", made["cd_start"].events[0], cd_embedding_1="")
+    shown = dict(zip([part.elem_id for part in reopened.outputs], reopened.fn(first), strict=True))
+    assert (shown["cd_embedding_1"], shown["cd_pictures_1"], shown["cd_steps"]) == ("mycat", str(tmp_path), 30)
+    assert tick.fn() is True and untick.fn() is False and run.js == "startCustomDiffusionTraining"
+    assert [part.elem_id for event in (tick, untick) for part in event.outputs] == ["cd_resume"] * 2
+    came = train(second, run, cd_resume=True)
+    assert "Finished after 30 steps" in came[-1] and not came[4]["visible"]
+    assert set(map(str, reopened.fn(second))) == {str(gr.update())}  # there is nothing to go on with
 
 
 def test_whether_a_training_can_be_resumed_is_said_before(page, monkeypatch):
@@ -283,7 +317,7 @@ def test_only_jobs_wait_in_gradios_queue(page):
     """It gives a page 5 seconds to answer; one that is too busy would be told "Connection errored out"."""
     queued = [each for each in page.dependencies if each["backend_fn"] and each["queue"] is not False]
     pressed = {page.blocks[part].elem_id for each in queued for part in each["targets"]}
-    assert pressed == {"cd_start", "cd_ask"}
+    assert pressed == {"cd_start", "cd_ask", "cd_resume_now"}
 
 
 def test_fields_that_hold_one_line_do_not_grow(page):

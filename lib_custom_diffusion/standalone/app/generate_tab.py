@@ -58,15 +58,22 @@ def add_generate_tab(
                 read = gr.UploadButton("Read from picture", file_types=["image"], elem_id="cd_gen_read")
             with gr.Row():
                 delta = gr.Dropdown(
-                    label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta"
-                )
+                    label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
+                    info="A delta is the small file that a training makes: what was learned of your thing",
+                )  # fmt: skip
                 lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
             with gr.Row():
                 earlier = gr.Dropdown(label="Prompt history", choices=history.all(), elem_id="cd_gen_history")
                 lists.add(earlier, history.all, "cd_gen_history_refresh")
             with gr.Row():
                 steps = gr.Slider(
-                    label="Sampling steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, elem_id="cd_gen_steps"
+                    label="Sampling steps",
+                    minimum=1,
+                    maximum=MAX_STEPS,
+                    step=1,
+                    value=25,
+                    info="More take longer",
+                    elem_id="cd_gen_steps",
                 )
                 scale = gr.Slider(
                     label="CFG Scale",
@@ -74,6 +81,7 @@ def add_generate_tab(
                     maximum=30.0,
                     step=0.5,
                     value=usual_scale(models),
+                    info="How strictly pictures follow the prompt",
                     elem_id="cd_gen_cfg",
                 )
             with gr.Row():

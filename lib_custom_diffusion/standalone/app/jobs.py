@@ -34,12 +34,12 @@ class Jobs:
         self._begun[:] = [job for job in self._begun if not job.finished]
         return bool(self._begun)
 
-    def start(self, name: str, work: Callable[[Job[T]], T]) -> Job[T]:
+    def start(self, name: str, work: Callable[[Job[T]], T], first: str = "Starting") -> Job[T]:
         """Have the work done as soon as it is its turn; it gets the job, to show how far it is.
 
-        name: what is being done, for whoever waits for it.
+        name: what is being done, for whoever waits for it. first: what is shown until the work shows something.
         """
-        job = Job(self, name, work)
+        job = Job(self, name, work, first)
         self._begun.append(job)
         return job
 
@@ -52,8 +52,8 @@ class Jobs:
 class Job(Generic[T]):
     """Work being done. Called with (done, total, what) it takes note of how far it is, and raises Interrupted."""
 
-    def __init__(self, jobs: Jobs, name: str, work: Callable[[Job[T]], T]) -> None:
-        self.name, self.interrupted = name, threading.Event()
+    def __init__(self, jobs: Jobs, name: str, work: Callable[[Job[T]], T], first: str) -> None:
+        self.name, self.interrupted, self._first = name, threading.Event(), first
         self._jobs, self._work = jobs, work
         self._progress: tuple[int, int, str] | None = None
         self._started = time.monotonic()
@@ -88,9 +88,10 @@ class Job(Generic[T]):
             raise Interrupted("Interrupted. What was finished is kept.")
 
     def watch(self) -> Iterator[str]:
-        """How far it is, as HTML, again and again until it is finished."""
-        while not self._finished.wait(_SECONDS_BETWEEN_LOOKS):
+        """How far it is, as HTML, at once, and again and again until it is finished."""
+        while not self.finished:
             yield _progress_html(*(self._progress or (0, 0, self._waiting())), time.monotonic() - self._started)
+            self._finished.wait(_SECONDS_BETWEEN_LOOKS)
 
     def result(self) -> T:
         """What came of it. Raises UserError if it failed, whatever the reason; the log has what users can't mend."""
@@ -101,12 +102,11 @@ class Job(Generic[T]):
 
     def _waiting(self) -> str:
         first = self._jobs.running
-        return f"Waiting for another job to finish: {first.name}" if first else "Waiting for its turn"
+        return self._first if first in (self, None) else f"Waiting for another job to finish: {first.name}"
 
     def _run(self) -> None:
         with self._jobs.turn:
             self._jobs.running, self._started = self, time.monotonic()
-            self._progress = (0, 0, "Starting")
             try:
                 self._result = self._work(self)
             except UserError as error:

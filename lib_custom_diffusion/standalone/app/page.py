@@ -17,7 +17,7 @@ from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
 from ...ui.training_fields import FormFields
 from ...ui.training_page import error_html
-from ...ui.utilities import Action, Host, Lists, Outcome, Results, add_utilities, shown
+from ...ui.utilities import DELTA, Action, Host, Lists, Outcome, Results, add_utilities, shown
 from .drawing import before_each_step
 from .generate_tab import add_generate_tab, usual_scale
 from .jobs import Job, Jobs
@@ -43,7 +43,8 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
     jobs, lists, history = jobs or Jobs(models.lock), Lists(), PromptHistory(_TRAINING / "prompts.json")
     with gr.Blocks(title="Custom Diffusion", css=_css(), theme=theme, analytics_enabled=False) as blocks:
         with gr.Row(elem_id="cd_head"):
-            gr.HTML(f"<h1>Custom Diffusion</h1><p>Deltas: <code>{html.escape(str(deltas_dir.resolve()))}</code></p>")
+            folder = html.escape(str(deltas_dir.resolve()))
+            gr.HTML(f"<h1>Custom Diffusion</h1><p>Folder of {DELTA}s: <code>{folder}</code></p>")
             model = gr.Dropdown(label="Checkpoint", choices=models.names(), value=models.name, elem_id="cd_model")
             lists.add(model, models.names, "cd_model_refresh")
         told = gr.HTML(elem_id="cd_model_told")
@@ -65,6 +66,9 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
         lists.ask_when_opened()
         lists.ask_when_selected(generate, utilities)
         _let_choose(models, jobs, model, told, fields, scale)
+        for part in list(blocks.blocks.values()):  # whatever begins next; the others ask for lists
+            if isinstance(part, gr.Button) and not part.elem_classes:
+                part.click(fn=None, _js="() => ''", inputs=[], outputs=[told])
     return blocks
 
 
@@ -76,9 +80,9 @@ def _let_choose(
 
     def choose(name: str) -> Iterator[list[Any]]:
         same = [gr.update() for _ in filled]
-        job = jobs.start(f"loading {name}", lambda _job: models.choose(name))
-        for _ in job.watch():
-            yield [gr.update(), f"<p>Loading {html.escape(name)}…</p>", *same]
+        job = jobs.start(f"loading {name}", lambda _job: models.choose(name), f"Loading {name}…")
+        for progress in job.watch():
+            yield [gr.update(), progress, *same]
         try:
             job.result()
         except UserError as error:

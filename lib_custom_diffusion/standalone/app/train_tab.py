@@ -7,6 +7,7 @@ import html
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import gradio as gr
 from gradio.context import Context
 from PIL import Image
 
+from ...data.pictures import is_picture, why_unread
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
@@ -23,6 +25,7 @@ from ...training.loop import PRECISIONS
 from ...training.place import check_place, dated_folder
 from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
+from ...ui.picture_strip import left_out_html
 from ...ui.preset_note import Loaded, preset_note
 from ...ui.regularization_sections import bundled_templates
 from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
@@ -55,18 +58,23 @@ class _Place:
         loaded = Loaded(backend.architecture, backend.resolution) if backend else None
         return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, self.timings)
 
-    def keep(self, files: Sequence[str], before: str) -> str:
-        """Copy pictures that were dragged in to a folder of their own, and say which.
+    def keep(self, files: Sequence[str], before: str) -> tuple[str, str]:
+        """Copy pictures that were dragged in to a folder of their own; the folder, and what is left out (HTML).
 
         before: the folder that was chosen; pictures that were dragged into it are among the new ones.
         """
+        paths = [Path(file) for file in files]
+        left_out = {path.name: why_unread(path) or "it is no picture" for path in paths if not is_picture(path)}
+        told = f"<div class='error'>{left_out_html(left_out)}</div>" if left_out else ""
+        if len(left_out) == len(paths):
+            return "", told
         kept = (self.logs / "pictures").resolve()
         folder = _new(kept, datetime.datetime.now().strftime("%Y-%m-%d %H.%M.%S"))
         folder.mkdir(parents=True)
         earlier = sorted(Path(before).glob("*")) if Path(before).parent == kept else []
-        for file in [*earlier, *map(Path, files)]:
+        for file in [*earlier, *filter(is_picture, paths)]:
             shutil.copyfile(file, _new(folder, file.stem, file.suffix))
-        return str(folder)
+        return str(folder), told
 
 
 def _new(folder: Path, stem: str, suffix: str = "") -> Path:
@@ -118,8 +126,8 @@ def build_train_tab(
     """
     place = _Place(models, deltas_dir, logs)
     presets = {**TOY_RECIPES, **RECIPES} if models.small else {**RECIPES, **TOY_RECIPES}
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3):
+    with gr.Row(equal_height=False, elem_id="cd_training"):
+        with gr.Column(elem_id="cd_form"):
             face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
             essentials = essential_fields(face)
             with gr.Row():
@@ -127,23 +135,25 @@ def build_train_tab(
                 ask = gr.Button("How long?", elem_id="cd_ask")
                 stop = gr.Button("Interrupt and save", elem_id="cd_stop")
             told = gr.HTML(elem_id="cd_estimate")
-            fields = advanced_fields(face, essentials, _vectors)
-        with gr.Column(scale=2, elem_id="cd_side"):
+        with gr.Column(elem_id="cd_side"):
             outcome = gr.HTML(elem_id="cd_outcome")
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
-            use = gr.Button("Send to Generate", visible=False, variant="primary", elem_id="cd_send")
+            with gr.Row():
+                use = gr.Button("Send to Generate", visible=False, variant="primary", elem_id="cd_send")
+                resume = gr.Button("Resume", visible=False, elem_id="cd_resume_now")
             progress = gr.HTML(elem_id="cd_progress")
             picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
-    inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use]
+        with gr.Column(elem_id="cd_rest"):
+            fields = advanced_fields(face, essentials, told, _vectors)
+    inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use, resume]
     last, last_estimate = reopened.part(shown), reopened.part([told, progress], when_opened=False)
 
-    asked: list[tuple[Job[Outcome], list[Any]]] = []  # the last training, and what was entered for it
+    asked: list[tuple[Job[Outcome], list[Any]]] = []  # trainings, and what was entered for them
 
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
     def run(preset: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        yield "", *[gr.update() for _ in shown[1:]]  # an estimate
         training = _start(jobs, place, fields, values)
-        asked[:] = [(training.job, [preset, *values])]
+        asked[:] = [*[each for each in asked if not each[0].refused][-1:], (training.job, [preset, *values])]
         yield from last.watch(training.job, lambda: _watched(training))
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
@@ -151,13 +161,21 @@ def build_train_tab(
         yield from last_estimate.watch(job, lambda: _estimated(job))
 
     def opened() -> list[Any]:
-        """A page that is opened while a training runs has the form as it was filled in; any, what is known by now."""
-        entered = next((values for job, values in asked if not job.finished), [gr.update() for _ in form])
+        """A page that is opened during a training has the form as it was filled in, as has one opened after one that
+        can go on; any, what is known by now."""
+        begun = [(job, values) for job, values in asked if not job.refused][-1:]
+        entered = next((values for job, values in begun if not _is_done(job)), [gr.update() for _ in form])
         return [*entered, place.note(fields.preset.value, "")]
 
     form = [fields.preset, *inputs]
     Context.root_block.load(fn=opened, inputs=[], outputs=[*form, essentials.note], queue=False, show_progress=False)
     start.click(fn=run, inputs=form, outputs=shown, show_progress=False)
+    goes_on = fields.settings["resume_from_checkpoint"]
+    resume.click(
+        fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    ).then(fn=run, inputs=form, outputs=shown, show_progress=False).then(
+        fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    )  # fmt: skip
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
@@ -209,27 +227,34 @@ def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any])
     return _Training(jobs.start(f"training {_named(fields, values)}", work), screens)
 
 
-def _watched(training: _Training) -> Iterator[tuple[Any, Any, Any, Any, Any, Any]]:
+def _is_done(job: Job[Outcome]) -> bool:
+    """Whether a training is over that came to its end, neither interrupted nor broken off."""
+    with suppress(UserError):
+        return job.finished and not job.result().interrupted
+    return False
+
+
+def _watched(training: _Training) -> Iterator[tuple[Any, ...]]:
     """What to show of a training until it is over.
 
-    Each time: estimate, progress, preview, outcome, prompt to try, and the button that sends it.
+    Each time: estimate or error, progress, preview, outcome, prompt to try, and the buttons that send it, and resume.
     """
     same, hidden = gr.update(), gr.update(visible=False)
-    yield same, "", hidden, "", hidden, hidden
+    yield "", "", hidden, "", hidden, hidden, hidden
     picture = None
     for waiting in training.job.watch():
         text = training.screens[0].text if training.screens else ""
         new = same if training.picture is picture else gr.update(value=training.picture, visible=True)
         picture = training.picture
-        yield same, text or waiting, new, same, same, same
+        yield same, text or waiting, new, same, same, same, same
     last = same if training.picture is picture else gr.update(value=training.picture, visible=True)
     try:
         done = training.job.result()
     except UserError as error:
-        yield same, "", last, error_html(error), same, same
+        yield error_html(error), "", last, same, same, same, same
         return
     prompt = gr.update(value=done.prompt, visible=True)
-    yield same, "", last, outcome_html(done), prompt, gr.update(visible=True)
+    yield same, "", last, outcome_html(done), prompt, gr.update(visible=True), gr.update(visible=done.resumable)
 
 
 def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Job[str]:
