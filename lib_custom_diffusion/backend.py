@@ -129,6 +129,8 @@ class Backend(Protocol):
     """"sd1", "sd2", "sdxl" or another word two models share exactly when a delta fits both."""
     checkpoint_hash: str
     """Short hash of the checkpoint the model came from, or ""."""
+    parts: Mapping[str, str]
+    """What is in the place of the checkpoint's own "vae" or "tokenizer": a hash or a name, "" where nothing is."""
     unet: nn.Module
     """The live UNet; the core puts hooks beside its Linear layers and never writes its weights."""
     prediction_type: str

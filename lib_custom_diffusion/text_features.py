@@ -43,11 +43,15 @@ def captions_beside(checkpoint: Path) -> Path:
     return own if own.is_file() else BUNDLED_CAPTIONS
 
 
-_BEFORE_CLASS_WORD = re.compile(r"^(?:(?:an? |the )?(?:photo|picture|image) of )?(?:an? |the )?", re.IGNORECASE)
+_BEFORE_CLASS_WORD = re.compile(
+    r"^(?:(?:an? |the )?(?:[\w-]+ ){0,2}?(?:photo|photograph|picture|image|shot|portrait|close[- ]?up)s? of )?"
+    r"(?:an? |the )?",
+    re.IGNORECASE,
+)
 
 
 def class_noun(class_prompt: str) -> str:
-    """ "cat" for "cat", "a cat" and "photo of a cat"."""
+    """ "cat" for "cat", "a cat", "photo of a cat" and "a high quality photograph of the cat"."""
     return _BEFORE_CLASS_WORD.sub("", class_prompt.strip())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -73,6 +74,7 @@ class TinyBackend:
 
     name = "tiny"
     checkpoint_hash = "0123456789"
+    parts = MappingProxyType({"vae": "", "tokenizer": ""})
     prediction_type = "epsilon"
     captions = BUNDLED_CAPTIONS
     resolution = 16

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,12 +43,14 @@ class DiffusersBackend:
         name: str,
         checkpoint_hash: str = "",
         captions: Path = BUNDLED_CAPTIONS,
+        parts: Mapping[str, str] = MappingProxyType({"vae": "", "tokenizer": ""}),
     ) -> None:
         scheduler = pipeline.scheduler
         self.pipeline = pipeline
         self.name = name
         self.checkpoint_hash = checkpoint_hash
         self.captions = captions
+        self.parts = parts
         # A training asks for the same few texts in every step, and CLIP's tokenizer is slow.
         self._ids = lru_cache(maxsize=1000)(self._tokenized)
         self.unet: nn.Module = pipeline.unet

@@ -13,6 +13,7 @@ from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import read_document
 from ..reading.kinds import DELTA
+from ..text_features import class_noun
 
 
 def info(options: argparse.Namespace) -> int:
@@ -47,7 +48,11 @@ def describe(path: Path) -> dict[str, Any]:
         "steps": origin.steps,
         "library_version": origin.library_version,
         "tokens": {
-            token: {"vectors": vectors.shape[0], "width": vectors.shape[1], "class_word": origin.tokens.get(token, "")}
+            token: {
+                "vectors": vectors.shape[0],
+                "width": vectors.shape[1],
+                "class_word": class_noun(origin.tokens.get(token, "")),
+            }
             for token, vectors in delta.embeddings.items()
         },
         "layers": {key: _layer(entry) for key, entry in delta.entries.items()},

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..storage import given_path, read_text
 from ..text_features import captions_beside
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
-from .single_file import asked_prediction_type, load_checkpoint, load_vae
+from .single_file import asked_prediction_type, load_checkpoint, load_vae, vae_file
 from .toy import TOYS
 from .weights import refuse_torn
 
@@ -79,9 +80,7 @@ def load_model(
     """
     if not name.strip():
         raise UserError("the name of the model is empty; give toy, a folder or a file")
-    path = TOYS[name].checkpoint if name in TOYS else given_path(name)
-    if path.name == "model_index.json":  # as file dialogs give a folder
-        path = path.parent
+    path = _given(name)
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:
@@ -97,7 +96,27 @@ def load_model(
     if isinstance(pipeline, StableDiffusionXLPipeline):
         pipeline.text_encoder_2.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
-    return DiffusersBackend(pipeline, path.stem, _short_hash(_weights(path)), captions_beside(path))
+    return DiffusersBackend(pipeline, path.stem, _hash_of(path), captions_beside(path), _parts(vae, tokenizer))
+
+
+def known_of_model(name: str, vae: Path | None, tokenizer: str | None) -> dict[str, str]:
+    """What an `Identity` would say of the model that `load_model` loads, as far as its files say it.
+
+    Raises UserError for a VAE that is not there.
+    """
+    path = _given(name)
+    found = _hash_of(path) if path.exists() else ""  # otherwise it may be one of the Hub
+    return _parts(vae, tokenizer) | ({"hash": found} if found else {})
+
+
+def _parts(vae: Path | None, tokenizer: str | None) -> dict[str, str]:
+    return {"vae": _hash_of(vae_file(vae)) if vae is not None else "", "tokenizer": tokenizer or ""}
+
+
+def _given(name: str) -> Path:
+    """The file or folder that a model's name stands for."""
+    path = TOYS[name].checkpoint if name in TOYS else given_path(name)
+    return path.parent if path.name == "model_index.json" else path  # as file dialogs give a folder
 
 
 def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline:
@@ -205,10 +224,17 @@ def _weights(path: Path) -> Path | None:
     return next(iter(sorted((path / "unet").glob("*.safetensors"))), None)
 
 
-def _short_hash(path: Path | None) -> str:
-    """The first ten digits of the file's SHA-256, as the WebUI shows them for checkpoints."""
-    if path is None:
+def _hash_of(path: Path) -> str:
+    """The first ten digits of its weights' SHA-256, as the WebUI shows them for checkpoints; "" if it has none."""
+    weights = _weights(path)
+    if weights is None:
         return ""
+    stat = weights.stat()
+    return _short_hash(weights, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _short_hash(path: Path, _size: int, _changed: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -288,6 +288,13 @@ def load_vae(path: Path, scale: float) -> AutoencoderKL:
 
     Raises UserError if it is none, isn't whole, or belongs to models of other latents.
     """
+    path = vae_file(path)
+    tensors = read_weights(path).tensors
+    return load_autoencoder(path, _part(tensors, VAE_PREFIX) or tensors, scale)
+
+
+def vae_file(path: Path) -> Path:
+    """The file of a VAE that is named by a file or folder. Raises UserError if there is none."""
     if path.is_dir():
         inside = [path / "vae"] if (path / "vae").is_dir() else [path]
         found = sorted(file for folder in inside for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
@@ -299,8 +306,7 @@ def load_vae(path: Path, scale: float) -> AutoencoderKL:
         path = found[-1]
     if not path.is_file():
         raise UserError(f"there is no VAE {path}")
-    tensors = read_weights(path).tensors
-    return load_autoencoder(path, _part(tensors, VAE_PREFIX) or tensors, scale)
+    return path
 
 
 def load_autoencoder(path: Path, tensors: Tensors, scale: float) -> AutoencoderKL:

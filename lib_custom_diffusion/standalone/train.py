@@ -32,12 +32,13 @@ from ..training.losslog import Recorder
 from ..training.place import check_place
 from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
+from ..training.resuming import identity_of, refuse_other
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_for_diffusers
 from .follow_up import command
 from .generate import draw
 from .hub import Repository, card
-from .models import HUB_NAME, best_device, load_model
+from .models import HUB_NAME, best_device, known_of_model, load_model
 from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
 from .toy import TOYS
 from .trackers import Trackers, chosen_services
@@ -56,11 +57,15 @@ def train(options: argparse.Namespace) -> int:
     if options.torch_compile:
         _check_compiles(device)
     plan.check_device(device, FLAGS)
-    check_place(plan, FLAGS, options.output_dir, logging_dir=options.logging_dir)
+    save = check_place(plan, FLAGS, options.output_dir, logging_dir=options.logging_dir)
     services = chosen_services(plan.report_to)
     repository = _repository(options) if options.push_to_hub and parallel.rank() == 0 else None
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     chosen = known_precision(options, device) if options.mixed_precision == AUTO else plan.mixed_precision
+    if save is not None:
+        known = replace(plan.clipped(), mixed_precision=chosen or plan.mixed_precision)
+        model = known_of_model(options.model, options.vae, options.tokenizer_name)
+        refuse_other(plan, FLAGS, save, replace(identity_of(known, options.output_dir), model=model))
     backend = load_model(
         options.model, _weight_dtype(chosen or "no", device), device, options.vae, options.prediction_type,
         options.revision, options.variant, options.tokenizer_name,

@@ -22,6 +22,7 @@ FREE_TO_CHANGE = {
     "num_validation_images", "report_to",
 }  # fmt: skip
 """Settings that a resumed run may have otherwise than the run it continues."""
+_PARTS = {"vae": "VAE", "tokenizer": "tokenizer"}
 _SHOWN = 3
 
 Pictures = list[list[str]]
@@ -33,7 +34,7 @@ class Identity:
     """What the result of a training depends on.
 
     settings: all that change it, by name.
-    model:    name and hash of what is trained.
+    model:    hash, or name, of what is trained, and `Backend.parts`.
     pictures: by the name of what they are of, such as "concept 1".
     """
 
@@ -55,16 +56,22 @@ class Identity:
 
 
 def identify(
-    backend: Backend, concepts: Sequence[Concept], pictures: PictureSettings, settings: Mapping[str, Any]
+    concepts: Sequence[Concept],
+    pictures: PictureSettings,
+    settings: Mapping[str, Any],
+    backend: Backend | None = None,
 ) -> Identity:
     """The identity of a training of these concepts.
 
-    settings: of the training. Those of `pictures` are added, and the model.
+    settings: of the training. Those of `pictures` are added, and what the backend, if there is one, says of the model.
 
     Raises UserError for folders and captions that cannot be read.
     """
-    own = {**asdict(pictures), "resolution": pictures.resolution or backend.resolution}
-    own["prediction_type"] = backend.prediction_type
+    own = asdict(pictures)
+    if backend is not None:
+        own |= {"resolution": pictures.resolution or backend.resolution, "prediction_type": backend.prediction_type}
+    elif pictures.resolution is None:  # the model's own
+        del own["resolution"]
     template = pictures.template if pictures.caption_source == "template" else None
     own["template"] = template and content_hash(template)
     if not any(concept.class_data_dir for concept in concepts):
@@ -79,8 +86,12 @@ def identify(
         if concept.class_data_dir is not None:
             listed = class_captions(concept.class_data_dir, concept.class_prompt)
             found[f"the class of concept {number}"] = _identified(listed[: pictures.num_class_images or None])
+    return Identity({**settings, **own}, {} if backend is None else _model(backend), found)
+
+
+def _model(backend: Backend) -> dict[str, str]:
     model = {"architecture": backend.architecture, "hash": backend.checkpoint_hash}
-    return Identity({**settings, **own}, model if model["hash"] else {**model, "name": backend.name}, found)
+    return (model if model["hash"] else {**model, "name": backend.name}) | dict(backend.parts)
 
 
 def _own_words(pictures: PictureSettings) -> Captioner:
@@ -115,8 +126,8 @@ def differences(then: Identity, now: Identity, label: Callable[[str], str] = str
         for name, value in before["settings"].items()
         if name not in FREE_TO_CHANGE and name in after["settings"] and after["settings"][name] != value
     ]
-    if before["model"] and after["model"] and before["model"] != after["model"]:
-        told.append("the model is another")
+    others = [name for name, value in before["model"].items() if after["model"].get(name, value) != value]
+    told += dict.fromkeys(f"the {_PARTS.get(name, 'model')} is another" for name in others)
     if before["pictures"] and after["pictures"]:
         for of in dict.fromkeys([*before["pictures"], *after["pictures"]]):
             told += _different_pictures(of, before["pictures"].get(of, []), after["pictures"].get(of, []))

@@ -26,8 +26,7 @@ from ..attention import cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, usual_sampling
 from ..data import regularization
 from ..data.buckets import size_multiple
-from ..data.captions import has_pictures
-from ..data.concepts import Concept, ConceptExamples, encode_concept, find_pictures
+from ..data.concepts import Concept, ConceptExamples, encode_concept
 from ..data.pictures import moving_text
 from ..delta import SUFFIX
 from ..errors import Interrupted, NotSaved, UserError
@@ -35,11 +34,11 @@ from ..storage import FolderLock, printable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .event_file import LOGS
-from .identity import Identity, content_hash, identify, refuse_others
 from .loop import Progress, Trainer, TrainingResult
 from .losslog import LOSS_CSV, LossTable, Recorder
-from .place import CLASS_PICTURES, COPIES, PREVIEWS, check_place, check_results
+from .place import COPIES, PREVIEWS, check_place, check_results
 from .plan import TrainingPlan, Wording
+from .resuming import class_folder, identity_of, refuse_other
 from .words import check_words
 
 logger = logging.getLogger(__name__)
@@ -132,7 +131,11 @@ class TrainingJob:
         plan.check_settings(face.wording)
         self.host, self.face, self.backend = host, face, host.backend
         self.notes: list[str] = []
-        self.plan = self._clipped(plan)
+        self.plan = plan.clipped()
+        if self.plan != plan:
+            pictures, asked = self.plan.train_batch_size, plan.train_batch_size
+            label = face.wording.label("train_batch_size")
+            self.notes.append(f"{label} is {pictures} rather than {asked}, as there are {pictures} pictures.")
         self.name = plan.result_name
         self.target = host.delta or host.folder / f"{self.name}{SUFFIX}"
         self.resume = check_place(self.plan, face.wording, host.folder, host.delta, host.logging_dir)
@@ -140,7 +143,7 @@ class TrainingJob:
             self.notes.append("There was no save to resume from; it started at the first step.")
         self._check_model()
         if self.resume is not None:
-            self._refuse_other(self._identity(self._concepts_as_they_are()))
+            refuse_other(self.plan, face.wording, self.resume, identity_of(self.plan, host.folder, self.backend))
         self.replaced: list[Path] = []
         self.examples: list[ConceptExamples] = []
         self.encoding_seconds = 0.0
@@ -180,8 +183,9 @@ class TrainingJob:
         make_recorder = self.host.recorder if parallel.rank() == 0 else None
         recorder = None if make_recorder is None else make_recorder()
         concepts = [self._with_class_pictures(*each) for each in enumerate(self.plan.named_concepts(), start=1)]
-        identity = self._identity(concepts)
-        self._refuse_other(identity)
+        identity = identity_of(self.plan, self.host.folder, self.backend)
+        if self.resume is not None:
+            refuse_other(self.plan, self.face.wording, self.resume, identity)
         started = time.monotonic()
         self.examples = [
             encode_concept(
@@ -198,17 +202,6 @@ class TrainingJob:
         )  # fmt: skip
 
     # What is refused.
-
-    def _clipped(self, plan: TrainingPlan) -> TrainingPlan:
-        """With no larger a batch than there are pictures, as in the WebUI."""
-        pictures = sum(len(set(find_pictures(concept.instance_data_dir))) for concept in plan.concepts)
-        if plan.train_batch_size <= pictures:
-            return plan
-        self.notes.append(
-            f"{self.face.wording.label('train_batch_size')} is {pictures} rather than {plan.train_batch_size}, as there"
-            f" are {pictures} pictures."
-        )
-        return replace(plan, train_batch_size=pictures)
 
     def _check_model(self) -> None:
         plan, backend, label = self.plan, self.backend, self.face.wording.label
@@ -230,30 +223,6 @@ class TrainingJob:
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
         if plan.report_to not in ("none", "tensorboard") and self.host.recorder is None:
             raise UserError(f"{label('report_to')} {plan.report_to} is for the command line; use tensorboard or none")
-
-    def _concepts_as_they_are(self) -> list[Concept]:
-        """The concepts, with the class pictures that there are already."""
-        found = []
-        for number, concept in enumerate(self.plan.named_concepts(), start=1):
-            folder = self._class_folder(number, concept)
-            found.append(replace(concept, class_data_dir=folder if folder and has_pictures(folder) else None))
-        return found
-
-    def _identity(self, concepts: Sequence[Concept]) -> Identity:
-        config, plan = self.plan.config(), self.plan
-        settings = {each: getattr(config, each) for each in type(config).__dataclass_fields__}
-        settings["processes"] = parallel.world_size()
-        if plan.prior_captions:
-            settings["prior_captions"] = content_hash(Path(plan.prior_captions))
-        return identify(self.backend, concepts, plan.pictures(), settings)
-
-    def _refuse_other(self, identity: Identity) -> None:
-        """Refuse to go on from the save of a training with other pictures, captions, settings or another model."""
-        if self.resume is None or self.plan.allow_changes:
-            return
-        _, then = checkpoints.read_identity(self.resume)
-        wording = self.face.wording
-        refuse_others(self.resume, then, identity, f", or {wording.ask('allow_changes')}", wording.label)
 
     def _note_unused(self) -> None:
         """Say which settings have no effect beside the others."""
@@ -279,19 +248,9 @@ class TrainingJob:
             )
         return Interrupted("interrupted before the first step; nothing was saved or replaced")
 
-    def _class_folder(self, number: int, concept: Concept) -> Path | None:
-        """Where the class pictures of a concept are, or will be."""
-        plan = self.plan
-        if not plan.with_prior_preservation:
-            return None
-        made = self.host.folder / f"{CLASS_PICTURES}{number}"
-        if plan.real_prior:
-            return made
-        return concept.class_data_dir or (made if plan.num_class_images else None)
-
     def _with_class_pictures(self, number: int, concept: Concept) -> Concept:
         """The concept with the folder of its class pictures; drawn or picked first where need be."""
-        folder = self._class_folder(number, concept)
+        folder = class_folder(self.plan, self.host.folder, number, concept)
         if folder is None:
             return replace(concept, class_data_dir=None)
         if parallel.rank() == 0:

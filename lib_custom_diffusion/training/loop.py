@@ -27,7 +27,7 @@ from ..delta import SUFFIX, Delta, Provenance
 from ..errors import NotSaved, UserError, check_range
 from ..injection import TrainableDelta
 from ..storage import FolderLock, write_atomically
-from ..text_features import concept_words, read_captions
+from ..text_features import class_noun, concept_words, read_captions
 from ..tokens import file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
@@ -250,7 +250,7 @@ class Trainer:
         self.examples = examples
         self.orders = [_orders(concept, config.seed) for concept in examples]
         self.class_words = {
-            token: concept.class_prompt if _is_said_after(token, concept.class_prompt, own.instance) else ""
+            token: class_noun(concept.class_prompt) if _is_said_after(token, concept.class_prompt, own.instance) else ""
             for token, concept, own in zip(config.modifier_token, concepts, examples)
         }
         self.class_prompts = [concept.class_prompt for concept in concepts]
@@ -610,7 +610,7 @@ class Trainer:
 def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -> bool:
     """Whether a caption has the class word behind the token, as "photo of a <new1> cat" does for "cat"."""
     [words] = concept_words({token: class_prompt})
-    return any(words in example.caption for example in examples)
+    return any(words.lower() in example.caption.lower() for example in examples)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,11 @@ class TrainingPlan(TrainingConfig, PictureSettings):
             return None
         return Limit(size(self.max_size) if self.max_size else None, None, self.energy)
 
+    def clipped(self) -> TrainingPlan:
+        """The plan with no larger a batch than there are pictures, as in the WebUI."""
+        pictures = sum(len(set(find_pictures(concept.instance_data_dir))) for concept in self.concepts)
+        return replace(self, train_batch_size=min(self.train_batch_size, pictures))
+
     def config(self) -> TrainingConfig:
         """What the training loop is told."""
         tokens, scale = self.tokens, 1.0

@@ -10,6 +10,7 @@ from ..attention import family, short_name, text_widths
 from ..delta import Delta, Entry, Factors, stated_provenance
 from ..errors import UserError
 from ..reading import read_header
+from ..text_features import concept_words
 
 _EMBEDDING = "embedding."
 
@@ -25,7 +26,7 @@ class Summary:
 
     def activation_text(self) -> str:
         """The tokens with their class words, as a prompt wants them: "<new1> cat"."""
-        return ", ".join(f"{token} {word}".strip() for token, word in self.tokens.items())
+        return ", ".join(concept_words(self.tokens))
 
     @property
     def made_for(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from modules import devices, processing, scripts, sd_models, shared
+from modules import devices, processing, scripts, sd_models, sd_vae, shared
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +56,7 @@ class HostBackend:
         self.unet: nn.Module = model.model.diffusion_model
         self.architecture = architecture(self.unet)
         self.checkpoint_hash: str = model.sd_checkpoint_info.shorthash or ""
+        self.parts: Mapping[str, str] = {"vae": sd_vae.get_loaded_vae_hash() or ""}
         self.device: torch.device = devices.device
         self.prediction_type = _PREDICTION_TYPES[model.parameterization]
         self.alphas_cumprod = _noise_schedule(model, header is not None and "ztsnr" in header.names)

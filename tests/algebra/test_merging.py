@@ -303,6 +303,18 @@ def test_concepts_are_called_by_token_and_class_however_the_class_was_put() -> N
     assert concept_words(tokens) == ["<a> cat", "<b> cat", "<c>", "<d> animal", "<e> teddy bear", "<f> painting"]
 
 
+@pytest.mark.parametrize(
+    ("class_prompt", "noun"),
+    [
+        ("a photograph of a cat", "cat"), ("Photos of cats", "cats"), ("a high quality photo of the man", "man"),
+        ("close-up of an owl", "owl"), ("portrait of a woman", "woman"), ("portrait", "portrait"),
+        ("shot glass", "shot glass"), ("a photo album", "photo album"),
+    ],
+)  # fmt: skip
+def test_the_noun_of_a_class_prompt(class_prompt: str, noun: str) -> None:
+    assert concept_words({"": class_prompt}) == [noun]
+
+
 def test_captions_that_windows_saved_begin_without_its_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\r\na dog\r\n")
     assert read_captions(tmp_path / "a.txt") == ["a cat", "a dog"]

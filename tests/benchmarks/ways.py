@@ -1,8 +1,8 @@
 """Ways to teach a model a concept, for fidelity.py: ours, through `TrainingJob`, and those it is compared with.
 
-LoRA, the whole UNet and the word alone are trained by a loop of this file's own, on the same examples, noise and
-timesteps as ours; diffusers' script runs as it is. A rate is that of the weights; words have the recipe's, but where
-nothing else is trained or the program knows one rate only.
+LoRA, the whole UNet, the word alone and gated deltas are trained by a loop of this file's own, on the same examples,
+noise and timesteps as ours; diffusers' script runs as it is. A rate is that of the weights; words have the recipe's,
+but where nothing else is trained or the program knows one rate only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.attention import projections
-from lib_custom_diffusion.backend import Conditioning
+from lib_custom_diffusion.backend import Conditioning, Sizes
 from lib_custom_diffusion.data.concepts import ConceptExamples, Example, encode_concept, find_pictures
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
@@ -148,6 +149,47 @@ def whole_unet(task: Task) -> Taught:
     """All of the UNet, as DreamBooth (arXiv 2208.12242), and the word."""
     backend = with_own_unet(task.backend)
     return _loop(task, backend, list(backend.unet.parameters()), task.rate, float(task.plan.embedding_learning_rate))
+
+
+def gated(task: Task) -> Taught:
+    """The word, and deltas of keys and values that act from the word on: other prompts stay exactly as they were."""
+    backend = GatedBackend.of(with_own_unet(task.backend))
+    return _loop(task, backend, backend.deltas, task.rate, float(task.plan.embedding_learning_rate))
+
+
+class GatedBackend(DiffusersBackend):
+    """A backend whose keys and values are y = Wx + gΔx, where g is 1 from a prompt's first new word on, else 0.
+
+    The gate rides along with the text features, as one number more at each position.
+    """
+
+    deltas: list[nn.Parameter]
+
+    @classmethod
+    def of(cls, backend: DiffusersBackend) -> GatedBackend:
+        """On a backend's UNet, which is changed. The deltas are 0 at first."""
+        gated = cls(backend.pipeline, backend.name, backend.checkpoint_hash, backend.captions)
+        layers = [each.module for each in projections(backend.unet).values()]
+        gated.deltas = [nn.Parameter(torch.zeros_like(layer.weight)) for layer in layers]
+        for layer, delta in zip(layers, gated.deltas):
+            layer.forward = partial(_gated, layer.weight, delta)  # type: ignore[method-assign]
+        return gated
+
+    def encode_captions(
+        self, captions: Sequence[str], vectors: Mapping[str, Tensor], sizes: Sequence[Sizes | None] = ()
+    ) -> Conditioning:
+        encoded = super().encode_captions(captions, vectors, sizes)
+        gate = encoded.crossattn.new_zeros(*encoded.crossattn.shape[:2], 1)
+        for row, caption in enumerate(captions):
+            [piece] = self._pieces(caption, vectors)
+            for column, _ in piece.vectors[:1]:
+                gate[row, 1 + column :] = 1
+        return Conditioning(torch.cat([encoded.crossattn, gate], dim=-1), encoded.vector)
+
+
+def _gated(weight: Tensor, delta: Tensor, features: Tensor) -> Tensor:
+    x, gate = features[..., :-1], features[..., -1:]
+    return F.linear(x, weight) + gate * F.linear(x, delta)
 
 
 def lora(task: Task, layers: str) -> Taught:
@@ -303,6 +345,7 @@ WAYS = {
     "none": Way("K/V + word, no prior", partial(ours, prior="none")),
     "pictures": Way("K/V + word, pictures", partial(ours, prior="none"), pictures=True),
     "text": Way("K/V + word, text prior", partial(ours, prior="text")),
+    "gated": Way("K/V from the word on + word", gated),
     "crossattn": Way("all of cross-attention + word, text prior", partial(ours, freeze_model="crossattn")),
     "lora-kv": Way("LoRA on K/V + word, pictures", partial(lora, layers=KV), pictures=True),
     "lora": Way("LoRA on all attention + word, pictures", partial(lora, layers=ATTENTION), pictures=True),

@@ -345,7 +345,7 @@ def test_regularize_draws_what_is_missing_and_picks(
 def test_info_for_people_and_programs(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(model, pictures, tmp_path / "out", "--class_prompt", "cat")
+    train(model, pictures, tmp_path / "out", "--class_prompt", "photo of a cat")
     path = tmp_path / "out" / "new1.delta.safetensors"
     capsys.readouterr()
     assert main(["info", str(path), "--json"]) == 0
@@ -431,6 +431,55 @@ def test_folder_of_another_training_is_not_overwritten_unasked(
     assert (tmp_path / "out" / "new1.delta.safetensors").read_bytes() == before
     assert train(model, pictures, tmp_path / "out", "--seed", "1", "--overwrite") == 0
     assert (tmp_path / "out" / "new1.delta.safetensors").read_bytes() != before
+
+
+def other_model(model: Path, folder: Path) -> Path:
+    """The same model with one number changed."""
+    shutil.copytree(model, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 1
+    save_file(weights, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--hflip"], "--hflip was False, is True"),
+        (["--instance_prompt", "a picture of a <new1> cat"], "--instance_prompt of concept 1 was 'photo of a <new1>"),
+        (["--learning_rate", "1e-3"], "--learning_rate was '8e-5', is '1e-3'"),
+        (["--prior_captions", "captions.txt"], "--prior_captions was '', is '"),
+        (["--resolution", "64"], "--resolution was 32, is 64"),
+        ("a picture", "added white.png"),
+        ("a caption", "other captions of b.png"),
+        ("the model", "the model is another"),
+        (["--vae", "other"], "the VAE is another"),
+        (["--tokenizer_name", "other/tokenizer"], "the tokenizer is another"),
+    ],
+    ids=str,
+)
+def test_other_data_is_refused_before_the_model_is_loaded(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    change: str | list[str], said: str,
+) -> None:  # fmt: skip
+    settled = ["--caption_source", "txt", "--train_batch_size", "100", "--resolution", "32"]
+    assert train(model, pictures, tmp_path / "out", *settled) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr("lib_custom_diffusion.standalone.train.load_model", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.chdir(tmp_path)
+    Path("captions.txt").write_text("a house\na tree\n")
+    if change == "a picture":
+        Image.new("RGB", (32, 32), "white").save(pictures / "white.png")
+    elif change == "a caption":
+        (pictures / "b.txt").write_text("a <new1> outside")
+    more = change if isinstance(change, list) else []
+    other = other_model(model, tmp_path / "other")
+    chosen = other if change == "the model" else model
+    capsys.readouterr()
+    assert train(chosen, pictures, tmp_path / "out", *settled, "--resume_from_checkpoint", "latest", *more) == 2
+    assert said in error(capsys)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def generate(model: Path, delta: Path, output: Path) -> int:

@@ -78,6 +78,24 @@ def test_a_lora_has_as_many_numbers_as_full_keys_and_values_and_leaves_the_model
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_gated_deltas_act_from_the_word_on_and_other_prompts_stay_as_they_were(ways: ModuleType, task: Any) -> None:
+    taught = ways.gated(task)
+    assert taught.numbers == 8 * 32 * 48 + 48 and all(delta.any() for delta in taught.backend.deltas)
+    noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
+
+    def predicted(backend: DiffusersBackend, caption: str) -> torch.Tensor:
+        return backend.predict(noisy, timesteps, backend.encode_captions([caption], taught.vectors))
+
+    with torch.no_grad():
+        torch.testing.assert_close(predicted(taught.backend, "a cat"), predicted(task.backend, "a cat"))
+        moved = predicted(taught.backend, "a <new1> cat") - predicted(task.backend, "a <new1> cat")
+        assert moved.abs().max() > 1e-3
+        features = taught.backend.encode_captions(["a <new1> cat"], taught.vectors).crossattn
+        layer = next(iter(ways.projections(taught.backend.unet).values())).module
+        changed = layer(features) - torch.nn.functional.linear(features[..., :-1], layer.weight)
+    assert not changed[0, :2].any() and changed[0, 2:].any(dim=-1).all()  # the start token and "a" come before it
+
+
 def test_the_whole_unet_moves_on_a_copy(ways: ModuleType, task: Any) -> None:
     before = task.backend.unet.conv_in.weight.clone()
     taught = ways.whole_unet(replace(task, rate=1e-3))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -323,6 +324,10 @@ class Other(TinyBackend):
     checkpoint_hash = "fedcba9876"
 
 
+class OfAnotherVAE(TinyBackend):
+    parts = MappingProxyType({"vae": "fedcba9876", "tokenizer": ""})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -339,6 +344,7 @@ class Other(TinyBackend):
             "instance_prompt of concept 1 was 'photo of a <new1> cat', is 'a pict",
         ),
         ({"backend": Other}, "the model is another"),
+        ({"backend": OfAnotherVAE}, "training (the VAE is another)"),
         ({"backend": OfVelocity}, "prediction_type was 'epsilon', is 'v_prediction'"),
         ({"folder": "stickers"}, "pictures of concept 1: added a.png, removed a.png, b.png, c.png"),
     ],

@@ -74,7 +74,8 @@ def test_nothing_of_the_model_changes_and_the_new_vectors_and_deltas_do(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("class_prompt", "kept"), [("cat", "cat"), ("photo of a cat", "photo of a cat"), ("dog", ""), ("", "")]
+    ("class_prompt", "kept"),
+    [("cat", "cat"), ("photo of a cat", "cat"), ("An image of the Cat", "Cat"), ("dog", ""), ("", "")],
 )
 def test_a_class_word_goes_with_the_word_if_captions_say_it_so(tmp_path: Path, class_prompt: str, kept: str) -> None:
     concept = Concept("photo of a <new1> cat", Path("pictures"), class_prompt)

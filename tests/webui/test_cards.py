@@ -98,7 +98,7 @@ def test_a_file_with_a_name_that_the_page_cannot_show_is_one_card_less(cards, tm
 
 def test_a_card_says_what_it_is_for_until_a_person_says_more(cards, tmp_path):
     delta = Delta.load(tmp_path / "deltas" / "cat.delta.safetensors")
-    delta.provenance = Provenance("crossattn-10x128", tokens={"<new1>": "cat"})
+    delta.provenance = Provenance("crossattn-10x128", tokens={"<new1>": "photo of a cat"})
     delta.save(tmp_path / "deltas" / "cat.delta.safetensors")
     [item] = cards.list_items()
     assert "toy model · &lt;new1&gt; cat" in cards.create_item_html("txt2img", item, "card")

@@ -87,9 +87,9 @@ class Measuring:
         pictures, measures = self._measure(plain, None)
         return Measured(None, plain, pictures, measures, None)
 
-    def of(self, candidate: Candidate, lines: Sequence[str], class_word: str, alone: Measured) -> Measured:
+    def of(self, candidate: Candidate, lines: Sequence[str], class_prompt: str, alone: Measured) -> Measured:
         """One delta, with its score against the model alone."""
-        questions = [question(line, candidate.delta, class_word) for line in lines]
+        questions = [question(line, candidate.delta, class_prompt) for line in lines]
         pictures, measures = self._measure(questions, candidate.delta)
         return Measured(candidate, questions, pictures, measures, self._score(measures, alone.measures))
 

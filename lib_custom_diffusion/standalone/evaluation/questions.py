@@ -9,6 +9,7 @@ from pathlib import Path
 from ...delta import Delta
 from ...errors import UserError
 from ...storage import read_text
+from ...text_features import class_noun, concept_words
 from ...tokens import split_at_tokens
 
 
@@ -29,18 +30,18 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def question(line: str, delta: Delta, class_word: str) -> Question:
+def question(line: str, delta: Delta, class_prompt: str) -> Question:
     """A line of the file, for a delta.
 
     `{}` stands for the delta's words and what they are, such as "<new1> cat", as in CustomConcept101's prompts. The
     caption is the prompt without new words; where one stands for a noun, its class word takes its place. After a tab
     the line may say the caption itself.
 
-    class_word: what the concept is, where the delta does not say it.
+    class_prompt: what the concept is, "cat" or "photo of a cat", where the delta does not say it.
     """
     prompt, _, caption = (part.strip() for part in line.partition("\t"))
-    nouns = {token: delta.provenance.tokens.get(token) or class_word for token in delta.embeddings}
-    spoken = " and ".join(f"{token} {noun}".strip() for token, noun in nouns.items())
+    nouns = {token: class_noun(delta.provenance.tokens.get(token) or class_prompt) for token in delta.embeddings}
+    spoken = " and ".join(concept_words(nouns))
     prompt = prompt.replace("{}", spoken)
     return Question(prompt, caption or _plain(prompt, nouns))
 

@@ -42,6 +42,14 @@ def test_what_the_delta_does_not_say_the_user_does() -> None:
     assert question("art by <new1>", delta(new1=""), "").caption == "art by"
 
 
+def test_a_class_prompt_counts_as_its_noun() -> None:
+    for asked in (
+        question("{} here", delta(new1="photo of a cat"), ""),
+        question("{} here", delta(new1=""), "a photo of the cat"),
+    ):
+        assert asked == Question("<new1> cat here", "cat here")
+
+
 def test_lines_are_read_without_blanks_and_remarks(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff{} asleep\n\n# later\n  {} awake \n", encoding="utf-8")

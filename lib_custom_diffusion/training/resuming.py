@@ -1,0 +1,51 @@
+"""What a training is, with its model or before one is loaded, and whether it may go on from a save."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..backend import Backend
+from ..data.captions import has_pictures
+from ..data.concepts import Concept
+from . import checkpoints, parallel
+from .identity import Identity, content_hash, identify, refuse_others
+from .place import CLASS_PICTURES
+from .plan import TrainingPlan, Wording
+
+
+def class_folder(plan: TrainingPlan, folder: Path, number: int, concept: Concept) -> Path | None:
+    """Where the class pictures of a concept are, or will be. folder: the training's."""
+    if not plan.with_prior_preservation:
+        return None
+    made = folder / f"{CLASS_PICTURES}{number}"
+    if plan.real_prior:
+        return made
+    return concept.class_data_dir or (made if plan.num_class_images else None)
+
+
+def identity_of(plan: TrainingPlan, folder: Path, backend: Backend | None = None) -> Identity:
+    """What a training is, with the class pictures that there are. folder: the training's.
+
+    Without a backend it says nothing of the model, and of what depends on that.
+    """
+    concepts = []
+    for number, concept in enumerate(plan.named_concepts(), start=1):
+        own = class_folder(plan, folder, number, concept)
+        concepts.append(replace(concept, class_data_dir=own if own and has_pictures(own) else None))
+    config = plan.config()
+    settings = {each: getattr(config, each) for each in type(config).__dataclass_fields__}
+    settings["processes"] = parallel.world_size()
+    if plan.prior_captions:
+        settings["prior_captions"] = content_hash(Path(plan.prior_captions))
+    return identify(concepts, plan.pictures(), settings, backend)
+
+
+def refuse_other(plan: TrainingPlan, wording: Wording, save: Path, identity: Identity) -> None:
+    """Raise UserError, in the words of the face, for the save of a training of another identity, unless that is meant.
+
+    What the identity says nothing of is not compared.
+    """
+    if not plan.allow_changes:
+        _, then = checkpoints.read_identity(save)
+        refuse_others(save, then, identity, f", or {wording.ask('allow_changes')}", wording.label)

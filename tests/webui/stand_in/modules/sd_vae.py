@@ -1,0 +1,5 @@
+"""The VAE that is chosen in the settings."""
+
+
+def get_loaded_vae_hash():
+    return None
