@@ -5,6 +5,7 @@ Names are those of the programs that wrote the files: CompVis' and Stability's s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -55,6 +56,9 @@ _OTHER_MODELS = (
     ("cond_stage_model.roberta.", "AltDiffusion"),
     ("embedder.model.visual.", "an unCLIP model, of pictures' variations"),
     ("edm_mean", "Playground 2.5"),
+    ("edm_vpred.", "CosXL, or another model of EDM's noise"),
+    ("time_embed.cond_proj.", "a latent consistency model"),
+    ("time_embedding.cond_proj.", "a latent consistency model"),
 )
 """A part of a name that only this model's files have."""
 
@@ -82,6 +86,8 @@ _NO_MODELS = (
     ("1024.0.linear", "a hypernetwork"),
 )
 
+_TEXT_ENCODER = re.compile(r"^(?:\w+\.)?(?:transformer\.)?(?:text_model\.encoder\.layers|resblocks)\.", re.MULTILINE)
+
 FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
 
 _TEXT_WIDTH_OF_SDXL, _TEXT_WIDTH_OF_REFINER = 2048, 1280
@@ -106,6 +112,13 @@ def refuse_other_kinds(weights: Weights) -> None:
         if part in lines:
             raise UserError(f"{path} is {model}; only {USABLE} can be used")
     refuse_channels(str(path), _channels(weights.tensors), _out_channels(weights.tensors))
+    if (
+        not any(name.startswith(f"{UNET_PREFIX}middle_block.") for name in names)
+        and _text_width(names) < _TEXT_WIDTH_OF_SDXL
+    ):
+        raise UserError(
+            f"{path} is a distilled Stable Diffusion, such as small-sd or tiny-sd; only {USABLE} can be used"
+        )
     if any(name.startswith(f"{UNET_PREFIX}label_emb.") for name in names) and not is_sdxl(names):
         kind = _with_other_conditioning(weights.tensors)
         if kind is None:
@@ -144,7 +157,7 @@ def refuse_folder(path: str, sdxl: bool, unet: Mapping[str, Any], scheduler: str
         raise UserError(f"{path} is SDXL's refiner; only {USABLE} can be used")
     whole = unet.get("mid_block_type", _MIDDLE) == _MIDDLE and not unet.get("reverse_transformer_layers_per_block")
     if sdxl and not whole:
-        raise UserError(f"{path} is a distilled SDXL (SSD-1B or Segmind Vega); only {USABLE} can be used")
+        raise UserError(f"{path} is a distilled SDXL (SSD-1B, Segmind Vega or KOALA); only {USABLE} can be used")
 
 
 def _channels(tensors: dict[str, Tensor]) -> int | None:
@@ -154,12 +167,12 @@ def _channels(tensors: dict[str, Tensor]) -> int | None:
 
 def _out_channels(tensors: dict[str, Tensor]) -> int | None:
     last = tensors.get(f"{UNET_PREFIX}out.2.weight")
-    return None if last is None else last.shape[0]
+    return None if last is None or last.ndim != 4 else last.shape[0]
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int:
-    keys = [name for name in tensors if name.endswith(TEXT_KEY_ENDING) and name.startswith(UNET_PREFIX)]
-    return tensors[keys[0]].shape[1] if keys else 0
+    keys = (tensors[name] for name in tensors if name.endswith(TEXT_KEY_ENDING) and name.startswith(UNET_PREFIX))
+    return next((key.shape[1] for key in keys if key.ndim == 2), 0)
 
 
 def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str | None:
@@ -170,7 +183,7 @@ def _with_other_conditioning(tensors: Mapping[str, Tensor]) -> str | None:
     if width == _TEXT_WIDTH_OF_REFINER:
         return "SDXL's refiner"
     if width == _TEXT_WIDTH_OF_SDXL:
-        return "a distilled SDXL (SSD-1B or Segmind Vega)"
+        return "a distilled SDXL (SSD-1B, Segmind Vega or KOALA)"
     if not any(name.startswith(("conditioner.", "cond_stage_model.")) for name in tensors):
         return None
     return "an unCLIP model, of pictures' variations, or another that is told more than a text"
@@ -194,13 +207,15 @@ def _without_unet(weights: Weights) -> str:
         return "has only averaged (EMA) weights under their names in training; give a file that was made for drawing"
     if _starts(names, "down_blocks.") and _starts(names, "mid_block."):
         return "is only the UNet of a diffusers folder; give the folder, which holds model_index.json"
-    if _starts(names, "input_blocks.") and _starts(names, "output_blocks."):
+    if _starts(names, "unet.conv_in.") or _starts(names, "unet.down_blocks."):
+        return "has the parts of a diffusers folder in one file; give the folder, or a checkpoint with LDM's names"
+    if any(_starts(names, f"{of}input_blocks.") for of in ("", "diffusion_model.")):
         return "is only a UNet, without a text encoder and a VAE; give the whole checkpoint"
     if is_checkpoint(name for name in names if not name.startswith(VAE_PREFIX)):
         return "has no UNet, only other parts of a checkpoint; give the whole checkpoint"
     if _starts(names, "decoder.conv_in.") or _starts(names, VAE_PREFIX):
         return "is only a VAE; give the model by --model, and the VAE by --vae"
-    if "text_model.encoder.layers." in lines or "transformer.resblocks." in lines:
+    if _TEXT_ENCODER.search(lines):
         return "is only a text encoder; give the whole checkpoint"
     if "RRDB_trunk" in lines or "model.1.sub." in lines or "rdb1.conv1" in lines:
         return "is an upscaler, not a model to train"

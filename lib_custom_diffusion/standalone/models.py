@@ -6,19 +6,26 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..backend import PREDICTION_TYPES
-from ..errors import UserError
-from ..storage import given_path, read_text
+from ..errors import UserError, did_you_mean
+from ..storage import is_special, read_text, typed_path
 from ..text_features import captions_beside
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
@@ -34,10 +41,14 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 _PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionPipeline": (
         StableDiffusionPipeline,
-        {"safety_checker": None, "requires_safety_checker": False},
+        {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None},
     ),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
+    "StableDiffusionXLPipeline": (
+        StableDiffusionXLPipeline,
+        {"add_watermarker": False, "feature_extractor": None, "image_encoder": None},
+    ),
 }
+"""By the name in model_index.json; and what is not asked of a folder, as nothing here uses it."""
 _SAME_PARTS = {
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
@@ -46,7 +57,12 @@ _SAME_PARTS = {
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _PARTS_OF_SDXL = (*_PARTS, "text_encoder_2", "tokenizer_2")
 """What a pipeline cannot do without."""
-_OF_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_OF_WEIGHTS: dict[str, type] = {
+    "unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}  # fmt: skip
+_VOCABULARY = ("tokenizer.json", "vocab.json")  # one is enough
+_VARIANT = re.compile(r"\.(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -84,7 +100,8 @@ def load_model(
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
     else:
-        path = Path(os.path.abspath(path)) if path.is_dir() else _from_hub(name, revision, variant)  # "." has no name
+        there = path.is_dir()
+        path = Path(os.path.abspath(path)) if there else _from_hub(name.strip(), revision, variant)  # "." has no name
         pipeline = _load_folder(path, prediction_type)
         if vae is not None:
             pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
@@ -115,26 +132,70 @@ def _parts(vae: Path | None, tokenizer: str | None) -> dict[str, str]:
 
 def _given(name: str) -> Path:
     """The file or folder that a model's name stands for."""
-    path = TOYS[name].checkpoint if name in TOYS else given_path(name)
+    path = TOYS[name].checkpoint if name in TOYS else typed_path(name)
     return path.parent if path.name == "model_index.json" else path  # as file dialogs give a folder
 
 
 def _load_folder(folder: Path, prediction_type: str | None) -> DiffusionPipeline:
-    kind, options = _pipeline_kind(folder)
-    options = dict(options)
-    variant = "fp16" if _has_only_variant(folder / "unet") else None
-    options["use_safetensors"] = None if any(folder.glob("*/*.safetensors")) else False  # else diffusers complains
+    kind, parts, options = _pipeline_kind(folder)
     try:
-        pipeline = kind.from_pretrained(folder, local_files_only=True, variant=variant, **options)
+        loaded = {part: _load_part(folder / part, of) for part, of in _OF_WEIGHTS.items() if part in parts}
+        pipeline = kind.from_pretrained(folder, local_files_only=True, **options, **loaded)
+    except UserError:
+        raise
     except Exception as error:  # of damaged files and settings, by diffusers, transformers, tokenizers, torch, json
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder} cannot be loaded as a Stable Diffusion model: {reason}") from error
     told = pipeline.scheduler.config.get("prediction_type")
+    if told is None and "Flow" in type(pipeline.scheduler).__name__:
+        raise UserError(
+            f"{folder} learned by flow matching ({type(pipeline.scheduler).__name__}); only {USABLE} can be used"
+        )
     predicts = asked_prediction_type(folder, prediction_type, told)
     pipeline.scheduler.register_to_config(prediction_type=predicts)
     if predicts not in PREDICTION_TYPES:
         raise UserError(f"{folder} predicts {predicts}; only {' and '.join(PREDICTION_TYPES)} can be trained")
     return pipeline
+
+
+def _no_model(name: str) -> str:
+    """What to say of what is neither a file nor a folder, and can be no name of the Hub."""
+    page = re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/?$", name)
+    if page:
+        return f"{name} is a page; give what it is called on the Hub, {page[1]}"
+    if re.match(r"\w+://", name):
+        return f"{name} is an address, from which nothing is downloaded; download the file and give its path"
+    path = typed_path(name)
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere ({os.readlink(path)})"
+    if is_special(path):
+        return f"{path} is no ordinary file; give a checkpoint file"
+    near = did_you_mean(path.name, (each.name for each in path.parent.iterdir())) if path.parent.is_dir() else ""
+    return (
+        f"there is no model {name!r}; give toy, a folder in diffusers' layout, a checkpoint file"
+        f" ({', '.join(CHECKPOINT_SUFFIXES)}), or a model of the Hub (OWNER/NAME){near}"
+    )
+
+
+def _load_part(folder: Path, of: type) -> Any:
+    """One model of a pipeline's folder. Raises UserError unless its files have every tensor of it."""
+    files = [file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+    safe = any(name.endswith(".safetensors") for name in files)
+    model, found = of.from_pretrained(  # type: ignore[attr-defined]
+        folder, local_files_only=True, variant=_variant(files), use_safetensors=safe, output_loading_info=True
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{folder} isn't whole: its weights lack {missing[0]}; download it again")
+    return model
+
+
+def _variant(files: Iterable[str]) -> str | None:
+    """Which of a part's files to take: those without a variant in their names, else fp16 or what there is."""
+    variants = {found[1] if (found := _VARIANT.search(name)) else None for name in files}
+    if None in variants:
+        return None
+    return "fp16" if "fp16" in variants else min(variants, default=None)  # type: ignore[type-var]
 
 
 def _tokenizer(name: str) -> CLIPTokenizer:
@@ -147,10 +208,7 @@ def _tokenizer(name: str) -> CLIPTokenizer:
 def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
     """The folder of a model of the Hub, downloaded unless it was before. Raises UserError if there is none."""
     if not HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES):
-        raise UserError(
-            f"there is no model {name!r}; give toy, a folder in diffusers' layout, a checkpoint file"
-            f" ({', '.join(CHECKPOINT_SUFFIXES)}), or a model of the Hub (OWNER/NAME)"
-        )
+        raise UserError(_no_model(name))
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
     except Exception as error:  # by the network, the Hub, and what it holds
@@ -159,14 +217,8 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         ) from error
 
 
-def _has_only_variant(folder: Path) -> bool:
-    """Whether a part of a pipeline is there in half precision only, as diffusers names such files."""
-    files = [file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
-    return bool(files) and all(re.search(r"\.fp16[.-]", file) for file in files)
-
-
-def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any]]:
-    """The class of a folder's pipeline, and the options to load it with. Raises UserError for one of another kind."""
+def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], Sequence[str], dict[str, Any]]:
+    """The class of a folder's pipeline, its parts, and options to load it with. Raises UserError for another kind."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{folder} is no diffusers model: it has no model_index.json{_instead_of(folder)}")
@@ -187,19 +239,26 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], dict[str, Any
         if not (folder / part).is_dir():
             raise UserError(f"{folder} isn't whole: its folder {part} is missing")
     for part in (each for each in parts if each in _OF_WEIGHTS):
-        _json(folder / part / "config.json")
+        if "quantization_config" in _json(folder / part / "config.json"):
+            raise UserError(f"{folder / part} is quantized; give the model in float16 or float32")
         files = [file for suffix in ("*.safetensors", "*.bin") for file in (folder / part).glob(suffix)]
         if not files:
             raise UserError(f"{folder} isn't whole: its folder {part} holds no weights (.safetensors or .bin)")
         for file in files:
             refuse_torn(file)
-    return _PIPELINES[kind]
+    for part in (each for each in parts if each.startswith("tokenizer")):
+        if not any((folder / part / name).is_file() for name in _VOCABULARY):
+            raise UserError(f"{folder} isn't whole: its folder {part} holds no {' and no '.join(_VOCABULARY)}")
+    return _PIPELINES[kind][0], parts, _PIPELINES[kind][1]
 
 
 def _instead_of(folder: Path) -> str:
     """What to give instead of a folder without a model_index.json, if that can be seen."""
     if (folder.parent / "model_index.json").is_file():
         return f"; it is a part of {folder.parent}, so give that"
+    below = sorted(index.parent for depth in ("*", "snapshots/*") for index in folder.glob(f"{depth}/model_index.json"))
+    if below:
+        return f"; one is in it: give {below[0]}"
     inside = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in CHECKPOINT_SUFFIXES)
     return f"; give a file in it, such as {inside[0]}" if inside else ""
 

@@ -58,7 +58,11 @@ _HEAD_WIDTH = 64  # in Stable Diffusion 2 and XL, and in every CLIP
 _LATENT_SCALE, _LATENT_SCALE_OF_SDXL = 0.18215, 0.13025
 _SIDE, _SIDE_OF_SDXL = 64, 128  # of the latents that the models were trained at
 _SIDE_OF_VELOCITY = 96  # of those of Stable Diffusion 2 that predict velocity
-_PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+_PREDICTIONS = {
+    "eps": "epsilon",
+    "epsilon": "epsilon",
+    **dict.fromkeys(("v", "v_pred", "v_prediction"), "v_prediction"),
+}
 
 _OLD_TEXT_NAMES = re.compile(rf"^{re.escape(TEXT_PREFIX)}(?=embeddings\.|encoder\.|final_layer_norm\.)")
 _TURBO_PREFIX = "conditioner.embedders.0.model."
@@ -455,9 +459,10 @@ def _told_prediction_type(described: Described, weights: Weights) -> str | None:
     """What the .yaml, a key of the file (`v_pred`) or its metadata (modelspec) say that the UNet predicts."""
     said = described.model.get("parameterization") or weights.metadata.get("modelspec.prediction_type")
     if said is not None:
-        if str(said) not in _PREDICTIONS:
+        prediction = _PREDICTIONS.get(str(said).lower().replace("-", "_"))
+        if prediction is None:
             raise UserError(f"{weights.path} predicts {said!r}; only epsilon and v_prediction can be trained")
-        return _PREDICTIONS[str(said)]
+        return prediction
     return "v_prediction" if "v_pred" in weights.tensors else None
 
 

@@ -25,6 +25,9 @@ from ..reading.pictures import SIGNATURE
 from ..storage import is_utf8
 
 _AGAIN = "download it again"
+_WRAPPED = re.compile(r"^(?:module\.|state_dict\.)+|(?<![^.])_orig_mod\.")
+"""What a model that was wrapped while it was saved has in its names: for several GPUs, or by torch.compile."""
+_NESTED = ("state_dict", "model", "module")
 
 
 class _Inert:
@@ -55,7 +58,7 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a file by name, those of a nested `state_dict` if it has one; and what else it says.
+    """The tensors of a file by name, those of a nested `state_dict` or `model` if it has one; and what else it says.
 
     entries:  names of the outermost level; of all levels where none of its tensors has a name there.
     metadata: of a safetensors file.
@@ -105,7 +108,7 @@ def _safetensors(path: Path, start: bytes) -> Weights:
     _check_length(path, start)
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {_plain(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return Weights(path, tensors, frozenset(tensors), file.metadata() or {})
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({_line(error)}): {_AGAIN}") from error
@@ -141,13 +144,19 @@ def _archive(path: Path, start: bytes) -> Weights:
     if start.startswith(b"PK"):
         if not zipped:
             raise UserError(f"{path} is torn: the end of the archive is missing; {_AGAIN}")
-        with zipfile.ZipFile(path) as records:
-            names = records.namelist()
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+        names = [each.filename for each in records]
         if any(name.endswith("/constants.pkl") for name in names):
             raise UserError(f"{path} is a TorchScript program, not a model's weights")
         if not any(name.endswith("data.pkl") for name in names):
             inside = f", which holds {names[0]}" if names else ""
             raise UserError(f"{path} is a ZIP archive{inside}; unpack it and give what is in it")
+        packed = any(each.compress_type != zipfile.ZIP_STORED for each in records)
+        if packed or sum(each.file_size for each in records) > path.stat().st_size:
+            raise UserError(
+                f"{path} is no archive as torch writes it: what is in it is compressed, or there twice; {_AGAIN}"
+            )
     elif not start.startswith(b"\x80"):
         raise UserError(f"{path} is neither a safetensors file nor a torch archive")
     try:
@@ -163,9 +172,14 @@ def _archive(path: Path, start: bytes) -> Weights:
         raise _refused(path, error, zipped) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not named weights")
-    nested = content.get("state_dict", content)
-    tensors = dict(_tensors(nested if isinstance(nested, dict) else content))
+    nested = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), content)
+    tensors = {_plain(name): tensor for name, tensor in _tensors(path, nested)}
     return Weights(path, tensors, frozenset(map(str, content) if tensors else _names(content)))
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what a wrapper around the model put into it."""
+    return _WRAPPED.sub("", name)
 
 
 def _names(content: Any, prefix: str = "", depth: int = 4) -> Iterator[str]:
@@ -177,11 +191,11 @@ def _names(content: Any, prefix: str = "", depth: int = 4) -> Iterator[str]:
             yield from _names(value, f"{prefix}{name}.", depth - 1)
 
 
-def _tensors(content: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: Path, content: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_quantized or value.is_meta:
-                raise UserError(f"{name} is not a plain tensor")
+                raise UserError(f"{path} is of a kind that is not read: {name} in it is no plain tensor")
             yield name, value.detach()
 
 

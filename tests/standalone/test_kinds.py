@@ -69,6 +69,12 @@ OTHERS = {
     "has no text encoders, which would tell": with_vector(320),
     "AltDiffusion": unet() | {"cond_stage_model.roberta.embeddings.word_embeddings.weight": (1, 1)},
     "Playground 2.5": with_vector(2048) | {"edm_mean": (4,)},
+    "a distilled Stable Diffusion, such as small-sd": {
+        name: shape for name, shape in unet().items() if "middle_block" not in name
+    },
+    "CosXL, or another model of EDM's noise": with_vector(2048) | {"edm_vpred.sigma_max": ()},
+    "a latent consistency model": unet() | {f"{U}time_embed.cond_proj.weight": (1280, 256)},
+    "a latent consistency model;": {"time_embedding.cond_proj.weight": (1280, 256), "down_blocks.0.x": (1,)},
     "a LoRA, not a model": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 4)},
     "a LoRA": {"unet.down_blocks.0.attentions.0.attn1.to_k.lora_A.weight": (4, 4)},
     "LoHa": {"layer.hada_w1_a": (4, 4)},
@@ -85,6 +91,20 @@ OTHERS = {
     "only a text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (1, 1)},
     "only the UNet of a diffusers folder": {"down_blocks.0.resnets.0.conv1.weight": (1,), "mid_block.x": (1,)},
     "only a UNet, without": {"input_blocks.0.0.weight": (320, 4, 3, 3), "output_blocks.0.0.out_layers.0.bias": (1,)},
+    "only a UNet, without a text": {
+        "diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
+        "diffusion_model.out.0.bias": (1,),
+    },
+    "has the parts of a diffusers folder in one file": {
+        "unet.conv_in.weight": (320, 4, 3, 3),
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight": (1, 1),
+    },
+    "only a text encoder;": {"clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (1, 1)},
+    "it has no UNet .*, but model.embed": {
+        "model.embed.weight": (1, 1),
+        "vae.x": (1, 1),
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (1, 1),
+    },
     "only averaged": {"model_ema.diffusion_modelinput_blocks00weight": (320, 4, 3, 3)},
     "a ControlNet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
     "a ControlNet,": {"lora_controlnet": (), "input_hint_block.0.weight": (16, 3, 3, 3), "input_blocks.0.0.x": (1,)},

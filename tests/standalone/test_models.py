@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone.cli import main
@@ -38,6 +39,95 @@ def test_a_folder_in_half_precision_only(tmp_path: Path) -> None:
     for name in ("model", "shards"):
         ours, theirs = load_model(str(tmp_path / name)).unet.state_dict(), pipeline.unet.state_dict()
         assert all(torch.equal(ours[key], theirs[key].float()) for key in theirs)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_each_part_of_a_folder_may_be_there_in_another_precision(part: str, suffix: str, tmp_path: Path) -> None:
+    pipeline = stable_diffusion_2()
+    safe = suffix == "safetensors"
+    pipeline.save_pretrained(tmp_path / "model", safe_serialization=safe)
+    getattr(pipeline, part).save_pretrained(tmp_path / "other", variant="bf16", safe_serialization=not safe)
+    shutil.rmtree(tmp_path / "model" / part)
+    (tmp_path / "other").rename(tmp_path / "model" / part)
+    assert list((tmp_path / "model" / part).glob("*.bf16.*"))
+    ours = getattr(load_model(str(tmp_path / "model")).pipeline, part).state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in getattr(pipeline, part).state_dict().items())
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_that_lacks_a_tensor_is_not_filled_up_with_random_numbers(folder: Path, part: str) -> None:
+    [file] = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = min(name for name in tensors if name.endswith("weight"))
+    save_file({each: value for each, value in tensors.items() if each != name}, file, {"format": "pt"})
+    assert refusal(folder) == f"{folder / part} isn't whole: its weights lack {name}; download it again"
+
+
+def test_what_drawing_alone_would_need_is_not_asked_of_a_folder(folder: Path) -> None:
+    index = folder / "model_index.json"
+    more = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    index.write_text(json.dumps(json.loads(index.read_text()) | more))
+    assert load_model(str(folder)).name == "folder"
+
+
+def test_a_tokenizer_without_its_vocabulary_and_quantized_weights_are_told(folder: Path) -> None:
+    config = folder / "unet" / "config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps(json.loads(plain) | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert refusal(folder) == f"{folder / 'unet'} is quantized; give the model in float16 or float32"
+    config.write_text(plain)
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    assert refusal(folder) == f"{folder} isn't whole: its folder tokenizer holds no tokenizer.json and no vocab.json"
+
+
+def test_a_model_of_flow_matching_in_the_same_pipeline_is_refused(folder: Path) -> None:
+    index = folder / "model_index.json"
+    flow = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | flow))
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    assert "learned by flow matching (FlowMatchEulerDiscreteScheduler)" in refusal(folder)
+
+
+def test_a_folder_of_the_hubs_cache_names_the_one_in_it(model: Path, tmp_path: Path) -> None:
+    inside = Path(shutil.copytree(model, tmp_path / "models--x--y" / "snapshots" / "abc"))
+    assert refusal(tmp_path / "models--x--y").endswith(f"; one is in it: give {inside}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://huggingface.co/owner/name", "is a page; give what it is called on the Hub, owner/name"),
+        (
+            "https://huggingface.co/owner/name/blob/main/a.safetensors",
+            "is an address, from which nothing is downloaded",
+        ),
+        ("https://civitai.com/models/4384/dreamshaper", "is an address, from which nothing is downloaded"),
+        ("/dev/null", "is no ordinary file"),
+    ],
+)
+def test_addresses_and_devices_are_told_from_names_that_are_not_there(name: str, said: str) -> None:
+    assert f"{name} {said}" in refusal(name)
+
+
+def test_a_link_that_leads_nowhere_and_a_mistyped_name_are_told(tmp_path: Path) -> None:
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "gone.safetensors")
+    (tmp_path / "loop.ckpt").symlink_to(tmp_path / "loop.ckpt")
+    assert f"link.safetensors is a link that leads nowhere ({tmp_path / 'gone.safetensors'})" in refusal(
+        tmp_path / "link.safetensors"
+    )
+    assert "is a link that leads nowhere" in refusal(tmp_path / "loop.ckpt")
+    (tmp_path / "v1-5-pruned.safetensors").touch()
+    assert refusal(tmp_path / "v1-5-pruned").endswith("Did you mean v1-5-pruned.safetensors?")
+
+
+def test_a_path_as_systems_copy_it(model: Path) -> None:
+    for written in (f'"{model}"', f" {model} ", model.as_uri()):
+        assert load_model(written).name == model.name
 
 
 def test_a_folder_with_a_vae_and_a_prediction_of_its_own(model: Path, tmp_path: Path) -> None:

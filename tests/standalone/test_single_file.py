@@ -1,5 +1,6 @@
 """Checkpoints of one file without a network: everything in them is found, and nothing is asked of anybody."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_ckpt_files_nested_and_flat(nested: bool, tmp_path: Path) -> None:
     assert_same_tensors(load_checkpoint(tmp_path / "a.ckpt"), tiny.stable_diffusion_1())
 
 
+@pytest.mark.parametrize(
+    ("plain", "wrapped"),
+    [
+        (r"^", "module."), (r"^", "state_dict."), (r"^", "_orig_mod."), (r"^", "module._orig_mod."),
+        (r"^model\.", "model._orig_mod."), (r"(?=weight$)", "_orig_mod."),
+    ],
+)  # fmt: skip
+def test_names_of_a_model_that_was_wrapped_while_it_was_saved(plain: str, wrapped: str, tmp_path: Path) -> None:
+    """By PyTorch's DistributedDataParallel and torch.compile."""
+    tensors = {re.sub(plain, wrapped, name): value for name, value in tiny.sd1().items()}
+    assert_same_tensors(load_checkpoint(saved(tmp_path / "a.safetensors", tensors)), tiny.stable_diffusion_1())
+
+
+@pytest.mark.parametrize("part", ["model", "module"])
+def test_other_names_of_what_is_nested_in_a_ckpt(part: str, tmp_path: Path) -> None:
+    torch.save({part: tiny.sd1(), "epoch": 3}, tmp_path / "a.ckpt")
+    assert_same_tensors(load_checkpoint(tmp_path / "a.ckpt"), tiny.stable_diffusion_1())
+
+
 def test_older_names_of_the_text_encoder_and_those_of_sd_turbo(tmp_path: Path) -> None:
     older = {name.replace(".transformer.text_model.", ".transformer."): value for name, value in tiny.sd1().items()}
     assert_same_tensors(load_checkpoint(saved(tmp_path / "a.safetensors", older)), tiny.stable_diffusion_1())
@@ -148,6 +168,8 @@ UNET_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to
     [
         ({UNET_KEY: torch.ones(64, 64, dtype=torch.int8)}, r"UNet of .* is quantized \(torch\.int8\)"),
         ({UNET_KEY: torch.ones(2048, 1, dtype=torch.uint8)}, "is quantized"),
+        ({UNET_KEY: torch.ones(64)}, "the UNet of .* isn't whole, or of another kind"),
+        ({"model.diffusion_model.out.2.weight": torch.tensor(1.0)}, "the UNet of .* isn't whole, or of another kind"),
         ({UNET_KEY[:-6] + "scale_weight": torch.ones(())}, r"such as model.*scale_weight: .* or quantized"),
         ({"model.diffusion_model.position_net.linears.0.bias": torch.ones(4)}, "has parts that .* of another kind"),
         ({UNET_KEY: torch.zeros(64, 64)}, r"UNet of .* is torn: .*to_k\.weight .* is nothing but zeros"),
@@ -242,6 +264,8 @@ def test_a_vae_of_other_latents_or_none_at_all_is_refused(tmp_path: Path) -> Non
         ({"v_pred": torch.tensor([])}, {}, "", None, "v_prediction"),
         ({}, {"modelspec.prediction_type": "v"}, "", None, "v_prediction"),
         ({}, {"modelspec.prediction_type": "epsilon"}, "", None, "epsilon"),
+        ({}, {"modelspec.prediction_type": "V-Prediction"}, "", None, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "v_pred"}, "", None, "v_prediction"),
         ({}, {}, "    parameterization: v", None, "v_prediction"),
         ({"v_pred": torch.tensor([])}, {}, "    parameterization: eps", None, "epsilon"),
         ({}, {}, "", "v_prediction", "v_prediction"),

@@ -110,6 +110,21 @@ def test_a_zip_archive_of_models_is_to_be_unpacked(tmp_path: Path) -> None:
         read_weights(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
+def test_an_archive_that_unpacks_to_more_than_the_file_is_not_unpacked(name: str, tmp_path: Path) -> None:
+    torch.save(TENSORS | {"more": torch.zeros(1 << 20)}, tmp_path / "whole")
+    with (
+        zipfile.ZipFile(tmp_path / "whole") as whole,
+        zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for each in whole.namelist():
+            packed.writestr(each, whole.read(each))
+    with pytest.raises(
+        UserError, match="is no archive as torch writes it: what is in it is compressed, or there twice"
+    ):
+        read_weights(tmp_path / name)
+
+
 def test_a_torn_download_is_called_torn_however_short_it_is(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "whole.safetensors")
     torch.save(TENSORS, tmp_path / "whole.ckpt")
@@ -165,3 +180,10 @@ def test_a_torn_file_is_found_without_reading_its_tensors(tmp_path: Path, monkey
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="torn"):
         refuse_torn(path)
+
+
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")])
+def test_tensors_that_are_not_plain_are_told_with_their_file(odd: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a.weight": odd}}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt is of a kind that is not read: a\.weight in it is no plain tensor"):
+        read_weights(tmp_path / "a.ckpt")
