@@ -20,6 +20,7 @@ from ..data.concepts import Concept, find_pictures
 from ..errors import Interrupted, UserError
 from ..injection import Injection
 from ..storage import write_atomically
+from ..training.checks import check_settings
 from ..training.job import Report
 from ..training.place import check_place
 from ..training.plan import TrainingPlan
@@ -88,7 +89,7 @@ def teach(
         print(f"{bundled.name}: part {stage} of 3, {what}{passed}", file=sys.stderr, flush=True)
 
     plan = plan_for(bundled, plan, prior)
-    plan.check_settings(FLAGS)
+    check_settings(plan, FLAGS)
     check_place(plan, FLAGS, output)
     if before is None:
         tell(1, "pictures before")

@@ -25,6 +25,7 @@ from ..delta import Delta
 from ..errors import Interrupted, UserError
 from ..storage import given_path
 from ..training import parallel
+from ..training.checks import check_device, check_settings
 from ..training.event_file import LOGS
 from ..training.job import Host, Report, TrainingJob
 from ..training.loop import PRECISIONS, Progress
@@ -53,10 +54,10 @@ def train(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     device = _join_processes()
     plan = plan_of(options)
-    plan.check_settings(FLAGS)
+    check_settings(plan, FLAGS)
     if options.torch_compile:
         _check_compiles(device)
-    plan.check_device(device, FLAGS)
+    check_device(plan, device, FLAGS)
     save = check_place(plan, FLAGS, options.output_dir, logging_dir=options.logging_dir)
     services = chosen_services(plan.report_to)
     repository = _repository(options) if options.push_to_hub and parallel.rank() == 0 else None

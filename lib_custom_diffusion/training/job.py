@@ -33,6 +33,7 @@ from ..errors import Interrupted, NotSaved, UserError
 from ..storage import FolderLock, printable, write_atomically
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
+from .checks import check_device, check_settings
 from .event_file import LOGS
 from .loop import Progress, Trainer, TrainingResult
 from .losslog import LOSS_CSV, LossTable, Recorder
@@ -128,7 +129,7 @@ class TrainingJob:
     """
 
     def __init__(self, plan: TrainingPlan, host: Host, face: Face) -> None:
-        plan.check_settings(face.wording)
+        check_settings(plan, face.wording)
         self.host, self.face, self.backend = host, face, host.backend
         self.notes: list[str] = []
         self.plan = plan.clipped()
@@ -205,7 +206,7 @@ class TrainingJob:
 
     def _check_model(self) -> None:
         plan, backend, label = self.plan, self.backend, self.face.wording.label
-        plan.check_device(backend.device, self.face.wording)
+        check_device(plan, backend.device, self.face.wording)
         refuse_bypassed(cross_attentions(backend.unet))
         projections(backend.unet, plan.freeze_model, plan.train_blocks)
         multiple, resolution = size_multiple(backend.unet), plan.resolution or backend.resolution

@@ -1,4 +1,4 @@
-"""The record of a training: a CSV file and, on request, TensorBoard."""
+"""The record of a training: a CSV file and, on request, TensorBoard and what else follows it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Generic, Protocol, TextIO, TypeVar
 
 from PIL import Image
 
@@ -18,6 +18,9 @@ from ..storage import write_atomically
 from .event_file import EventFile
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 NUMBERS = ("loss", "instance_loss", "prior_loss", "text_prior_loss", "learning_rate", "embedding_learning_rate")
 """What is known of a step."""
@@ -44,13 +47,6 @@ class LossTable:
 
 
 LOSS_CSV = LossTable()
-
-_PARTS = {
-    "_file": "the losses are no longer written down",
-    "_events": "TensorBoard's log is no longer written",
-    "_recorder": "what follows the training is no longer told of it",
-}
-"""Of a log, by attribute, and what is told when one of them fails."""
 
 
 class Recorder(Protocol):
@@ -83,72 +79,100 @@ class LossLog:
     def __init__(
         self, folder: Path, resume_step: int, logs: Path | None, table: LossTable, recorder: Recorder | None = None
     ) -> None:
-        self._table = table
-        self._file: TextIO | None = None
-        self._events: EventFile | None = None
-        self._recorder = recorder
-        self._path = folder / table.name
+        path = folder / table.name
         self._aside = folder / f".{table.name}.new.tmp"
-        if table.every:
-            with self._sparing_the_training("_file"):
-                folder.mkdir(parents=True, exist_ok=True)
-                if not resume_step and self._path.is_file():
-                    self._file = self._aside.open("w", newline="", encoding="utf-8")
-                    csv.writer(self._file).writerow(table.columns)
-                else:
-                    self._file = _continued(self._path, table.columns, resume_step)
-        if logs is not None:
-            with self._sparing_the_training("_events"):
-                self._events = EventFile(logs, resume_step + 1)
+        self._rows = _Spared(
+            "the losses are no longer written down",
+            lambda: _Rows(path, self._aside, resume_step, table) if table.every else None,
+        )
+        self._events = _Spared(
+            "TensorBoard's log is no longer written",
+            lambda: EventFile(logs, resume_step + 1) if logs is not None else None,
+        )
+        self._recorder = _Spared("what follows the training is no longer told of it", lambda: recorder)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """One step's NUMBERS."""
-        with self._sparing_the_training("_file"):
-            if self._file is not None and step % self._table.every == 0:
-                csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
-        for part in ("_events", "_recorder"):
-            with self._sparing_the_training(part):
-                if getattr(self, part) is not None:
-                    getattr(self, part).add(step, numbers)
+        self._rows.do(lambda part: part.add(step, numbers))
+        self._events.do(lambda part: part.add(step, numbers))
+        self._recorder.do(lambda part: part.add(step, numbers))
 
-    def add_pictures(self, step: int, pictures: list[Image.Image]) -> None:
+    def add_pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Validation pictures, which go to TensorBoard and the recorder alone."""
-        for part in ("_events", "_recorder"):
-            with self._sparing_the_training(part):
-                if getattr(self, part) is not None:
-                    getattr(self, part).add_pictures(step, pictures)
+        self._events.do(lambda part: part.add_pictures(step, pictures))
+        self._recorder.do(lambda part: part.add_pictures(step, pictures))
 
     def replace_old(self) -> None:
         """Put the rows in the place of the file that was there, if there was one."""
-        with self._sparing_the_training("_file"):
-            if self._file is not None and self._aside.is_file():
-                self._file.close()
-                os.replace(self._aside, self._path)
-                self._file = self._path.open("a", newline="", encoding="utf-8")
+        self._rows.do(_Rows.replace_old)
 
     def flush(self) -> None:
         """Bring what was added to the disk."""
-        for part in ("_file", "_events"):
-            with self._sparing_the_training(part):
-                if getattr(self, part) is not None:
-                    getattr(self, part).flush()
+        self._rows.do(_Rows.flush)
+        self._events.do(EventFile.flush)
 
     def close(self) -> None:
         """Flush and close the files. Rows of a training that saved nothing are dropped: the old ones still stand."""
-        for part in _PARTS:
-            with self._sparing_the_training(part):
-                if getattr(self, part) is not None:
-                    getattr(self, part).close()
+        self._rows.do(_Rows.close)
+        self._events.do(EventFile.close)
+        self._recorder.do(lambda part: part.close())
         with suppress(OSError):
             self._aside.unlink(missing_ok=True)
 
-    @contextmanager
-    def _sparing_the_training(self, part: str) -> Iterator[None]:
+
+class _Spared(Generic[_T]):
+    """A part of the log whose failing costs itself and not the training; `without` is what is told then."""
+
+    def __init__(self, without: str, make: Callable[[], _T | None]) -> None:
+        self.without = without
+        self.part: _T | None = None
+        self.part = self._tried(make)
+
+    def do(self, action: Callable[[_T], object]) -> None:
+        """Have the part do something, if it is there and has not failed."""
+        part = self.part
+        if part is not None:
+            self._tried(lambda: action(part))
+
+    def _tried(self, action: Callable[[], _R]) -> _R | None:
         try:
-            yield
+            return action()
         except Exception as error:  # services' libraries all raise their own
-            setattr(self, part, None)
-            logger.warning("%s: %s. The training goes on", _PARTS[part], error)
+            self.part = None
+            logger.warning("%s: %s. The training goes on", self.without, error)
+            return None
+
+
+class _Rows:
+    """The CSV file, open; `aside` while another training's is in its place."""
+
+    def __init__(self, path: Path, aside: Path, resume_step: int, table: LossTable) -> None:
+        self._path, self._aside, self._table = path, aside, table
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._is_aside = not resume_step and path.is_file()
+        self._file: TextIO
+        if self._is_aside:
+            self._file = aside.open("w", newline="", encoding="utf-8")
+            csv.writer(self._file).writerow(table.columns)
+        else:
+            self._file = _continued(path, table.columns, resume_step)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        if step % self._table.every == 0:
+            csv.writer(self._file).writerow([step, *self._table.row(step, numbers)])
+
+    def replace_old(self) -> None:
+        if self._is_aside:
+            self._file.close()
+            os.replace(self._aside, self._path)
+            self._file = self._path.open("a", newline="", encoding="utf-8")
+            self._is_aside = False
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _continued(path: Path, columns: Sequence[str], resume_step: int) -> TextIO:

@@ -21,6 +21,7 @@ from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import typed_path
+from ..training.checks import check_settings
 from ..training.job import Host, Report
 from ..training.loop import Progress
 from ..training.losslog import LossTable
@@ -89,7 +90,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     """
     shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
     shared.state.textinfo = "Preparing…"
-    plan.check_settings(wording)
+    check_settings(plan, wording)
     refuse_without_checkpoint()
     refuse_untrainable(shared.sd_model)
     backend = HostBackend(plan.tokens)

@@ -76,7 +76,8 @@ class FullDisk:
 
 def test_a_full_disk_costs_the_log_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = LossLog(tmp_path, 0, None, LOSS_CSV)
-    log._file = FullDisk()  # type: ignore[assignment]
+    assert log._rows.part is not None
+    log._rows.part._file = FullDisk()  # type: ignore[assignment]
     for step in (1, 2, 3):
         log.add(step, numbers(1.0))
         log.flush()
@@ -109,9 +110,10 @@ def test_a_service_that_fails_costs_only_itself(tmp_path: Path, caplog: pytest.L
 def test_tensorboard_that_cannot_be_written_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorboard")
     log = LossLog(tmp_path, 0, tmp_path / "logs", LOSS_CSV)
-    assert log._events is not None
-    log._events.close()
-    log._events._file = log._events._records._writer = FullDisk()  # type: ignore[assignment]
+    events = log._events.part
+    assert events is not None
+    events.close()
+    events._file = events._records._writer = FullDisk()  # type: ignore[assignment]
     for step in (1, 2, 3):
         log.add(step, numbers(1.0))
         log.flush()

@@ -10,6 +10,7 @@ import pytest
 from lib_custom_diffusion.algebra.compression import Limit
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.training import optimizers
+from lib_custom_diffusion.training.checks import check_settings
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import RECIPES
 from lib_custom_diffusion.ui.training_form import PAGE, entered_plan
@@ -85,7 +86,7 @@ def test_an_optimizer_is_chosen_and_one_that_is_not_there_is_refused_in_the_word
     assert plan().optimizer == "adamw"
     monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^Optimizer lion needs lion-pytorch; pip install lion-pytorch"):
-        plan(optimizer="lion").check_settings(PAGE)
+        check_settings(plan(optimizer="lion"), PAGE)
 
 
 def test_the_limit_of_the_file() -> None:

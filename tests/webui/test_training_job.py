@@ -19,6 +19,7 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.training import loop as training
+from lib_custom_diffusion.training.checks import check_settings
 from lib_custom_diffusion.training.plan import TrainingPlan
 from lib_custom_diffusion.training.recipes import RECIPES
 from lib_custom_diffusion.ui.timings import read_timings
@@ -398,4 +399,4 @@ def test_names_cannot_leave_their_folder(plan, tmp_path, name):
 def test_every_preset_can_be_trained_with(host, plan):
     concept = {**CONCEPT, "instance_data_dir": str(plan.concepts[0].instance_data_dir)}
     for values in RECIPES.values():
-        entered_plan([concept], values, template_file).check_settings()
+        check_settings(entered_plan([concept], values, template_file))

@@ -20,6 +20,7 @@ from ...data.pictures import is_picture, why_unread
 from ...delta import SUFFIX
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
+from ...training.checks import check_settings
 from ...training.job import Host
 from ...training.loop import PRECISIONS
 from ...training.place import check_place, dated_folder
@@ -262,7 +263,7 @@ def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[An
 
     def work(job: Job[str]) -> str:
         plan = _entered(fields, values)
-        plan.check_settings(PAGE)
+        check_settings(plan, PAGE)
         host = Host(place.models.get(), Path())
         return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
@@ -297,7 +298,7 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
 
 def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
     """Train as the plan says. Raises UserError for whatever a person can mend."""
-    plan.check_settings(PAGE)
+    check_settings(plan, PAGE)
     folder = dated_folder(place.logs, plan, PAGE)
     target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
     check_place(plan, PAGE, folder, target)
