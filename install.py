@@ -235,4 +235,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from here.")
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

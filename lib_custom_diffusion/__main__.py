@@ -4,17 +4,17 @@ import shlex
 import sys
 from pathlib import Path
 
+from .interrupts import INTERRUPTED, ended_at_once
+
 
 def main() -> int:
-    """Run one command, see `standalone.cli.main`; Ctrl-C while its libraries are imported is told as it tells it.
+    """Run one command, see `standalone.cli.main`.
 
     A Python without the libraries, such as the system's beside the one that install.py has set up, is told of that one.
     """
     try:
-        from .standalone.cli import main as run
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        with ended_at_once():
+            from .standalone.cli import main as run
     except ModuleNotFoundError as error:
         if (error.name or __package__).startswith(__package__):
             raise
@@ -24,7 +24,7 @@ def main() -> int:
         return run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _instead() -> str:

@@ -140,14 +140,14 @@ class Merged(Result):
 
 @dataclass(frozen=True)
 class Converted:
-    """files: the new format's, by name. dropped: as in `Result`. notes: what to do with them in other programs.
+    """files: the new format's, by name, made of the delta. dropped: as in `Result`.
 
     rank: of a LoRA's layers, 0 where none is low-rank. cut_layers lost something by it, all layers `error`, relative.
     """
 
     files: dict[str, bytes]
+    delta: Delta
     dropped: dict[Path, list[str]]
-    notes: list[str] = field(default_factory=list)
     rank: int = 0
     cut_layers: int = 0
     error: float = 0.0
@@ -157,6 +157,14 @@ class Converted:
         if not self.cut_layers:
             return "exact but for rounding to float16"
         return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
+
+
+def check_delta_name(output: Path) -> None:
+    """Raise UserError for the name of what is no delta file, where one is to be written."""
+    said = formats.kind_of_name(output.name)
+    if said not in ("delta", None) or output.suffix.lower() != Path(SUFFIX).suffix:
+        named = output.with_name(f"{output.name.partition('.')[0] or output.name}{SUFFIX}")
+        raise UserError(f"{output} is no name of a delta file, which is written there; call it {named}")
 
 
 def check_outputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
@@ -183,6 +191,7 @@ def compress_file(
     Raises UserError for a file that is none, one that does not fit the model, and a limit that cannot be kept.
     """
     check_outputs([output], [source])
+    check_delta_name(output)
     tell("Reading the file")
     read = _Read.all([source])
     [delta] = read.deltas
@@ -231,6 +240,7 @@ def blend_files(
     """
     tell("Reading the files")
     check_outputs([output], sources)
+    check_delta_name(output)
     read = _Read.all(sources)
     blended = blend(read.deltas, weights)
     delta, error = blended.delta, None
@@ -261,6 +271,7 @@ def merge_files(
     """
     tell("Reading the files")
     check_outputs([output], sources)
+    check_delta_name(output)
     read = _Read.all(sources)
     deltas = read.deltas
     if len(target_prompts) not in (0, len(deltas)):
@@ -323,19 +334,20 @@ def convert_files(
     if not (delta.entries or delta.embeddings):
         raise UserError(f"{sources[0]} has neither layers nor words: nothing would be written")
     if kind not in LORAS:
-        return Converted(formats.write(delta, kind, base), dropped)
+        return Converted(formats.write(delta, kind, base), delta, dropped)
     cut, error = 0, 0.0
     if not exact:
         tell("Finding the factors")
         delta, cut, error = _low_rank(delta, rank)
     ranks = [entry.us.shape[1] for entry in delta.entries.values() if isinstance(entry, Factors)]
     files = formats.write(delta, kind, base)
-    return Converted(files, dropped, formats.how_to_use(delta, kind), max(ranks, default=0), cut, error)
+    return Converted(files, delta, dropped, max(ranks, default=0), cut, error)
 
 
 def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
     """Give a word of a file another name. Raises UserError for files that are none, and as `rename_word` does."""
     check_output(output)
+    check_delta_name(output)
     read = _Read.all([source])
     delta = rename_word(read.deltas[0], old, new)
     delta.save(output)

@@ -6,13 +6,14 @@ and write(delta, base, kind). Which one a file is, its content says, not its nam
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
 from ..attention import reads_text
-from ..delta import Delta, Factors
+from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError
 from ..reading import Document, read_document
 from . import adobe, diffusers, embeddings, kohya, legacy
@@ -23,6 +24,9 @@ from .kohya import how_to_use
 FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
 KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
 """Which module writes each kind of file."""
+_NAMED_LORA = re.compile(r"(?:.*[._ -])?lora\.safetensors", re.IGNORECASE)
+_ARCHIVES = (".pt", ".ckpt", ".bin", ".pth")
+"""What torch's archives are called; what is in them, their names do not say."""
 _OF_SDXL = 2048
 """Numbers in a word of SDXL, and in the features of a word."""
 
@@ -65,6 +69,21 @@ def _told_by_width(delta: Delta) -> str:
     return "sdxl" if any(each.shape[1] == _OF_SDXL for each in [*read, *delta.embeddings.values()]) else ""
 
 
+def kind_of_name(name: str) -> str | None:
+    """The kind of file that is called so; None if the name does not say it."""
+    if name.lower().endswith(SUFFIX):
+        return "delta"
+    fixed = [kind for kind, module in KINDS.items() if module.NAMES[kind] == name]
+    return fixed[0] if fixed else "lora" if _NAMED_LORA.fullmatch(name) else None
+
+
+def may_be_called(kind: str, name: str) -> bool:
+    """Whether a file of that kind may have the name: neither its end nor a usual name says that it is another."""
+    said, written = kind_of_name(name), Path(KINDS[kind].NAMES[kind]).suffix
+    ends = _ARCHIVES if written in _ARCHIVES else (written,)
+    return Path(name).suffix.lower() in ends and (said is None or KINDS[said] is KINDS[kind])
+
+
 def read_words(path: Path) -> dict[str, Tensor]:
     """The vectors (n, width) by token of a file with words alone, as `--embedding` takes it.
 
@@ -91,6 +110,8 @@ __all__ = [
     "dropped_text",
     "give_model",
     "how_to_use",
+    "kind_of_name",
+    "may_be_called",
     "read",
     "read_words",
     "understood",

@@ -13,7 +13,7 @@ layers have one rank in both: diffusers takes the scale of every layer from one 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,33 +173,43 @@ def _word_files(delta: Delta, kind: str) -> dict[str, bytes]:
     return files
 
 
-def how_to_use(delta: Delta, kind: str) -> list[str]:
-    """What to do with the words of a written LoRA, program by program, a line each."""
-    if not delta.embeddings:
-        return []
-    names, files = list(delta.embeddings), list(_word_files(delta, kind))
-    stems = [file.rpartition(".")[0] for file in files]
-    if kind == "lora-diffusers" and text_widths(delta.provenance.architecture):
-        second = "text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2"
-        return [
-            f'diffusers: words = safetensors.torch.load_file("{file}");'
-            f' pipeline.load_textual_inversion(words["clip_l"], token="{token}");'
-            f' pipeline.load_textual_inversion(words["clip_g"], token="{token}", {second})'
-            for token, file in zip(names, files, strict=True)
-        ]
+def how_to_use(delta: Delta, kind: str, file: str) -> list[str]:
+    """What to do with a written LoRA of that name, and with its words beside it, program by program, a line each."""
+    words, files = list(delta.embeddings), list(_word_files(delta, kind))
     if kind == "lora-diffusers":
-        return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
-    copied = ", ".join(files)
+        return [f'diffusers: pipeline.load_lora_weights(FOLDER, weight_name="{file}")', *_in_diffusers(delta, files)]
+    names = [each.rpartition(".")[0] for each in files]
+    tag, copied = f"<lora:{file.rpartition('.')[0]}:1>", f" and {', '.join(files)} into " if files else ""
+
+    def line(programs: str, folder: str, words_folder: str, written: Sequence[str]) -> str:
+        words_too = f"{copied}{words_folder}" if copied and words_folder else ""
+        write = f" and write {' '.join(written)}" if written else ""
+        return f"{programs}: copy {file} into {folder}{words_too}{write}"
+
+    included = "; the LoRA includes its words" if words else ""
+    in_comfyui = [f"embedding:{name}" for name in names]
     lines = [
-        f"AUTOMATIC1111, SD.Next: the LoRA includes its words; write {' and '.join(names)}",
-        f"ComfyUI: copy {copied} into models/embeddings and write {' and '.join(f'embedding:{s}' for s in stems)}",
-        f"reForge, Forge: copy {copied} into embeddings and write {' and '.join(stems)}",
+        line("AUTOMATIC1111, SD.Next", "models/Lora", "", [tag, *words]) + included,
+        line("ComfyUI", "models/loras", "models/embeddings", in_comfyui),
+        line("reForge, Forge", "models/Lora", "embeddings", [tag, *names]),
     ]
     if not text_widths(delta.provenance.architecture):  # with SDXL's words it has not been tried
-        lines.append(
-            f"stable-diffusion.cpp: copy {copied} into the folder of --embd-dir and write {' and '.join(stems)}"
-        )
+        where = "the folder of --lora-model-dir", "the folder of --embd-dir"
+        lines.append(line("stable-diffusion.cpp", *where, [tag, *names]))
     return lines
+
+
+def _in_diffusers(delta: Delta, files: Sequence[str]) -> list[str]:
+    """A line for each word."""
+    if not text_widths(delta.provenance.architecture):
+        return [f'diffusers: pipeline.load_textual_inversion(FOLDER, weight_name="{file}")' for file in files]
+    second = "text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2"
+    return [
+        f'diffusers: words = safetensors.torch.load_file("{file}");'
+        f' pipeline.load_textual_inversion(words["clip_l"], token="{token}");'
+        f' pipeline.load_textual_inversion(words["clip_g"], token="{token}", {second})'
+        for token, file in zip(delta.embeddings, files, strict=True)
+    ]
 
 
 def _of_rank(entry: Factors, rank: int) -> tuple[Tensor, Tensor]:

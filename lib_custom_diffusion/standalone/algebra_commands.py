@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..algebra.compression import Limit
@@ -24,11 +25,16 @@ from ..algebra.files import (
     rename_file,
     renamed_lines,
 )
+from ..attention import is_toy, text_widths
+from ..backend import Backend
 from ..delta import SUFFIX
 from ..deltas_folder import delta_name
 from ..errors import UserError
-from ..formats import KINDS, dropped_text
+from ..formats import KINDS, dropped_text, how_to_use, kind_of_name, may_be_called
+from ..interrupts import ended_at_once
+from ..reading.document import read_header
 from ..storage import given_path, size, size_text, write_atomically
+from .commands import add_command
 
 _FILES = "delta files, or any that convert reads"
 
@@ -51,7 +57,7 @@ def limit_of(options: argparse.Namespace) -> Limit | None:
 
 def add_compress(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = _command(commands, "compress", "Make a delta file small.", _compress)
+    command = add_command(commands, "compress", "Make a delta file small.", _compress)
     add = command.add_argument
     add("file", type=given_path, help="a delta file, or any that convert reads")
     add("--output", type=given_path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
@@ -89,7 +95,7 @@ def _compressed_report(done: Compressed) -> str:
 
 def add_blend(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = _command(commands, "blend", "Add deltas up, each with a weight.", _blend)
+    command = add_command(commands, "blend", "Add deltas up, each with a weight.", _blend)
     add = command.add_argument
     add("files", type=given_path, nargs="+", help=_FILES)
     add("--weights", help='one for each, such as "0.7,0.3"; 1 each if not given')
@@ -114,7 +120,7 @@ def _blend(options: argparse.Namespace) -> int:
 
 def add_merge(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = _command(
+    command = add_command(
         commands, "merge", "Join concepts, each learned alone, into one delta (constrained least squares).", _merge
     )
     add = command.add_argument
@@ -158,7 +164,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def add_rename(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = _command(commands, "rename", "Give a word of a delta another name.", _rename)
+    command = add_command(commands, "rename", "Give a word of a delta another name.", _rename)
     add = command.add_argument
     add("file", type=given_path, help="a delta file, or any that convert reads")
     add("old", help="the word as it is, such as <new1>; in quotes, as shells read < and > otherwise")
@@ -179,12 +185,12 @@ def _rename(options: argparse.Namespace) -> int:
 
 def add_convert(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = _command(commands, "convert", "Carry a delta to or from another program's format.", _convert)
+    command = add_command(commands, "convert", "Carry a delta to or from another program's format.", _convert)
     add = command.add_argument
     add("files", type=given_path, nargs="+", help="a file with weights, and files with its words if they are apart")
-    add("--to", choices=sorted(KINDS), default="delta", help="the format to write")
+    add("--to", choices=sorted(KINDS), help="the format to write; as --output is called, or delta, if not given")
     add("--output", type=given_path, required=True, help="the file, or the folder for several")
-    _add_model(command, "the model it belongs to, for formats with full weights")
+    _add_model(command, "the model it belongs to, for formats with full weights; the toy if the file says so")
     precision = command.add_mutually_exclusive_group().add_argument
     precision(
         "--rank", type=int,
@@ -199,21 +205,37 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    if options.to not in LORAS and (options.rank is not None or options.exact):
+    kind = _kind_to_write(options.to, options.output)
+    if kind not in LORAS and (options.rank is not None or options.exact):
         flag = "--exact" if options.exact else "--rank"
-        raise UserError(f"{flag} is for a LoRA, not for --to {options.to}; leave it out, or give --to {LORAS[0]}")
-    done = convert_files(options.files, options.to, _loader_of(options), options.rank, exact=options.exact)
-    paths = _paths(options.output, options.to, done.files)
+        raise UserError(f"{flag} is for a LoRA, not for --to {kind}; leave it out, or give --to {LORAS[0]}")
+    load_model = _loader_of(options)
+    if load_model is None and (toy := _toy_of(options.files)) is not None:
+        load_model = lambda: toy  # noqa: E731
+    done = convert_files(options.files, kind, load_model, options.rank, exact=options.exact)
+    paths = _paths(options.output, kind, done.files)
     check_outputs(paths, options.files)
     _tell_dropped(done.dropped)
     for path, content in paths.items():
         write_atomically(path, content)
         print(f"{path}: {size_text(len(content))}")
-    if options.to in LORAS:
-        print(done.precision())
-    for note in done.notes:
-        print(note)
+    if kind in LORAS:
+        print(done.precision(), *how_to_use(done.delta, kind, next(iter(paths)).name), sep="\n")
     return 0
+
+
+def _kind_to_write(asked: str | None, output: Path) -> str:
+    """What is asked for, or what the file's name says; a delta into a folder. Raises UserError where they disagree."""
+    if not _is_file_name(output):
+        return asked or "delta"
+    kind = asked or kind_of_name(output.name)
+    if kind is None:
+        raise UserError(f"{output} does not say which format is to be written; give --to, such as --to {LORAS[0]}")
+    if not may_be_called(kind, output.name):
+        said = kind_of_name(output.name)
+        other = f"a file of --to {said}" if said else f"one that ends in {output.suffix}"
+        raise UserError(f"{output} is the name of {other}, not of --to {kind}; give another --to or --output")
+    return kind
 
 
 def _paths(output: Path, kind: str, files: dict[str, bytes]) -> dict[Path, bytes]:
@@ -222,7 +244,7 @@ def _paths(output: Path, kind: str, files: dict[str, bytes]) -> dict[Path, bytes
     Raises UserError where several formats' files are alike, or a word would take the place of the first.
     """
     first, *others = files
-    if output.suffix.lower() not in (".safetensors", ".pt", ".ckpt", ".bin"):
+    if not _is_file_name(output):
         return {output / (f"{output.name}{SUFFIX}" if kind == "delta" else name): files[name] for name in files}
     if others and kind not in LORAS:
         raise UserError(f"{kind} is {len(files)} files; give a folder as --output, not {output}")
@@ -232,12 +254,19 @@ def _paths(output: Path, kind: str, files: dict[str, bytes]) -> dict[Path, bytes
     return paths
 
 
-def _command(commands: argparse._SubParsersAction, name: str, description: str, run: object) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    command.set_defaults(run=run)
-    return command
+def _is_file_name(output: Path) -> bool:
+    return output.suffix.lower() in (".safetensors", ".pt", ".ckpt", ".bin")
+
+
+def _toy_of(files: Sequence[Path]) -> Backend | None:
+    """The toy, if a file says that it was made for it: what its layers are called elsewhere depends on the model."""
+    for file in files:
+        with suppress(UserError):  # that of whoever reads the file says more
+            architecture = read_header(file).metadata.get("modelspec.architecture", "").partition("/")[0]
+            if is_toy(architecture):
+                toy = _load("toy-xl" if text_widths(architecture) else "toy")
+                return toy if toy.architecture == architecture else None
+    return None
 
 
 def _add_model(command: argparse.ArgumentParser, use: str, default: str | None = None) -> None:
@@ -252,9 +281,14 @@ def _loader_of(options: argparse.Namespace) -> LoadModel | None:
             raise UserError(f"--vae {options.vae} is of no model; give --model too, or leave it out")
         return None
 
-    from . import models  # diffusers and transformers take seconds to import
+    return lambda: _load(options.model, options.vae)
 
-    return lambda: models.load_model(options.model, vae=options.vae)
+
+def _load(model: str, vae: Path | None = None) -> Backend:
+    with ended_at_once():
+        from . import models  # diffusers and transformers take seconds to import
+
+    return models.load_model(model, vae=vae)
 
 
 def _tell_dropped(dropped: Mapping[Path, Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import importlib.util
 import io
 import itertools
@@ -22,6 +23,7 @@ from ..attention import SELECTIONS
 from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
 from ..errors import NO_TEXT, UserError
+from ..interrupts import INTERRUPTED, ended_at_once
 from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
 from ..training.event_file import LOGS
@@ -30,11 +32,11 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
+from .commands import Run, add_command
 from .follow_up import program
 from .foreign_flags import instead_of
 from .train_flags import OF_SCRIPT, add_of_diffusers, settled
 
-INTERRUPTED = 130
 _MOST_LETTERS, _SHOWN_LETTERS = 250, 80
 """Of a word of an error: how many one may have, and how many are shown of a longer one."""
 _OUT_OF_MEMORY = (
@@ -149,10 +151,15 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _command(commands: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def _from(module: str, function: str) -> Run:
+    """What runs a command whose libraries, which take seconds to import, are imported when it is run."""
+
+    def run(options: argparse.Namespace) -> int:
+        with ended_at_once():
+            found = importlib.import_module(module, __package__)
+        return getattr(found, function)(options)
+
+    return run
 
 
 def _add_model(command: argparse.ArgumentParser, *other_names: str) -> None:
@@ -170,12 +177,9 @@ def _add_model(command: argparse.ArgumentParser, *other_names: str) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .demo import demo
-
-        return demo(options)
-
-    command = _command(commands, "demo", "Teach a toy model a concept from bundled pictures, and report.")
+    command = add_command(
+        commands, "demo", "Teach a toy model a concept from bundled pictures, and report.", _from(".demo", "demo")
+    )
     command.add_argument(
         "--model", choices=("toy", "toy-xl"), default="toy", help="in Stable Diffusion 1's layout, or in SDXL's"
     )
@@ -187,17 +191,10 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given"
     )
     command.add_argument("--seed", type=int, default=_D.seed, help="seed of the training")
-    command.set_defaults(run=run)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .train import train
-
-        return train(options)
-
-    command = _command(commands, "train", "Teach a model one concept or several.")
-    command.set_defaults(run=run)
+    command = add_command(commands, "train", "Teach a model one concept or several.", _from(".train", "train"))
     _add_model(command)
     command.add_argument(
         "--config", type=given_path, metavar="FILE",
@@ -400,13 +397,12 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .generate import generate
-
-        return generate(options)
-
-    command = _command(commands, "generate", 'Draw pictures; "<delta:NAME:0.8>" in the prompt applies a delta.')
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "generate",
+        'Draw pictures; "<delta:NAME:0.8>" in the prompt applies a delta.',
+        _from(".generate", "generate"),
+    )
     _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
@@ -439,13 +435,12 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _add_regularize(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .regularize import regularize
-
-        return regularize(options)
-
-    command = _command(commands, "regularize", "Make regularization pictures with captions, or pick real ones.")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "regularize",
+        "Make regularization pictures with captions, or pick real ones.",
+        _from(".regularize", "regularize"),
+    )
     _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
@@ -465,13 +460,12 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .evaluation.command import evaluate
-
-        return evaluate(options)
-
-    command = _command(commands, "evaluate", "Measure deltas, or the saves of a training, on a model.")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands,
+        "evaluate",
+        "Measure deltas, or the saves of a training, on a model.",
+        _from(".evaluation.command", "evaluate"),
+    )
     _add_model(command, OF_SCRIPT)
     _add_sampling(command)
     add = command.add_argument
@@ -509,13 +503,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
-    def run(options: argparse.Namespace) -> int:
-        from .info import info
-
-        return info(options)
-
-    command = _command(commands, "info", "Say what a file is and what is in it.")
-    command.set_defaults(run=run)
+    command = add_command(commands, "info", "Say what a file is and what is in it.", _from(".info", "info"))
     command.add_argument("file", type=given_path, help="a delta, LoRA, embedding or embedding picture")
     command.add_argument("--json", action="store_true", help="as JSON, for programs")
 
@@ -525,12 +513,9 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
         if importlib.util.find_spec("gradio") is None:
             raise UserError("the page needs gradio: run `python install.py ui`, or pip install .[ui]")
         print(f"Loading {options.model} …", flush=True)  # what is imported takes its time as well
-        from .app.server import ui
+        return _from(".app.server", "ui")(options)
 
-        return ui(options)
-
-    command = _command(commands, "ui", "Pictures, training and utilities on a page, at http://127.0.0.1:7860.")
-    command.set_defaults(run=run)
+    command = add_command(commands, "ui", "Pictures, training and utilities on a page, at http://127.0.0.1:7860.", run)
     _add_model(command, OF_SCRIPT)
     add = command.add_argument
     add("--deltas_dir", type=given_path, default=Path("deltas"), help="folder with deltas, where results go, too")

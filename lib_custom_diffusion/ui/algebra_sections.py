@@ -29,7 +29,7 @@ from ..algebra.files import (
 from ..delta import SUFFIX
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError
-from ..formats import KINDS, dropped_text, give_model
+from ..formats import KINDS, dropped_text, give_model, how_to_use
 from ..storage import size_text, write_atomically
 from ..tokens import file_name
 from .utilities import DELTA, Action, Host, Outcome, Section, Show, chosen, delta_field, table
@@ -239,7 +239,8 @@ def _convert(host: Host) -> list[Action]:
         if kind in LORAS:
             rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""
-        return Outcome(_report("Converted", rows, done.dropped, done.notes), delta=delta)
+        notes = how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else []
+        return Outcome(_report("Converted", rows, done.dropped, notes), delta=delta)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]
 

@@ -121,6 +121,55 @@ def test_a_word_with_a_nul_is_no_word() -> None:
         run("rename", "a.delta.safetensors", "<new1>", "<a\0>")
 
 
+@pytest.mark.parametrize(
+    ("command", "output", "said"),
+    [
+        *[(each, name, f"call it {name.partition('.')[0]}.delta.safetensors")
+          for each in ("compress --rank 1", "blend", "merge", "rename")
+          for name in ("x.pt", "x.bin", "x.LORA.safetensors", "out/my-lora.safetensors", "x", "x.delta.ckpt",
+                       "pytorch_lora_weights.safetensors")],
+        ("convert --to delta", "x.lora.safetensors", "is the name of a file of --to lora, not of --to delta"),
+        ("convert --to delta", "x.bin", "is the name of one that ends in .bin, not of --to delta"),
+        ("convert --to lora", "x.delta.safetensors", "is the name of a file of --to delta, not of --to lora"),
+        ("convert --to lora", "x.pt", "is the name of one that ends in .pt, not of --to lora"),
+        ("convert --to embedding", "x.safetensors", "is the name of one that ends in .safetensors"),
+        ("convert --to adobe", "x.DELTA.safetensors", "is the name of a file of --to delta"),
+        ("convert", "x.safetensors", "x.safetensors does not say which format is to be written; give --to"),
+        ("convert", "x.bin", "x.bin does not say which format is to be written; give --to"),
+    ],
+)  # fmt: skip
+def test_a_name_of_another_kind_of_file_is_refused_before_the_work(
+    command: str, output: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("a.delta.safetensors", 1)
+    before = set(Path.cwd().iterdir())
+    monkeypatch.setattr("lib_custom_diffusion.formats.read", lambda *_: pytest.fail("it was read"))
+    words = ("<new1>", "<cat>") if command == "rename" else ()
+    with pytest.raises(UserError) as refused:
+        run(*command.split(), "--output", output, "--", "a.delta.safetensors", *words)
+    assert said in str(refused.value) and output in str(refused.value)
+    assert set(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize("output", ["x.lora.safetensors", "lora.safetensors", "x_LoRA.safetensors"])
+def test_a_name_says_what_is_written_where_no_flag_does(output: str) -> None:
+    save("a.delta.safetensors", 1)
+    assert run("convert", "a.delta.safetensors", "--output", output) == 0
+    assert any(name.endswith(".lora_up.weight") for name in load_file(output))
+
+
+def test_a_file_that_says_it_is_of_the_toy_needs_no_model_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    save("a.delta.safetensors", 1)
+    assert run("convert", "a.delta.safetensors", "--to", "lora", "--output", "a.safetensors") == 0
+    assert run("convert", "a.delta.safetensors", "--to", "adobe", "--output", "a.ckpt") == 0
+    assert run("convert", "a.safetensors", "--output", "b.delta.safetensors") == 0
+    delta = save("other.delta.safetensors", 1)
+    delta.provenance.architecture = "crossattn-5x6"
+    delta.save(Path("other.delta.safetensors"))
+    with pytest.raises(UserError, match="depends on the model; give the model it was trained on by --model"):
+        run("convert", "other.delta.safetensors", "--to", "lora", "--output", "c.safetensors")
+
+
 def test_convert_to_lora_and_back(capsys: pytest.CaptureFixture[str]) -> None:
     delta = save("a.delta.safetensors", 1)
     assert run("convert", "a.delta.safetensors", "--to", "lora", "--output", "a.safetensors", "--model", "toy") == 0
@@ -138,9 +187,10 @@ def test_a_lora_is_told_with_its_precision_and_what_to_write_where(capsys: pytes
     assert run(*to_lora, "out/cat.safetensors", "--exact") == 0
     printed = capsys.readouterr().out
     assert "exact" in printed and "write embedding:new1" in printed
+    assert "copy cat.safetensors into models/Lora and write <lora:cat:1> <new1>" in printed
     assert sorted(path.name for path in Path("out").iterdir()) == ["cat.safetensors", "new1.pt"]
     with pytest.raises(UserError, match="word beside it"):
-        run(*to_lora, "NEW1.pt")
+        run("convert", "a.delta.safetensors", "--to", "lora-diffusers", "--output", "NEW1.safetensors")
     assert run("convert", "a.delta.safetensors", "--to", "lora-diffusers", "--model", "toy", "--output", "d") == 0
     assert sorted(path.name for path in Path("d").iterdir()) == ["new1.safetensors", "pytorch_lora_weights.safetensors"]
     assert (
@@ -228,18 +278,18 @@ def test_a_vae_of_no_model_is_refused(command: tuple[str, ...]) -> None:
     [
         ("compress --rank 2 --captions c.txt", r"--captions c\.txt are for a model to read; give --model too"),
         ("blend --model toy", "--model is for compression; give --max_size, --rank or --energy too"),
-        ("convert --rank 2", "--rank is for a LoRA, not for --to delta; leave it out, or give --to lora"),
+        ("convert --to delta --rank 2", "--rank is for a LoRA, not for --to delta; leave it out, or give --to lora"),
         ("convert --to adobe --exact", "--exact is for a LoRA, not for --to adobe"),
     ],
 )
 def test_a_flag_that_would_change_nothing_is_refused(command: str, said: str) -> None:
     save("a.delta.safetensors", 1)
     with pytest.raises(UserError, match=said):
-        run(*command.split(), "--output", "c.safetensors", "a.delta.safetensors")
+        run(*command.split(), "--output", "c.ckpt" if "adobe" in command else "c.safetensors", "a.delta.safetensors")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-@pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert", "rename"])
+@pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert --to delta", "rename"])
 @pytest.mark.parametrize("there", ["pipe.safetensors", "folder.safetensors", "\udcff.safetensors"])
 def test_an_output_that_can_be_no_file_is_refused_before_the_work(
     command: str, there: str, monkeypatch: pytest.MonkeyPatch

@@ -149,7 +149,8 @@ def test_what_another_program_made_for_sdxl_is_written_for_sdxl(tmp_path: Path, 
 def test_diffusers_is_given_words_of_sdxl_for_each_text_encoder(tmp_path: Path) -> None:
     delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.ones(1, 2048)}, Provenance(architecture="sdxl"))
     assert set(load(formats.write(delta, "lora-diffusers")["new1.safetensors"])) == {"clip_l", "clip_g"}
-    [line] = formats.how_to_use(delta, "lora-diffusers")
+    first, line = formats.how_to_use(delta, "lora-diffusers", "cat.safetensors")
+    assert first == 'diffusers: pipeline.load_lora_weights(FOLDER, weight_name="cat.safetensors")'
     assert 'load_textual_inversion(words["clip_g"], token="<new1>", text_encoder=pipeline.text_encoder_2' in line
     for kind in ("embedding", "embedding-diffusers"):
         with pytest.raises(UserError, match="convert --to embedding-sdxl"):
@@ -284,14 +285,27 @@ def test_words_lie_beside_the_lora_by_names_that_any_system_takes(tmp_path: Path
     assert list(files) == ["lora.safetensors", "new1.pt", "_con.pt"]
     (tmp_path / "new1.pt").write_bytes(files["new1.pt"])
     assert torch.equal(formats.read_words(tmp_path / "new1.pt")["<new1>"], torch.ones(1, 3))
-    told = formats.how_to_use(delta, "lora")
-    assert any("embedding:new1 and embedding:_con" in line for line in told)
-    assert any("new1.pt, _con.pt into the folder of --embd-dir" in line for line in told)
+    told = formats.how_to_use(delta, "lora", "my cat.safetensors")
+    assert told == [
+        "AUTOMATIC1111, SD.Next: copy my cat.safetensors into models/Lora and write <lora:my cat:1> <new1> <con>;"
+        " the LoRA includes its words",
+        "ComfyUI: copy my cat.safetensors into models/loras and new1.pt, _con.pt into models/embeddings and write"
+        " embedding:new1 embedding:_con",
+        "reForge, Forge: copy my cat.safetensors into models/Lora and new1.pt, _con.pt into embeddings and write"
+        " <lora:my cat:1> new1 _con",
+        "stable-diffusion.cpp: copy my cat.safetensors into the folder of --lora-model-dir and new1.pt, _con.pt into"
+        " the folder of --embd-dir and write <lora:my cat:1> new1 _con",
+    ]
+    told = formats.how_to_use(Delta({KEY: Factors(UP, DOWN)}), "lora", "cat.safetensors")
+    assert told[:2] == [
+        "AUTOMATIC1111, SD.Next: copy cat.safetensors into models/Lora and write <lora:cat:1>",
+        "ComfyUI: copy cat.safetensors into models/loras",
+    ]
     with pytest.raises(UserError, match="would be one file"):
         formats.write(Delta({KEY: Factors(UP, DOWN)}, {"<a>": torch.ones(1, 3), "<A>": torch.ones(1, 3)}), "lora")
 
 
 def test_of_programs_only_those_that_read_words_of_sdxl_are_told_for_it() -> None:
     delta = Delta({KEY: Factors(UP, DOWN)}, {"<new1>": torch.ones(1, 2048)}, Provenance("sdxl"))
-    told = "\n".join(formats.how_to_use(delta, "lora"))
-    assert "copy new1.safetensors into models/embeddings" in told and "stable-diffusion.cpp" not in told
+    told = "\n".join(formats.how_to_use(delta, "lora", "my cat.safetensors"))
+    assert "and new1.safetensors into models/embeddings" in told and "stable-diffusion.cpp" not in told

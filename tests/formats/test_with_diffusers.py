@@ -229,7 +229,7 @@ def test_the_printed_lines_give_diffusers_pipeline_a_word_for_both_text_encoders
     files = formats.write(delta, "lora-diffusers")
     (tmp_path / "new1.safetensors").write_bytes(files["new1.safetensors"])
     monkeypatch.chdir(tmp_path)
-    [line] = formats.how_to_use(delta, "lora-diffusers")
+    _, line = formats.how_to_use(delta, "lora-diffusers", "lora.safetensors")
     exec(line.removeprefix("diffusers: "), {"safetensors": safetensors, "pipeline": pipeline})
     for text_encoder, tokenizer, part in zip((first, second), tokenizers, vectors.split([768, 1280], 1), strict=True):
         numbers = tokenizer(pipeline.maybe_convert_prompt("<new1>", tokenizer))["input_ids"][1:-1]

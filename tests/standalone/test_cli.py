@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from lib_custom_diffusion.__main__ import main as command_line
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
 from lib_custom_diffusion.algebra.factors import Factors
 from lib_custom_diffusion.delta import Delta
@@ -201,18 +201,41 @@ def test_a_warning_has_a_line_of_its_own_beside_a_bar(capsys: pytest.CaptureFixt
     assert any(line.strip() == "skipped a.png" for line in re.split("[\r\n]", capsys.readouterr().err))
 
 
-def test_ctrl_c_while_libraries_are_imported_is_told_in_a_word(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Interrupted:
-        def find_spec(self, name: str, path: object, target: object = None) -> None:
-            if name == "lib_custom_diffusion.standalone.cli":
-                raise KeyboardInterrupt
+CTRL_C_IN_AN_IMPORT = """
+import os, signal, sys
+class Interrupted:
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["WHERE"]:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):  # a signal is looked for between two steps of Python
+                    pass
+            except KeyboardInterrupt:
+                raise ImportError(f"{name} failed to import")  # as numpy's and torch's own parts make of it
+sys.meta_path.insert(0, Interrupted())
+"""
 
-    monkeypatch.delitem(sys.modules, "lib_custom_diffusion.standalone.cli")
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
-    assert command_line() == 130
-    assert capsys.readouterr().err == "interrupted\n"
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
+@pytest.mark.parametrize(
+    ("where", "arguments"),
+    [
+        ("numpy", ["info", "x"]),
+        ("torch._C", ["--help"]),
+        ("diffusers", ["generate", "--prompt", "a cat"]),
+        ("transformers", ["merge", "a", "b", "--output", "c"]),
+    ],
+    ids=str,
+)
+def test_ctrl_c_while_libraries_are_imported_is_told_in_a_word(
+    where: str, arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CTRL_C_IN_AN_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "WHERE": where}
+    done = subprocess.run(
+        [sys.executable, "-m", "lib_custom_diffusion", *arguments], env=environment, cwd=tmp_path, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
 
 
 def test_ctrl_c_before_the_flags_are_read_is_told_in_a_word(

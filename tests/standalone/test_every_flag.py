@@ -25,10 +25,10 @@ BASE = {
                  "pictures", "--prompts", "text"],
     "info": [],
     "compress": ["--rank", "1"],
-    "blend": ["--output", "new"],
-    "merge": ["--output", "new"],
-    "rename": ["--output", "new"],
-    "convert": ["--output", "new"],
+    "blend": ["--output", "new.delta.safetensors"],
+    "merge": ["--output", "new.delta.safetensors"],
+    "rename": ["--output", "new.delta.safetensors"],
+    "convert": ["--output", "new.delta.safetensors"],
     "ui": ["--model", "nowhere"],
 }  # fmt: skip
 """What each command is given beside the flag: all that it needs, and something at which it ends before it works."""

@@ -129,7 +129,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"resolution": 20}, "resolution must be a multiple of 8"),
         ({"rank": -1}, "rank must be 0 or more"),
         ({"energy": 1.5}, "energy share must lie between 0 and 1"),
-        ({"max_size": "5MB", "energy": 0.5}, "one of max_bytes, rank and energy"),
+        ({"max_size": "5MB", "energy": 0.5}, "give max_size or energy, not both"),
         ({"max_size": "tiny"}, "'tiny' is no size"),
         ({"max_size": "5"}, "5 would be bytes; write 5MB for megabytes"),
         ({"train_blocks": ("sideways",)}, "choose from down, mid, up"),
