@@ -19,6 +19,7 @@ another build, install it into .venv: as long as its version is the pinned one, 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import http.client
 import importlib.util
@@ -56,6 +57,7 @@ def main() -> None:
     command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
     if command is None and importlib.util.find_spec("launch") is None:
         print(__doc__.strip())  # a person, or a program that has no use for the page
+        print(f"\nNothing was installed: {Path.cwd()} is not the WebUI's. To begin: python install.py demo")
     elif command is None:
         install_missing()
     elif command in ("demo", "ui"):
@@ -65,9 +67,16 @@ def main() -> None:
         set_up("test")
         os.chdir(str(ROOT))
         run_in_venv(["-m", "pytest", *arguments])
-    else:
+    elif command in ("-h", "--help"):
         print(__doc__.strip())
-        sys.exit(0 if command in ("-h", "--help") else 2)
+    else:
+        near = difflib.get_close_matches(command, INSTALLED, 1)
+        print(
+            f"error: there is no command {command!r}{f'; did you mean {near[0]}?' if near else ''}; there are"
+            f" {', '.join(INSTALLED)}. All others are of python -m lib_custom_diffusion",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 # The WebUI's install hook

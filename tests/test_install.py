@@ -102,6 +102,23 @@ def test_where_there_is_no_webui_a_person_is_told_of_the_commands_and_nothing_is
     done = hook(tmp_path, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "python install.py demo" in done.stdout and "pip\n" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"Nothing was installed: {tmp_path} is not the WebUI's.")
+
+
+@pytest.mark.parametrize(("typed", "said"), [("dmeo", "; did you mean demo?"), ("train", "; there are demo, ui")])
+def test_what_is_no_command_is_told_in_a_line(typed: str, said: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, ROOT / "install.py", typed], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and f"there is no command '{typed}'{said}" in done.stderr
+
+
+def test_ctrl_c_is_told_in_a_line_and_by_its_exit_status(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "install.py", tmp_path)
+    stopped = "import subprocess, sys, runpy\ndef stopped(*_, **__):\n    raise KeyboardInterrupt\n"
+    code = f"{stopped}subprocess.run = stopped\nsys.argv = ['install.py', 'demo']\n"
+    code += f"runpy.run_path({str(tmp_path / 'install.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "Interrupted; the same command goes on from here.\n")
 
 
 def test_the_hook_fails_aloud_when_pip_does(tmp_path: Path) -> None:

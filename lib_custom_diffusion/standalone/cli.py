@@ -22,7 +22,7 @@ from .. import __version__
 from ..attention import SELECTIONS
 from ..backend import PREDICTION_TYPES
 from ..data.concepts import CAPTION_SOURCES, RESIZE_MODES
-from ..errors import NO_TEXT, UserError
+from ..errors import NO_TEXT, UserError, did_you_mean
 from ..interrupts import INTERRUPTED, ended_at_once
 from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
@@ -30,6 +30,7 @@ from ..training.event_file import LOGS
 from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
+from ..training.recipes import TOY
 from ..training.schedule import SHAPES
 from .algebra_commands import add_blend, add_compress, add_convert, add_limits, add_merge, add_rename
 from .commands import Run, add_command
@@ -107,13 +108,23 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     for flag, value in _values(arguments):
         if value == "" and flag in all_flags and all_flags[flag].type is given_path:  # a shell's variable without value
             raise UserError(f"{flag} is empty; give a path, or leave it out")
+    if arguments[:1] and arguments[0].startswith("-") and arguments[0] not in root._option_string_actions:
+        raise UserError(f"{arguments[0]} comes after the command, such as train; there are {', '.join(commands)}")
+    mistyped = [flag for flag in _flags(arguments) if all_flags and flag not in all_flags]
+    if mistyped:
+        raise UserError(instead_of(mistyped, all_flags))
     if arguments[:1] == ["train"]:
         arguments = ["train", *settled(arguments[1:], commands["train"])]
     options, unknown = root.parse_known_args(arguments)
     if unknown:
-        flags = [each.partition("=")[0] for each in unknown if each.startswith("--")]
-        raise UserError(instead_of(flags, all_flags) if flags else f"{unknown[0]!r} stands alone; a flag is missing")
+        raise UserError(f"{unknown[0]!r} stands alone; a flag is missing")
     return options
+
+
+def _flags(arguments: Sequence[str]) -> list[str]:
+    """Those that are given, without their values."""
+    before_files = itertools.takewhile(lambda each: each != "--", arguments)
+    return [each.partition("=")[0] for each in before_files if each.startswith("--")]
 
 
 def _values(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -130,6 +141,13 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **told: Any) -> None:
         super().__init__(allow_abbrev=False, **told)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Argparse's own, with what may have been meant."""
+        if action.choices is not None and value not in action.choices:
+            there, near = ", ".join(action.choices), did_you_mean(str(value), action.choices)
+            where = f"{action.option_strings[0]} has no" if action.option_strings else "there is no command"
+            raise UserError(f"{where} {value!r}; there are {there}{near}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists all there is")
@@ -238,7 +256,7 @@ def _add_pictures(command: argparse.ArgumentParser) -> None:
     add(
         "--noaug",
         action=argparse.BooleanOptionalAction,
-        help="no random scaling (far away, zoomed in); the default for the toy, whose pictures are small for it",
+        help="no random scaling (far away, zoomed in); if neither is given so for the toys, whose pictures are small",
     )
     add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
@@ -290,7 +308,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
-    add("--max_train_steps", type=int, help="optimizer steps; 250 if not given, the toy models' own for them")
+    add("--max_train_steps", type=int, help=f"optimizer steps; 250 if not given, {TOY['max_train_steps']} for the toys")
     add(
         "--train_batch_size",
         type=int,
@@ -317,9 +335,14 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--learning_rate",
-        help='of the deltas: "8e-5", or "1e-4:100, 5e-5" to change it after step 100; by the recipe if not given',
+        help='of the deltas: "8e-5", or "1e-4:100, 5e-5" to change it after step 100; 8e-5 if not given,'
+        f" {TOY['learning_rate']} for the toys",
     )
-    add("--embedding_learning_rate", help="of the new words' vectors; as --learning_rate if not given")
+    add(
+        "--embedding_learning_rate",
+        help="of the new words' vectors; as --learning_rate if not given,"
+        f" {TOY['embedding_learning_rate']} for the toys where neither is",
+    )
     add(
         "--scale_lr",
         action="store_true",
@@ -349,7 +372,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of the optimizer")
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
     add("--max_grad_value", type=float, help="gradients are cut off at this value")
-    add("--snr_gamma", type=float, help="min-SNR weighting of the loss, such as 5; by default for the toy alone")
+    add(
+        "--snr_gamma",
+        type=float,
+        help=f"min-SNR weighting of the loss, such as 5; none if not given, {TOY['snr_gamma']:g} for the toys",
+    )
     add(
         "--noise_offset", type=float, default=_D.noise_offset,
         help="noise that is the same all over a picture, for dark and bright ones; 0.05 to 0.1 are usual",

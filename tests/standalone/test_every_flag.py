@@ -50,6 +50,16 @@ def values(action: argparse.Action) -> list[str]:
     return PATHS if action.type is given_path else TEXTS
 
 
+@pytest.mark.parametrize("command", commands())
+def test_help_tells_what_a_flag_is_where_it_is_not_given_once_and_no_more(command: str) -> None:
+    parser = commands()[command]
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        told = formatter._expand_help(action) if action.help not in (None, argparse.SUPPRESS) else ""
+        assert told.count("(default") + ("not given" in told) + ("neither is given" in told) <= 1
+        assert not any(each in told for each in ("None", "False", "default: )", "[]"))
+
+
 FLAGS = [
     (command, action.option_strings[0] if action.option_strings else action.dest)
     for command, parser in commands().items()

@@ -79,11 +79,29 @@ def test_a_mistyped_flag_is_told_with_the_one_that_may_be_meant(capsys: pytest.C
     assert "there is no --lerning_rate; did you mean --learning_rate?" in told("train --lerning_rate 1", capsys)
     assert "there is no --zzz; --help lists all flags" in told("train --zzz", capsys)
     assert "'cats' stands alone" in told("train cats", capsys)
+    assert "there is no --max_train_step; did you mean --max_train_steps?" in told("train --max_train_step=4", capsys)
+    assert "there is no --promt; did you mean --prompt?" in told("generate --promt cat", capsys)  # which it needs
+    assert "--resize_mode has no 'bukcet'; there are crop, pad, bucket. Did you mean bucket?" in told(
+        "train --resize_mode bukcet", capsys
+    )
+    assert "there is no file --odd" in told("blend --output new.delta.safetensors -- --odd", capsys)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("Info", "info")])
+def test_a_mistyped_command_is_told_with_the_one_that_may_be_meant(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(f"{typed} --model toy", capsys)
+    assert f"there is no command '{typed}'; there are demo, train," in said and said.endswith(f"Did you mean {meant}?")
+
+
+def test_a_flag_before_the_command_is_told_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--model comes after the command, such as train; there are demo," in told("--model toy train", capsys)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [("", "required: COMMAND"), ("trian", "'trian'"), ("train --seed=x", "invalid int value: 'x'")],
+    [("", "required: COMMAND"), ("train --seed=x", "invalid int value: 'x'")],
 )
 def test_other_mistakes_are_one_line_too(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = told(arguments, capsys)

@@ -52,7 +52,9 @@ def evaluate(options: argparse.Namespace) -> int:
     print(report.text_table(measured))
     best = report.best_of(measured).candidate
     assert best is not None
-    print(f"the highest score: {best.path}\nlook at {options.output / 'evaluation.html'}")
+    if len(candidates) > 1:
+        print(f"the highest score: {best.path}")
+    print(f"look at {options.output / 'evaluation.html'}")
     return 0
 
 

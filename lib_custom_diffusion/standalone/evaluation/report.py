@@ -139,13 +139,14 @@ def _page(measured: Sequence[Measured], eyes: str) -> str:
     head, *body = [[html.escape(cell) for cell in row] for row in table(measured)]
     rows = "".join(f"<tr><td>{'<td>'.join(row)}</tr>" for row in body)
     best = html.escape(name_of(best_of(measured)))
+    told = f" The highest score has <b>{best}</b>." if sum(each.candidate is not None for each in measured) > 1 else ""
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Evaluation</title>
 <style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
 td, th {{ padding: .2rem 1rem .2rem 0; text-align: right; }} td:first-child {{ text-align: left; }}
 img, svg {{ max-width: 100%; }}</style>
 <h1>Evaluation</h1>
-<p>Measured by {html.escape(eyes)}. The highest score has <b>{best}</b>.</p>
+<p>Measured by {html.escape(eyes)}.{told}</p>
 <table><tr><th>{"<th>".join(head)}</tr>{rows}</table>
 {curve(measured)}
 <p><img src="pictures.png" alt="pictures of each delta"></p>

@@ -70,11 +70,14 @@ def test_every_save_of_a_training_is_measured_against_the_model_alone(
     }  # fmt: skip
     assert sorted(path.stem for path in (out / "step-10" / "samples").glob("*.png")) == sorted(captions)
     page = (out / "evaluation.html").read_text()
+    assert "The highest score has" in page
     assert page.count("<polyline") == 3 and "20 steps" in page and "KID" in page
     assert Image.open(out / "pictures.png").width > 128
 
 
-def test_the_model_and_each_delta_draw_from_the_same_seeds(tmp_path: Path, flags: list[str]) -> None:
+def test_the_model_and_each_delta_draw_from_the_same_seeds(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     saved(tmp_path / "none.delta.safetensors", 0, size=0.0)
     Path(flags[8]).write_text("a red dog\n")  # no new word in it: nothing but the delta can change the pictures
     flags[4] = str(tmp_path / "none.delta.safetensors")
@@ -84,7 +87,9 @@ def test_the_model_and_each_delta_draw_from_the_same_seeds(tmp_path: Path, flags
     for number in ("00000", "00001"):
         assert (plain / f"{number}.png").read_bytes() == (same / f"{number}.png").read_bytes()
     assert (plain / "00000.png").read_bytes() != (plain / "00001.png").read_bytes()
-    assert "<polyline" not in (out / "evaluation.html").read_text()
+    page = (out / "evaluation.html").read_text()
+    assert "<polyline" not in page
+    assert "highest" not in page + capsys.readouterr().out  # of one
 
 
 def test_pictures_of_the_concept_are_read_as_those_of_a_training(
