@@ -10,6 +10,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 def _flags(arguments: Sequence[str]) -> list[str]:
     """Those that are given, without their values."""
     before_files = itertools.takewhile(lambda each: each != "--", arguments)
-    return [each.partition("=")[0] for each in before_files if each.startswith("--")]
+    return [each.partition("=")[0] for each in before_files if re.match("-{1,2}[A-Za-z]", each)]
 
 
 def _values(arguments: Sequence[str]) -> list[tuple[str, str]]:

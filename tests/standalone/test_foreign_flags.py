@@ -21,10 +21,39 @@ KOHYA = """train --pretrained_model_name_or_path=model.safetensors --train_data_
 MORE_OF_KOHYA = """caption_dropout_rate cache_text_encoder_outputs color_aug full_bf16 huber_c in_json keep_tokens
     loss_type lr_scheduler_num_cycles max_timestep min_bucket_reso multires_noise_iterations network_dropout
     network_weights resume sample_at_first save_every_n_epochs save_precision save_state scale_weight_norms
-    shuffle_caption weighted_captions zero_terminal_snr"""
+    shuffle_caption weighted_captions zero_terminal_snr async_upload block_lr blocks_to_swap cpu_offload_checkpointing
+    dataset_class ddp_gradient_as_bucket_view ddp_static_graph deepspeed diffusers_xformers
+    disable_mmap_load_safetensors fp16_master_weights_and_gradients fp8_base_unet fused_optimizer_groups huber_scale
+    huggingface_path_in_repo huggingface_repo_type huggingface_repo_visibility initial_epoch initial_step
+    ip_noise_gamma_random_strength learning_rate_te learning_rate_te1 learning_rate_te2 log_config log_tracker_config
+    logit_mean logit_std lr_scheduler_min_lr_ratio lr_scheduler_timescale max_validation_steps mode_scale
+    no_token_padding offload_optimizer_device offload_optimizer_nvme_path offload_param_device
+    offload_param_nvme_path resize_interpolation resume_from_huggingface save_last_n_epochs_state
+    save_last_n_steps_state save_state_to_huggingface skip_until_initial_step stop_text_encoder_training
+    text_encoder_batch_size use_safetensors validate_every_n_epochs validate_every_n_steps validation_seed
+    validation_split weighting_scheme weights zero3_init_flag zero3_save_16bit_model zero_stage"""
+# Of diffusers' scripts for DreamBooth, textual inversion and LoRA, the advanced ones too.
+OF_DIFFUSERS = """cache_dir class_labels_conditioning debug_loss lora_dropout max_train_samples offset_noise
+    pre_compute_text_embeddings save_as_full_pipeline skip_save_text_encoder text_encoder_use_attention_mask
+    tokenizer_max_length validation_images validation_scheduler"""
 ADOBE = (
     "train --base=x.yaml --caption=x --datapath=x --reg_datapath2=x --delta-ckpt=x --no-test --batch_size=2 --gpus=0,"
+    " -n=x -r=x -rc=x -b=x -t --train -p=x --project=x -d --debug -s=1 -f=x --postfix=x -l=x --repeat=1"
 )
+ADOBES_SAMPLING = """generate --prompt=x --skip_grid --skip_save --plms --laion400m --fixed_code --n_iter=1 --H=512
+    --W=512 --C=4 --f=8 --n_rows=1 --from-file=x --config=x --precision=x --wandb_log --modifier_token=x --sdxl
+    --batch_size=4 --freeze_model=x"""
+OTHERS = [
+    *("train " + " --".join(["", *flags.split()]) for flags in (MORE_OF_KOHYA, OF_DIFFUSERS)),
+    ADOBE,
+    " ".join(ADOBES_SAMPLING.split()),
+    "compress x --rank=4 --delta_ckpt=x --ckpt=x --diffuser --sd_version=x",
+    "merge x y --target_prompts=x --model=toy --output=z --paths=x --save_path=x --categories=x --ckpt=x"
+    " --regularization_prompt=x",
+    "convert x --output=y --delta_ckpt=x --ckpt=x --mode=diffuser-to-webui --modelname=x",
+    "evaluate --model=toy --delta=x --instance_data_dir=x --prompts=x --sample_root=x --numgen=1 --target_paths=x"
+    " --outpkl=x",
+]
 ADVANCED = """train --pretrained_model_name_or_path=base --pretrained_vae_model_name_or_path=vae --dataset_name=./data
     --instance_prompt=TOK --token_abstraction=TOK --train_text_encoder_ti --train_text_encoder_ti_frac=0.5
     --text_encoder_lr=1.0 --optimizer=prodigy --prodigy_safeguard_warmup=True --repeats=1 --rank=32 --snr_gamma=5.0"""
@@ -46,11 +75,14 @@ def test_all_flags_of_kohyas_users_are_answered_at_once(capsys: pytest.CaptureFi
     assert "--mixed_precision" not in said and "16" not in said
 
 
-@pytest.mark.parametrize("arguments", ["train " + " --".join(["", *MORE_OF_KOHYA.split()]), ADOBE])
+@pytest.mark.parametrize("arguments", OTHERS)
 def test_no_known_flag_is_taken_for_a_mistyped_one(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = told(arguments, capsys)
     assert "there is no -" not in said and "did you mean" not in said
-    for flag in re.findall("--[-a-z0-9_]+", arguments):
+    known = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
+    for flag in set(re.findall("(?<= )-[-A-Za-z0-9_]+", arguments)) - set(
+        known[arguments.split()[0]]._option_string_actions
+    ):
         assert f"for {flag} write" in said or f"leave {flag} out, as" in said
 
 
@@ -69,10 +101,12 @@ def test_all_flags_of_the_advanced_scripts_users_are_answered_at_once(capsys: py
 
 def test_what_is_to_be_written_instead_is_a_flag_of_train_or_generate() -> None:
     commands = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
-    flags = {**commands["generate"]._option_string_actions, **commands["train"]._option_string_actions}
-    for new in foreign_flags._RENAMED.values():
-        flag, _, value = new.partition(" ")
-        assert flag in flags and (not value or value in flags[flag].choices), new
+    names = ("merge", "convert", "evaluate", "generate", "train")
+    flags = {flag: each for name in names for flag, each in commands[name]._option_string_actions.items()}
+    for each in foreign_flags._RENAMED.values():
+        for new in each.split("|"):
+            flag, _, value = new.partition(" ")
+            assert flag in flags and (not value or value in flags[flag].choices), new
 
 
 def test_a_mistyped_flag_is_told_with_the_one_that_may_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
