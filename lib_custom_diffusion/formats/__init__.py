@@ -7,6 +7,7 @@ and write(delta, base, kind). Which one a file is, its content says, not its nam
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,10 +17,12 @@ from ..attention import reads_text
 from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError
 from ..reading import Document, read_document
+from ..storage import read_text
 from . import adobe, diffusers, embeddings, kohya, legacy
 from .base import Base, give_model
 from .imported import Imported, dropped_text
 from .kohya import how_to_use
+from .networks import ADAPTER_CONFIG
 
 FORMATS: tuple[ModuleType, ...] = (legacy, adobe, diffusers, kohya, embeddings)
 KINDS = {kind: module for module in FORMATS for kind in module.NAMES}
@@ -42,6 +45,9 @@ def read(path: Path, base: Base | None = None) -> Imported:
 
 def understood(path: Path, document: Document, base: Base | None = None) -> Imported:
     """What a document that was read from a path holds; raises as `read`."""
+    config = path.with_name(ADAPTER_CONFIG)
+    if path.name.startswith("adapter_model.") and config.is_file():
+        document = replace(document, metadata={**document.metadata, ADAPTER_CONFIG: read_text(config)})
     for module in FORMATS:
         if module.recognises(document):
             try:

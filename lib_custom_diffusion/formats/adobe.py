@@ -18,6 +18,7 @@ from ..delta import Delta, Entry, Factors
 from ..errors import UserError
 from ..reading import Document, archive, matrix, vectors
 from .base import Base, difference, give_model, needed, resnets_of
+from .embeddings import side_by_side
 from .imported import Imported
 from .names import diffusers_path, is_standard, key_of
 
@@ -72,7 +73,14 @@ def _tokens(content: dict[str, Any], weights: dict[str, Any]) -> dict[str, Tenso
         raise UserError("modifier_token should be vectors by token")
     if "embed" in weights:
         return {f"<new{index}>": row[None] for index, row in enumerate(vectors("embed", weights["embed"]), start=1)}
-    return {str(token): vectors(str(token), value) for token, value in named.items()}
+    return {str(token): _word(str(token), value) for token, value in named.items()}
+
+
+def _word(token: str, value: Any) -> Tensor:
+    """Its vectors; of SDXL a list of one for each text encoder."""
+    if isinstance(value, list) and len(value) == 2:
+        return side_by_side(*(vectors(token, each) for each in value))
+    return vectors(token, value)
 
 
 def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:

@@ -2,10 +2,15 @@
 
 A1111 `.pt`, and its pictures: {"string_to_param": {"*": (n, width)}, "name": …}; {"emb_params": (n, width)}; diffusers:
 {token: (width,) or (n, width)}, in a .bin or a safetensors file; SDXL: {"clip_l": (n, 768), "clip_g": (n, 1280)}, side
-by side in one of our vectors (n, 2048).
+by side in one of our vectors (n, 2048), which diffusers' script for pivotal tuning called text_encoders_0 and _1 at
+first. That script for SD 1 writes "clip_l" alone. OneTrainer writes "emp_params", and may add what encoders give out
+("…_out"), for which no delta has a place.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +25,32 @@ from .base import Base
 from .imported import Imported
 
 NAMES = {"embedding": "TOKEN.pt", "embedding-diffusers": "TOKEN.safetensors", "embedding-sdxl": "TOKEN.safetensors"}
-_UNNAMED = {"emb_params", "*"}
+_UNNAMED = {"emb_params", "emp_params", "*", "clip_l", "text_encoders_0"}
+_PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+_OUTPUT = "_out"
+_OF_LAYER = re.compile(r"^(lora|lycoris|oft|base_model|(model\.)?diffusion_model|unet|text_encoder)[._]|\.weight")
+"""What stands in the name of a layer's tensor, and in no word."""
 
 
 def recognises(document: Document) -> bool:
-    content = document.content
-    return "string_to_param" in content or set(content) == {"clip_l", "clip_g"} or _single(document) is not None
+    return "string_to_param" in document.content or _pair(document) is not None or _single(document) is not None
+
+
+def _vectors_alone(document: Document) -> dict[str, Any]:
+    """What a file holds but for the outputs of text encoders."""
+    return {name: value for name, value in document.content.items() if not str(name).endswith(_OUTPUT)}
+
+
+def _pair(document: Document) -> tuple[str, str] | None:
+    """What the vectors for SDXL's two text encoders are called in a file of them."""
+    return next((pair for pair in _PAIRS if set(_vectors_alone(document)) == set(pair)), None)
 
 
 def _single(document: Document) -> str | None:
     """The name of the only vectors of a file that is nothing else."""
-    tensors = document.tensors()
-    name, value = next(iter(tensors.items()), ("", None))
-    plausible = len(document.content) == 1 and value is not None and value.ndim in (1, 2) and ".weight" not in str(name)
-    return str(name) if plausible else None
+    name, value = next(iter(_vectors_alone(document).items()), ("", None))
+    alone = len(_vectors_alone(document)) == 1 and isinstance(value, Tensor) and value.ndim in (1, 2)
+    return str(name) if alone and not _OF_LAYER.search(str(name)) else None
 
 
 def read(document: Document, base: Base | None) -> Imported:
@@ -44,13 +61,17 @@ def read(document: Document, base: Base | None) -> Imported:
         if not isinstance(held, dict) or len(held) != 1:
             raise UserError("string_to_param should hold the vectors of one token")
         return Imported(Delta({}, {token: vectors(token, next(iter(held.values())))}))
-    if set(content) == {"clip_l", "clip_g"}:
-        left, right = vectors("clip_l", content["clip_l"]), vectors("clip_g", content["clip_g"])
-        return Imported(Delta({}, {token: side_by_side(left, right)}))
+    dropped = [str(name) for name in content if str(name).endswith(_OUTPUT)]
+    pair = _pair(document)
+    if pair is not None:
+        left, right = (vectors(name, content[name]) for name in pair)
+        return Imported(Delta({}, {token: side_by_side(left, right)}), dropped)
     single = _single(document)
     assert single is not None
+    if single in ("clip_g", "text_encoders_1"):
+        raise UserError("it has vectors for the second of SDXL's text encoders alone; give the file with both")
     token = token if single in _UNNAMED else single
-    return Imported(Delta({}, {token: vectors(token, document.tensors()[single])}))
+    return Imported(Delta({}, {token: vectors(token, content[single])}), dropped)
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:

@@ -30,16 +30,19 @@ from .base import Base, give_model, resnets_of
 from .embeddings import diffusers_file, side_by_side, split_sdxl
 from .imported import Imported
 from .names import diffusers_path, is_key, key_of, kohya_name, may_be_standard
-from .networks import entry_of
+from .networks import alpha_beside, entry_of
 
 NAMES = {"lora": "lora.safetensors", "lora-diffusers": "pytorch_lora_weights.safetensors"}
-_PREFIX = re.compile(r"(?:lora_unet_|lycoris_unet_|lycoris_|unet\.|base_model\.model\.|(?:model\.)?diffusion_model\.)*")
+_PREFIX = re.compile(
+    r"(?:lora_unet[._]|lycoris_unet_|lycoris_|unet\.|base_model\.model\.|(?:model\.)?diffusion_model\.)*"
+)
 _PART = re.compile(r"(.+?)(\.processor)?[._](to_[qkv]|to_out[._]0|to_out)(_lora)?\.(.+)")
-_BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(string_to_param\..*|clip_l|clip_g)")
+_BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..*|clip_l|clip_g)")
 _BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _FOREIGN = 12  # names that Forge does not know and still loads a file with
 _NETWORK = re.compile(
-    r"[._](lora[._]?(up|down|A|B|linear_layer|magnitude_vector)|hada_w|lokr_w|dora_scale)|^(lora_unet|lycoris)_.*\.diff$"
+    r"[._](lora[._]?(up|down|A|B|linear_layer|magnitude_vector)|hada_w|lokr_w|dora_scale)"
+    r"|^(lora_unet_|lycoris_|(model\.)?diffusion_model\.).*\.diff$"
 )
 
 
@@ -56,6 +59,7 @@ def read(document: Document, base: Base | None) -> Imported:
     layers: dict[str, dict[str, Any]] = {}
     words: dict[str, dict[str, Any]] = {}
     dropped = []
+    places_of: dict[str, str] = {}
     places = {str(name): _place(str(name)) for name in document.content}
     named = {place for place, _ in places.values()}
     twice = False
@@ -77,6 +81,9 @@ def read(document: Document, base: Base | None) -> Imported:
             dropped.append(str(name))
         else:
             layers.setdefault(key, {})[part] = value
+            places_of[key] = place
+    for key, place in places_of.items():
+        layers[key].setdefault("alpha", alpha_beside(document.metadata, place, layers[key]))
     entries: dict[str, Entry] = {key: entry_of(key, parts, base) for key, parts in layers.items()}
     return Imported(Delta(entries, {token: _word(token, parts) for token, parts in words.items()}), dropped)
 
@@ -95,7 +102,7 @@ def _word(token: str, parts: Mapping[str, Any]) -> Tensor:
         return side_by_side(
             vectors(f"clip_l of {token}", parts["clip_l"]), vectors(f"clip_g of {token}", parts["clip_g"])
         )
-    if len(parts) != 1 or "clip" in next(iter(parts)):
+    if len(parts) != 1 or "clip_g" in parts:
         raise UserError(f"the word {token} should be one tensor, or clip_l and clip_g, not {', '.join(sorted(parts))}")
     return vectors(token, next(iter(parts.values())))
 

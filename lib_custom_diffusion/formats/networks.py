@@ -6,12 +6,13 @@ LoKr          lokr_w1, lokr_w2, each whole or as _a · _b: Δ = s · w1 ⊗ w2  
 full          diff (out, in):                            Δ = diff
 DoRA          any of these with magnitudes m:            W + Δ' = (W + Δ) · m / ‖W + Δ‖           (arXiv 2402.09353)
 
-s = alpha / r, r being the rank of what is factored; 1 without alpha or where nothing is. m and the norm are of the rows
-(out, 1) or, as LyCORIS has it by default, of the columns (1, in).
+s = alpha / r, r being the rank of what is factored, or alpha / √r as PEFT's rslora has it; 1 without alpha or where
+nothing is factored. m and the norm are of the rows (out, 1) or, as LyCORIS has it by default, of the columns (1, in).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ from ..reading.document import WIDEST, check_values
 from .base import Base, needed
 
 Parts = Mapping[str, Any]
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's settings, in a file beside its `adapter_model.safetensors`; in a document's metadata by this name."""
 
 _SAME = (
     (
@@ -58,6 +61,31 @@ def entry_of(key: str, parts: Parts, base: Base | None) -> Entry:
         changes = _decomposed(key, dense(changes), magnitude, base)
     check_values(key, changes.us if isinstance(changes, Factors) else changes)
     return changes
+
+
+def alpha_beside(metadata: Mapping[str, str], place: str, parts: Parts) -> Tensor | None:
+    """The alpha of a layer that PEFT's settings beside its tensors say; None if there are none, or they leave it out.
+
+    place: the layer's path in diffusers' UNet. Settings are those of PEFT's adapter_config.json, or what diffusers
+    writes into the file itself since 0.34, those of the UNet after "unet.". Raises UserError if they are damaged.
+    """
+    down = next((value for said, value in parts.items() if part_name(said) == "down"), None)
+    told = metadata.get(ADAPTER_CONFIG) or metadata.get("lora_adapter_metadata")
+    if told is None or not isinstance(down, Tensor) or down.ndim < 2:
+        return None
+    try:
+        settings = json.loads(told)
+        of_unet = {name.removeprefix("unet."): value for name, value in settings.items() if name.startswith("unet.")}
+        settings = of_unet or settings
+        alpha = settings.get("lora_alpha")
+        for pattern, other in (settings.get("alpha_pattern") or {}).items():  # the last part, or all, of a path
+            if f".{place}".endswith(f".{str(pattern).removeprefix('unet.')}"):
+                alpha = other
+        if alpha is None:
+            return None
+        return torch.tensor(float(alpha) * (len(down) ** 0.5 if settings.get("use_rslora") else 1.0))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"its settings of PEFT, {told[:60]!r}, are damaged; get the file again") from error
 
 
 def _number(key: str, alpha: Any) -> float | None:

@@ -38,9 +38,10 @@ _CONTENTS = (
     (r"\.dora_scale$|\.lora_magnitude_vector", "a DoRA"),
     (r"\.oft_(blocks|diag)|\.oft_R\.", "an OFT, which multiplies weights rather than adding to them"),
     (r"^(lora|lycoris)_.*\.(a1|b1)\.weight$", "a GLoRA"),
-    (r"^(lora|lycoris)_.*\.on_input$", "an IA3, which multiplies weights rather than adding to them"),
+    (r"^(lora|lycoris)_.*\.on_input$|\.ia3_l\b", "an IA3, which multiplies weights rather than adding to them"),
     (r"[._]lora[._](up|down|A|B|linear_layer)\b|\.lora_(up|down|A|B|mid)\.", "a LoRA"),
-    (r"^(lora_unet|lycoris)_.*\.diff$", "a LoRA of full differences"),
+    (r"^(lora_unet_|lycoris_|(model\.)?diffusion_model\.).*\.diff$", "a LoRA of full differences"),
+    (r"^(lora|lycoris)_.*\.[wb]_norm$", "changes of norms (LyCORIS)"),
     (r"^control_model\.|input_hint_block|controlnet_", "a ControlNet"),
     (r"^(image_proj|ip_adapter)\b", "an IP-Adapter"),
     (r"motion_modules?\.", "a motion module of AnimateDiff"),
@@ -88,7 +89,9 @@ def kind_of(content: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
         return DELTA
     if "string_to_param" in content:
         return "an embedding of the WebUI"
-    if set(names) == {"clip_l", "clip_g"}:
+    if "t5" in names and "clip_l" in names:
+        return "an embedding for Stable Diffusion 3, FLUX or another model with T5"
+    if {"clip_l", "clip_g"} <= set(names) or {"text_encoders_0", "text_encoders_1"} <= set(names):
         return "an embedding for SDXL"
     for part in ("state_dict", "unet"):
         if isinstance(content.get(part), dict) and any("attn2.to_" in str(name) for name in content[part]):

@@ -49,6 +49,13 @@ def test_diffusers_style_bin_whatever_its_name(tmp_path: Path) -> None:
     assert torch.equal(found.delta.embeddings["<cat>"], vector[None])
 
 
+def test_words_of_sdxl_are_a_list_of_one_for_each_text_encoder(tmp_path: Path) -> None:
+    weights = {PATHS[key]: change + BASE.weights[key] for key, change in changes().items()}
+    word = [torch.randn(768), torch.randn(1280)]
+    found = formats.read(save(tmp_path / "delta.bin", {"unet": weights, "modifier_token": {"<cat>": word}}), BASE)
+    assert torch.equal(found.delta.embeddings["<cat>"], torch.cat(word)[None])
+
+
 @pytest.mark.parametrize("diffusers", [False, True])
 def test_compressed_files_need_no_model(tmp_path: Path, diffusers: bool) -> None:
     u, v = torch.randn(8, 2), torch.randn(2, 6)

@@ -96,6 +96,44 @@ def test_an_embedding_says_its_own_word_and_others_are_called_by_the_file(tmp_pa
     assert list(formats.read_words(tmp_path / "easy.safetensors")) == ["<easy>"]
 
 
+@pytest.mark.parametrize("name", ["clip_l", "text_encoders_0", "emp_params", "emb_params"])
+def test_names_of_a_text_encoder_are_no_word(tmp_path: Path, name: str) -> None:
+    """As diffusers' scripts for pivotal tuning and OneTrainer call a word's vectors."""
+    save_file({name: torch.ones(2, 8), f"{name}_out": torch.ones(2, 8)}, tmp_path / "cat_emb.safetensors")
+    found = formats.read(tmp_path / "cat_emb.safetensors")
+    assert list(found.delta.embeddings) == ["<cat_emb>"] and found.dropped == [f"{name}_out"]
+
+
+@pytest.mark.parametrize("names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_words_of_pivotal_tuning_for_sdxl(tmp_path: Path, names: tuple[str, str]) -> None:
+    left, right = torch.randn(2, 768), torch.randn(2, 1280)
+    save_file({names[0]: left, names[1]: right}, tmp_path / "cat_emb.safetensors")
+    assert torch.equal(formats.read_words(tmp_path / "cat_emb.safetensors")["<cat_emb>"], torch.cat([left, right], 1))
+    save_file({names[1]: right}, tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match="for the second of SDXL's text encoders alone; give the file with both"):
+        formats.read(tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("lora_unet_conv_norm_out.w_norm", r"changes of norms \(LyCORIS\)"),
+        ("base_model.model.down_blocks.0.attentions.0.to_k.ia3_l", "an IA3, which .*"),
+    ],
+)
+def test_the_only_tensor_of_a_layer_is_no_word(tmp_path: Path, name: str, what: str) -> None:
+    save_file({name: torch.ones(2, 8)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=f"a.safetensors is {what}; read are"):
+        formats.read(tmp_path / "a.safetensors")
+
+
+def test_words_for_t5_are_called_what_they_are(tmp_path: Path) -> None:
+    each = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280), "t5": torch.ones(1, 4096)}
+    save_file(each, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="is an embedding for Stable Diffusion 3, FLUX or another model with T5"):
+        formats.read(tmp_path / "a.safetensors")
+
+
 def test_words_of_the_original_textual_inversion_code_are_read(tmp_path: Path) -> None:
     vectors = torch.randn(2, 8)
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})

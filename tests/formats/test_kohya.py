@@ -44,6 +44,15 @@ def test_full_differences_and_bundled_words(tmp_path: Path) -> None:
     assert torch.equal(found.embeddings["pet"], torch.ones(2, 3))
 
 
+def test_words_as_onetrainer_bundles_them(tmp_path: Path) -> None:
+    """For the one text encoder of Stable Diffusion 1 by its name, and with what encoders give out, which is dropped."""
+    layer = {f"{NAME}.lora_up.weight": UP, f"{NAME}.lora_down.weight": DOWN}
+    word = {"bundle_emb.my.pet.clip_l": torch.ones(2, 3), "bundle_emb.my.pet.clip_l_out": torch.ones(2, 3)}
+    found = read(tmp_path / "a.safetensors", layer | word)
+    assert torch.equal(found.delta.embeddings["my.pet"], torch.ones(2, 3))
+    assert found.dropped == ["bundle_emb.my.pet.clip_l_out"]
+
+
 def test_what_is_not_cross_attention_is_listed(tmp_path: Path) -> None:
     other = NAME.replace("attn2", "attn1")
     tensors = {

@@ -91,6 +91,7 @@ OLD = PATH.replace(".to_k", ".processor.to_k_lora")
         (f"unet.{PATH}.lora.up.weight", f"unet.{PATH}.lora.down.weight"),
         (f"unet.{PATH}.lora_linear_layer.up.weight", f"unet.{PATH}.lora_linear_layer.down.weight"),
         (f"{PATH}.lora_B.default.weight", f"{PATH}.lora_A.default.weight"),
+        (f"lora_unet.{PATH}.lora_up.weight", f"lora_unet.{PATH}.lora_down.weight"),
         (f"base_model.model.unet.{PATH}.lora_B.weight", f"base_model.model.unet.{PATH}.lora_A.weight"),
         (KEY[6:].replace("weight", "lora_up.weight"), KEY[6:].replace("weight", "lora_down.weight")),
         (f"lycoris_{PATH.replace('.', '_')}.lora_up.weight", f"lycoris_{PATH.replace('.', '_')}.lora_down.weight"),
@@ -103,10 +104,19 @@ def test_factors_go_by_many_names(tmp_path: Path, names: tuple[str, str]) -> Non
     assert torch.allclose(dense(formats.read(tmp_path / "b.bin").delta.entries[KEY]), up @ down)
 
 
-@pytest.mark.parametrize("prefix", ["lora_unet", "lycoris"])
-def test_a_file_of_full_differences_alone_is_read_by_either_prefix(tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize("name", [NAME, NAME.replace("lora_unet", "lycoris"), KEY[6:].removesuffix(".weight")])
+def test_a_file_of_full_differences_alone_is_read_by_either_prefix(tmp_path: Path, name: str) -> None:
+    """ComfyUI's is diffusion_model."""
     change = random(OUT, IN)
-    assert torch.equal(read(tmp_path / "a", {f"{prefix}_{PATH.replace('.', '_')}.diff": change}), change)
+    assert torch.equal(read(tmp_path / "a", {f"{name}.diff": change}), change)
+
+
+@pytest.mark.parametrize("said", ["{oops", "[]", '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": 3}'])
+def test_damaged_settings_of_peft_are_told(tmp_path: Path, said: str) -> None:
+    tensors = {f"unet.{PATH}.lora_B.weight": random(OUT, 2), f"unet.{PATH}.lora_A.weight": random(2, IN)}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
+    with pytest.raises(UserError, match=r"its settings of PEFT, '.*', are damaged"):
+        formats.read(tmp_path / "a.safetensors")
 
 
 def test_peft_magnitudes_are_a_dora(tmp_path: Path) -> None:

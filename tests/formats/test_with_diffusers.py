@@ -125,21 +125,42 @@ def test_layers_of_different_ranks_act_in_peft_as_they_do_here(tmp_path: Path, r
         assert relative(again.entries[key].dense(), entry.dense()) < 2e-3
 
 
-def test_what_peft_saves_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "by"),
+    [
+        ({"r": 2, "lora_alpha": 2}, "diffusers, without its settings"),
+        ({"r": 2, "lora_alpha": 8}, "diffusers"),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, "diffusers"),
+        ({"r": 2, "lora_alpha": 8, "alpha_pattern": {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": 3}},
+         "diffusers"),
+        ({"r": 4, "lora_alpha": 6, "alpha_pattern": {"attn2.to_v": 1}}, "peft"),
+    ],
+)  # fmt: skip
+def test_what_peft_saves_is_read(settings: dict[str, Any], by: str, tmp_path: Path) -> None:
+    """With its scale, which stands in settings beside the tensors."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     unet, base_unet = small_unet(), small_unet()
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_k", "attn2.to_v"]))
+    config = LoraConfig(target_modules=["attn2.to_k", "attn2.to_v"], **settings)
+    unet.add_adapter(config)
     torch.manual_seed(2)
     for name, parameter in unet.named_parameters():
         if "lora_" in name:
             parameter.data.normal_()
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=layers)
-    (path,) = tmp_path.iterdir()
+    layers = get_peft_model_state_dict(unet)
+    if by == "peft":
+        path = saved(
+            tmp_path, {"adapter_model.safetensors": save({f"base_model.model.{n}": v for n, v in layers.items()})}
+        )
+        config.save_pretrained(tmp_path)
+    else:
+        told = {"unet_lora_adapter_metadata": config.to_dict()} if by == "diffusers" else {}
+        layers = convert_state_dict_to_diffusers(layers)
+        StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=layers, **told)
+        (path,) = tmp_path.iterdir()
     found = formats.read(path)
     assert found.dropped == []
     with Injection(base_unet, [(found.delta, 1.0)]):
