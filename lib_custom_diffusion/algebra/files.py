@@ -23,8 +23,8 @@ from ..errors import UserError
 from ..formats import Base, Imported
 from ..prompt_tags import MOST_WEIGHT
 from ..storage import check_output, write_atomically
-from ..text_features import Moments, read_captions, second_moments, spoken_features
-from ..tokens import tokens_in
+from ..text_features import Moments, concept_words, read_captions, second_moments, spoken_features
+from ..tokens import split_at_tokens, tokens_in
 from .blending import Renamed, blend, bundle_words, dense, rename_word
 from .compression import Limit, compress, functional_error, with_rank
 from .factors import QuantizedFactors
@@ -414,13 +414,20 @@ def _about(path: Path, delta: Delta) -> tuple[Path, int, list[str]]:
 
 
 def _check_prompts(source: Path, delta: Delta, prompts: Sequence[str]) -> None:
-    """Raise UserError if a prompt has a word in angle brackets by a name that the file does not have it by."""
+    """Raise UserError if prompts have a word in angle brackets that the file lacks, or lack a word that it has."""
     for prompt in prompts:
         strange = [token for token in tokens_in(prompt) if token not in delta.embeddings]
         if strange:
             raise UserError(
                 f"the target prompt {prompt!r} has the word {strange[0]}, and {source} has"
                 f" {', '.join(delta.embeddings) or 'none'}; write words as their file has them"
+            )
+    asked = {part for prompt in prompts for part in split_at_tokens(prompt, delta.embeddings)}
+    for token in delta.embeddings:
+        if prompts and token not in asked:
+            raise UserError(
+                f"no target prompt of {source} has its word {token}, and without one what it means would be lost; add"
+                f" one, such as 'photo of a {concept_words({token: delta.provenance.tokens.get(token, '')})[0]}'"
             )
 
 

@@ -257,3 +257,12 @@ def test_a_file_that_is_small_enough_is_copied_byte_for_byte_and_that_is_said(ca
 def test_a_name_that_is_written_as_ordinary_words_are_is_told_of() -> None:
     assert "cat in a prompt always means the concept" in plain_word_note("cat")
     assert plain_word_note("<cat>") == plain_word_note("cat-7") == ""
+
+
+@pytest.mark.parametrize("prompts", [["a cat"], ["a <new1>y cat", "cat"]])
+def test_target_prompts_that_leave_out_a_word_are_refused_because_it_would_be_lost(
+    cat: Path, tmp_path: Path, prompts: list[str]
+) -> None:
+    other = save(tmp_path / "other.delta.safetensors", 2)
+    with pytest.raises(UserError, match=r"no target prompt of .*other\S+ has its word <new1>.*'photo of a <new1> cat'"):
+        merge_files([cat, other], tmp_path / "merged.delta.safetensors", never, [["a <new1> cat"], prompts])
