@@ -171,7 +171,7 @@ def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     embeddings = {n.removeprefix(_EMBEDDING): t for n, t in tensors.items() if n.startswith(_EMBEDDING)}
     for token in embeddings:
         if not token.strip() or len(token) > _LONGEST:
-            raise UserError(f"it has a word {token[:40]!r}, which is none; the file is damaged")
+            raise UserError(f"it has a word {token[:40]!r}, which is not valid; the file is damaged")
     return Delta(entries, embeddings, stated_provenance(metadata))
 
 
@@ -180,9 +180,9 @@ def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
         kinds = json.loads(metadata["json"])["entries"]
         json.dumps(kinds, ensure_ascii=False).encode()  # half a surrogate pair can be neither shown nor written
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError("this is no delta file: its metadata lists no entries") from error
+        raise UserError("this is not a delta file: its metadata lists no entries") from error
     if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
-        raise UserError("this is no delta file: its metadata lists no entries")
+        raise UserError("this is not a delta file: its metadata lists no entries")
     return kinds
 
 
@@ -247,7 +247,7 @@ def _levels(name: str, planes: Tensor, bits: Tensor) -> Tensor:
 def _check_depth(value: Any, left: int) -> None:
     """Raise ValueError for what lies too deep to be written again."""
     if left == 0:
-        raise ValueError("settings in settings without end")
+        raise ValueError("endlessly nested settings")
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_depth(each, left - 1)
 

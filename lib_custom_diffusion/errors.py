@@ -61,4 +61,4 @@ other than spaces. UTF-16 read as UTF-8 has such, and codes that do things to a 
 def check_text(text: str, what: str) -> None:
     """Raise UserError for a text that has what no text has. what: the text's name."""
     if NO_TEXT.search(text):
-        raise UserError(f"{what} {text!r} has bytes that are no letters; type it anew")
+        raise UserError(f"{what} {text!r} has bytes that are not text; type it again")

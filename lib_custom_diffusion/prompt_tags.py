@@ -22,7 +22,7 @@ def weight_of(arguments: Sequence[object]) -> float:
     text = named.pop("unet", positional[0] if positional else "") or "1"
     if named:
         name = next(iter(named))
-        raise UserError(f"{name}= says nothing of a delta, which acts on the UNet alone; write unet=0.8 or just 0.8")
+        raise UserError(f"{name}= has no meaning for a delta, which only acts on the UNet; write unet=0.8 or just 0.8")
     if len(positional) > 1:
         raise UserError(f"it has several weights ({', '.join(positional)}); write one")
     try:

@@ -36,11 +36,11 @@ def size(text: str) -> int:
     try:
         count = float(digits) * _UNITS[unit]
     except (ValueError, KeyError):
-        raise UserError(f"{text!r} is no size; write 5MB or 800kB") from None
+        raise UserError(f"{text!r} is not a size; write 5MB or 800kB") from None
     if not unit and 0 < count < 1000:
         raise UserError(f"{text.strip()} would be bytes; write {text.strip()}MB for megabytes")
     if not 0 < count < 1e15:
-        raise UserError(f"{text!r} is no size that a file can have; write 5MB or 800kB")
+        raise UserError(f"{text!r} is not a possible file size; write 5MB or 800kB")
     return int(count)
 
 
@@ -56,7 +56,7 @@ def check_writable(folder: Path) -> None:
         while not _is_there(there):
             there = there.parent
         if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
@@ -68,7 +68,7 @@ def check_output(path: Path) -> None:
     if reason is not None:
         raise UserError(f"cannot write to {path}: {reason}; give another file")
     if not is_utf8(path.name):  # which a file's own title could not be
-        raise UserError(f"{path.name!a} has bytes that are no letters; give another file")
+        raise UserError(f"{path.name!a} has bytes that are not text; give another file")
     check_writable(path.parent)
 
 
@@ -76,7 +76,7 @@ def _no_file(path: Path) -> str | None:
     """Why a file cannot take the place of what is there; None if it can. Whoever may do all could replace /dev/null."""
     if os.path.isdir(path):
         return "it is a folder"
-    return "it is no ordinary file" if is_special(path) else None
+    return "it is not a regular file" if is_special(path) else None
 
 
 def is_special(path: Path) -> bool:
@@ -94,7 +94,7 @@ def read_text(path: Path, what: str = "") -> str:
     try:
         return _text(path)
     except UnicodeError:
-        reason = "it is no text in UTF-8"
+        reason = "it is not text in UTF-8"
     except FileNotFoundError:
         reason = "there is no such file"
     except OSError as error:
@@ -105,7 +105,7 @@ def read_text(path: Path, what: str = "") -> str:
 def _text(path: Path) -> str:
     """As `read_text`, which tells what is raised here."""
     if is_special(path):
-        raise OSError(errno.EINVAL, "it is no ordinary file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     with path.open("rb") as file:
         content = file.read(_MOST_TEXT + 1)
     if len(content) > _MOST_TEXT:
@@ -247,7 +247,7 @@ def given_path(text: str | Path) -> Path:
     except UnicodeEncodeError:  # half a character
         possible = False
     if not possible:
-        raise UserError(f"{str(text)!r} is no path; type it anew")
+        raise UserError(f"{str(text)!r} is not a valid path; type it again")
     return Path(os.path.expanduser(text))  # which leaves ~somebody as it is; pathlib's raises
 
 
@@ -266,7 +266,7 @@ def typed_path(text: str) -> Path:
         os.lstat(path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{text[:20]!r}… is too long for a path; type it anew") from error
+            raise UserError(f"{text[:20]!r}… is too long for a path; type it again") from error
     return path
 
 

@@ -123,9 +123,9 @@ def file_name(token: str) -> str:
     """
     name = "".join(character for character in token if character.isalnum() or character in "._- ").strip(" .")
     if not name:
-        raise UserError(f"{token!r} has no letter or digit to name a file by")
+        raise UserError(f"{token!r} has no letter or digit to use in a file name")
     if len(name.encode()) > _LONGEST_NAME:
-        raise UserError(f"{token[:20]!r}… is too long to name a file by; take fewer than {_LONGEST_NAME} letters")
+        raise UserError(f"{token[:20]!r}… is too long for a file name; use fewer than {_LONGEST_NAME} letters")
     return f"_{name}" if _RESERVED.fullmatch(name) else name
 
 
@@ -136,7 +136,7 @@ def file_names(tokens: Iterable[str]) -> dict[str, str]:
     for token, name in names.items():
         other = taken.setdefault(unicodedata.normalize("NFC", name).casefold(), token)
         if other != token:
-            raise UserError(f"the words {other} and {token} would be one file; give one another name by rename")
+            raise UserError(f"the words {other} and {token} would be saved as the same file; rename one of them")
     return names
 
 

@@ -102,7 +102,7 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(UserError, match="it is no ordinary file; give another"):
+        with pytest.raises(UserError, match="it is not a regular file; give another"):
             storage.write_atomically(tmp_path / name, b"x")
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
@@ -138,7 +138,7 @@ def test_texts_of_editors_are_read_as_they_were_written(tmp_path: Path, content:
 )
 def test_what_is_no_text_is_told_by_its_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"the cats in a cannot be read: it is no text in UTF-8; give a text file in U"):
+    with pytest.raises(UserError, match=r"the cats in a cannot be read: it is not text in UTF-8; give a text file"):
         storage.read_text(tmp_path / "a.txt", "the cats in a")
 
 
@@ -155,7 +155,7 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it was opened"))
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(UserError, match="it is no ordinary file"):
+        with pytest.raises(UserError, match="it is not a regular file"):
             storage.read_text(path)
 
 
@@ -209,7 +209,11 @@ def test_a_tilde_is_the_home_folder_and_somebody_without_one_stays_as_written(mo
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a\0b", r"'a\\x00b' is no path"), ("\ud800", r"'\\ud800' is no path"), ("n" * 300, "'n{20}'… is too long")],
+    [
+        ("a\0b", r"'a\\x00b' is not a valid"),
+        ("\ud800", r"'\\ud800' is not a valid path"),
+        ("n" * 300, "'n{20}'… is too long"),
+    ],
 )
 def test_what_no_path_can_be_is_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

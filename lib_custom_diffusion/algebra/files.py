@@ -155,7 +155,7 @@ class Converted:
     def precision(self) -> str:
         """How near a LoRA is to what it was made of, as a phrase."""
         if not self.cut_layers:
-            return "exact but for rounding to float16"
+            return "exact up to rounding to float16"
         return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
 
 
@@ -164,7 +164,7 @@ def check_delta_name(output: Path) -> None:
     said = formats.kind_of_name(output.name)
     if said not in ("delta", None) or output.suffix.lower() != Path(SUFFIX).suffix:
         named = output.with_name(f"{output.name.partition('.')[0] or output.name}{SUFFIX}")
-        raise UserError(f"{output} is no name of a delta file, which is written there; call it {named}")
+        raise UserError(f"{output} is not the name of a delta file; use {named}")
 
 
 def check_outputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
@@ -174,7 +174,7 @@ def check_outputs(outputs: Iterable[Path], sources: Sequence[Path]) -> None:
         check_output(output)
     for output, source in itertools.product(outputs, sources):
         if output.exists() and source.exists() and output.samefile(source):
-            raise UserError(f"{output} is what it is made of, and would be lost; give another output")
+            raise UserError(f"{output} is one of the inputs, and would be overwritten; give another output")
 
 
 def compress_file(
@@ -219,7 +219,7 @@ def compress_file(
 def compressed_text(done: Compressed) -> str:
     """What compression did, as a sentence."""
     if done.unchanged:
-        return f"It was small enough already: {done.size / 1e6:.2f} MB, nothing was lost."
+        return f"It was already small enough: {done.size / 1e6:.2f} MB, nothing was lost."
     return (
         f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
         f" {done.error:.1%}."

@@ -323,8 +323,8 @@ def _check_conflicts(rows: Tensor, kept: list[int], wanted: Mapping[str, Tensor]
     for index, off, size in zip(left_out, missed, asked):  # type: ignore[arg-type]
         if off > _CONFLICT**2 * size:
             raise UserError(
-                f"concept {owners[index] + 1} asks of its target words something else than the concepts before it ask"
-                " of the same text; give it another modifier token or other target prompts"
+                f"concept {owners[index] + 1} asks for something different from the concepts before it at target words"
+                " that read the same; give it another modifier token or other target prompts"
             )
 
 

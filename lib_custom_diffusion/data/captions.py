@@ -178,7 +178,7 @@ def _compiled(regex: str) -> re.Pattern[str] | None:
     try:
         return re.compile(regex) if regex else None
     except re.error as error:
-        raise UserError(f"the file name word regex {regex!r} is none: {error}") from error
+        raise UserError(f"the file name word regex {regex!r} is not valid: {error}") from error
 
 
 def _lines(path: Path) -> list[str]:
@@ -192,5 +192,5 @@ _LONGEST = 20_000  # characters of one caption: encoding takes longer with each
 def _caption_of(path: Path) -> str:
     text = read_text(path)
     if len(text.strip()) > _LONGEST:
-        raise UserError(f"{path} has {len(text):,} characters, which is no caption; give one of a few sentences")
+        raise UserError(f"{path} is too long for a caption ({len(text):,} characters); give one of a few sentences")
     return text

@@ -322,7 +322,7 @@ def _draw_variant(
         mask = weigh(picture, placement, canvas)
         if mask.any():
             return placement, mask, view.prefix
-    raise UnusablePicture("hardly anything of it is opaque")
+    raise UnusablePicture("nearly all of it is transparent")
 
 
 def _window(size: Size, canvas: Size, settings: PictureSettings, rng: Random) -> tuple[float, float, float, float]:

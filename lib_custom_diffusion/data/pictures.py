@@ -148,7 +148,7 @@ def why_unread(path: Path) -> str:
         return ""
     if kind in _PLUG_INS:
         return f"a picture that needs pip install {_PLUG_INS[kind]}, or to be saved as JPEG"
-    return "of a kind that is not read here; save it as JPEG" if kind in _NOT_READ else ""
+    return "in a format that cannot be read here; save it as JPEG" if kind in _NOT_READ else ""
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -163,7 +163,7 @@ def _listed(folder: Path) -> list[Path]:
 def _opened(path: Path) -> Image.Image:
     """A picture of which the header is read. Raises OSError also for a pipe or a device, which a list may name."""
     if is_special(path):
-        raise OSError(errno.EINVAL, "it is no ordinary file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return Image.open(path)
 
 
@@ -177,7 +177,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
         with _opened(path) as opened:
             upright = ImageOps.exif_transpose(opened) or opened  # never None, which some versions' types allow
             if upright.mode == "F":
-                raise ValueError("it is in floating point, and what is white is not known; save it as PNG")
+                raise ValueError("it is in floating point without a known white level; save it as PNG")
             if upright.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
                 upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
             if "transparency" not in upright.info and not {"A", "a"} & set(upright.getbands()):
@@ -186,7 +186,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     except FileNotFoundError as error:
         raise UnusablePicture("there is no such file") from error
     except UnidentifiedImageError as error:
-        raise UnusablePicture("this is no picture that can be read") from error
+        raise UnusablePicture("this is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
         raise UnusablePicture("it has too many pixels, as broken pictures have; save it smaller") from error
     except Exception as error:  # from damaged files Pillow raises nearly everything
@@ -196,7 +196,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
         return Picture(Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors).convert("RGB"))
     weight = colors.getchannel("A")
     if weight.getbbox() is None:
-        raise UnusablePicture("it is wholly transparent")
+        raise UnusablePicture("it is completely transparent")
     return Picture(colors.convert("RGB"), weight)
 
 

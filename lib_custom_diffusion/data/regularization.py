@@ -134,9 +134,9 @@ def template_captions(template: Path, name: str, count: int, seed: int, captions
         raise UserError(f"at least 1 regularization picture, not {count}")
     lines = template_lines(template)
     if any("[name]" in line for line in lines) and not name.strip():
-        raise UserError(f"the template {template.name} wants a name; say what kind of thing to draw, such as cat")
+        raise UserError(f"the template {template.name} needs a name; say what kind of thing to draw, such as cat")
     if any("[filewords]" in line for line in lines) and not captions:
-        raise UserError(f"the template {template.name} wants captions; give a folder with captioned pictures")
+        raise UserError(f"the template {template.name} needs captions; give a folder with captioned pictures")
     rng = Random(seed)
     words = captions or ("",)
     return [fill_template(rng.choice(lines), name.strip(), words[index % len(words)]) for index in range(count)]

@@ -37,8 +37,8 @@ _OF_SDXL = 2048
 def read(path: Path, base: Base | None = None) -> Imported:
     """What a file holds. `base` is the model it belongs to, which files with full weights need.
 
-    Raises UserError for a file that is missing, damaged, unsafe, of no known format, does not fit the base, or of which
-    nothing would be left.
+    Raises UserError for a file that is missing, damaged, unsafe, of an unknown format, does not fit the base, or of
+    which nothing would be left.
     """
     return understood(path, read_document(path), base)
 

@@ -113,7 +113,7 @@ def write(delta: Delta, base: Base | None, kind: str) -> dict[str, bytes]:
     Raises UserError for a delta without layers, dense ones for diffusers, and more words than Forge tolerates.
     """
     if not delta.entries:
-        raise UserError("this delta has no layers to make a LoRA of")
+        raise UserError("this delta has no layers to make a LoRA from")
     resnets = resnets_of(delta, base)
     rank = max((len(entry.vh) for entry in delta.entries.values() if isinstance(entry, Factors)), default=0)
     tensors: dict[str, Tensor] = {}
@@ -141,7 +141,7 @@ def _of_kohya(name: str, entry: Entry, rank: int) -> dict[str, Tensor]:
 
 def _of_diffusers(path: str, entry: Entry, rank: int) -> dict[str, Tensor]:
     if not isinstance(entry, Factors):
-        raise UserError("diffusers reads no full differences; leave out --exact, or convert to lora")
+        raise UserError("diffusers cannot read full differences; leave out --exact, or convert to lora")
     up, down = _of_rank(entry, rank)
     return {f"{path}.lora_B.weight": up, f"{path}.lora_A.weight": down}
 
@@ -158,8 +158,8 @@ def _bundled(delta: Delta) -> dict[str, Tensor]:
             tensors[f"{name}.string_to_param.*"] = value.float()
     if len(tensors) > _FOREIGN:
         raise UserError(
-            f"a LoRA with {len(delta.embeddings)} words is dropped by Forge; convert the layers to lora-diffusers, or"
-            " the words apart (--to embedding)"
+            f"Forge would reject a LoRA with {len(delta.embeddings)} words; convert the layers to lora-diffusers, or"
+            " the words separately (--to embedding)"
         )
     return tensors
 

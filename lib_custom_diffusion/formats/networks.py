@@ -104,7 +104,7 @@ def _change(key: str, found: Parts, alpha: float | None) -> Entry:
                 raise UserError(f"{key} has a part {strange[0]}, which a delta cannot hold; nothing was read of it")
             return make(key, found, alpha)
     raise UserError(
-        f"{key} has the parts {', '.join(sorted(found)) or 'alpha alone'}, of which no difference can be made"
+        f"{key} has the parts {', '.join(sorted(found)) or 'alpha alone'}, from which no difference can be computed"
     )
 
 

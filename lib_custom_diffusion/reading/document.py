@@ -124,7 +124,7 @@ def _size(path: Path) -> int:
     """Of a file in bytes. Raises UserError for a folder or a device, OSError or ValueError if there is nothing."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise UserError("it is a folder; give a file in it" if path.is_dir() else "it is no ordinary file")
+        raise UserError("it is a folder; give a file in it" if path.is_dir() else "it is not a regular file")
     return found.st_size
 
 
@@ -138,10 +138,11 @@ def _opened(path: Path, size: int) -> Any:
         line = _line(error)
         if any(said in line.lower().replace(" ", "") for said in _TORN):
             raise UserError(
-                f"its end is missing or damaged, as of a torn download ({size} bytes are there); get it again"
+                f"its end is missing or damaged, as after an interrupted download ({size} bytes are there);"
+                " download it again"
             ) from None
         if "unknown variant" in line:
-            raise UserError("it holds numbers of a kind that is not read, such as float4; convert it first") from error
+            raise UserError("it uses a number format that cannot be read, such as float4; convert it first") from error
         raise UserError(f"it is damaged, or no safetensors file ({line})") from error
 
 
@@ -156,10 +157,10 @@ def _safetensors(path: Path, size: int) -> Document:
         for name in names:
             try:
                 if len(file.get_slice(name).get_shape()) > _DIMENSIONS:  # of a hundred thousand, torch would run on
-                    raise UserError(f"{name} in it has more dimensions than any tensor; it is damaged")
+                    raise UserError(f"{name} in it has more dimensions than any tensor; the file is damaged")
                 tensors[name] = file.get_tensor(name)
             except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-                raise UserError(f"{name} in it is of a kind of number that is not read ({_line(error)})") from error
+                raise UserError(f"{name} in it uses a number format that cannot be read ({_line(error)})") from error
     return Document(path.stem, tensors, metadata)
 
 
@@ -183,11 +184,11 @@ def _check_all(content: dict[str, Any], size: int) -> None:
     held = 0
     for name, tensor in _tensors(content, _DEPTH, "", set()):
         if _NO_NAME.search(name):
-            raise UserError(f"{name!r} in it is no name of a tensor; the file is damaged")
+            raise UserError(f"{name!r} in it is not a valid tensor name; the file is damaged")
         _check(name, tensor)
         held += tensor.numel() * tensor.element_size()
         if held > 2 * size + _SPARE:
-            raise UserError("its tensors claim to be more than the file holds; it is damaged")
+            raise UserError("its tensors claim more data than the file holds; it is damaged")
 
 
 def _tensors(content: Any, depth: int, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
@@ -197,7 +198,7 @@ def _tensors(content: Any, depth: int, name: str, seen: set[int]) -> Iterator[tu
     elif isinstance(content, dict) and id(content) not in seen:
         seen.add(id(content))
         if depth == 0:
-            raise UserError(f"it holds dicts in dicts in dicts at {name!r}; none of the known formats does")
+            raise UserError(f"it is nested too deeply at {name!r}; no known format does that")
         for key, value in content.items():
             yield from _tensors(value, depth - 1, str(key), seen)
 
@@ -207,7 +208,7 @@ def _check(name: str, tensor: Tensor) -> None:
         raise UserError(f"{name} is not a plain tensor")
     if tensor.dtype not in _NUMBERS:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{name} is stored as {kind}, which is not read; convert the file to float16 first")
+        raise UserError(f"{name} is stored as {kind}, which cannot be read; convert the file to float16 first")
     if tensor.is_floating_point() and tensor.numel():
         check_values(name, tensor)
 

@@ -22,7 +22,7 @@ _BEGINNINGS = (
     (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
     (b"7z\xbc\xaf", "it is a 7z archive; unpack it first"),
     (b"Rar!", "it is a rar archive; unpack it first"),
-    (b"GGUF", "it is a GGUF file, a model in a form that is not read here; give a .safetensors"),
+    (b"GGUF", "it is a GGUF file, a format that cannot be read here; give a .safetensors"),
     (b"\xff\xd8\xff", "it is a JPEG picture; embedding pictures are PNG"),
     (b"RIFF", "it is a WebP picture or a sound; embedding pictures are PNG"),
     (b"GIF8", "it is a GIF picture; embedding pictures are PNG"),
@@ -55,22 +55,22 @@ _CONTENTS = (
 def check_start(start: bytes, size: int) -> None:
     """Raise UserError, saying what it is, for a file that no format here begins like."""
     if size == 0:
-        raise UserError("it is empty; get it again")
+        raise UserError("it is empty; download it again")
     for beginning, what in _BEGINNINGS:
         if start.startswith(beginning):
             raise UserError(what)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<svg")):
-        raise UserError("it is a web page, saved instead of the file; get it by its download link")
+        raise UserError("it is a web page, saved instead of the file; use its download link")
     if text.startswith(b'{"') and start[8:9] != b"{":
-        raise UserError("it is a JSON document, such as an error sent instead of the file; get it again")
+        raise UserError("it is a JSON document, such as an error message sent instead of the file; download it again")
     if not any(start):
-        raise UserError("it begins with nothing but zeros, as of a torn download; get it again")
+        raise UserError("it begins with nothing but zeros, as after an interrupted download; download it again")
     if start[257:262] == b"ustar":
         raise UserError("it is a tar archive; unpack it first")
     if size < 9 or (_TEXT.fullmatch(start) and start[:2] != b"PK"):
         raise UserError(
-            "it is a text, not tensors; get it again"
+            "it is a text, not tensors; download it again"
             if size >= 9
             else f"it has only {size} byte{'s' if size > 1 else ''}"
         )
@@ -108,4 +108,4 @@ def kind_of(content: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     if names and all(isinstance(value, Tensor) and value.ndim in (1, 2) for value in content.values()):
         listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
         return "an embedding" if len(names) == 1 else f"{len(names)} tensors ({listed})"
-    return "of no known format" if names else "without content"
+    return "of an unknown format" if names else "without content"

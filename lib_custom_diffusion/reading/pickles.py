@@ -74,9 +74,9 @@ def read_archive(path: Path, size: int) -> Any:
     except (UserError, OSError):
         raise
     except zipfile.BadZipFile as error:
-        raise UserError("its end is missing or damaged, as of a torn download; get it again") from error
+        raise UserError("its end is missing or damaged, as after an interrupted download; download it again") from error
     except Exception as error:  # what damaged bytes raise on the way has no end
-        raise UserError(f"it is damaged ({type(error).__name__} while reading it); get it again") from error
+        raise UserError(f"it is damaged ({type(error).__name__} while reading it); download it again") from error
 
 
 def holds_text(path: Path, texts: tuple[bytes, ...]) -> bool:
@@ -142,7 +142,7 @@ class _Unpickler(_PurePython):
         if kind != "storage" or not isinstance(storage, _Name) or not isinstance(key, str) or any(view):
             raise ValueError("no storage")
         if storage.name == "UntypedStorage":  # whose tensors are rebuilt with a kind of number beside them
-            raise UserError("it holds numbers of a kind that is not read, such as float8; convert it to float16 first")
+            raise UserError("it uses a number format that cannot be read, such as float8; convert it to float16 first")
         if storage.name not in _STORAGES:
             raise UserError(f"it holds numbers of the kind {storage.name}, which are not read")
         if key not in self._storages:
@@ -262,7 +262,7 @@ def _stream(file: BinaryIO, size: int) -> Any:
     def storage_of(key: str, dtype: torch.dtype, count: int) -> Tensor:
         taken = sum(each.numel() * each.element_size() for each in storages.values())
         if not count >= 0 or taken + count * torch.empty(0, dtype=dtype).element_size() > size:
-            raise UserError("its end is missing or damaged, as of a torn download; get it again")
+            raise UserError("its end is missing or damaged, as after an interrupted download; download it again")
         storages[key] = torch.zeros(count, dtype=dtype)
         return storages[key]
 
@@ -281,7 +281,7 @@ def _stream(file: BinaryIO, size: int) -> Any:
         count = int.from_bytes(content.read(8), "little")
         numbers = bytearray(content.read(storage.numel() * storage.element_size()))
         if count != len(storage) or len(numbers) != storage.numel() * storage.element_size():
-            raise UserError("its end is missing, as of a torn download; get it again")
+            raise UserError("its end is missing, as after an interrupted download; download it again")
         if count:
             storage.copy_(torch.frombuffer(numbers, dtype=storage.dtype))
     return held

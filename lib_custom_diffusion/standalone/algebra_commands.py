@@ -278,7 +278,7 @@ def _loader_of(options: argparse.Namespace) -> LoadModel | None:
     """What loads the model that is named; None if none is. Raises UserError for a VAE of no model."""
     if options.model is None:
         if options.vae is not None:
-            raise UserError(f"--vae {options.vae} is of no model; give --model too, or leave it out")
+            raise UserError(f"--vae {options.vae} is for a model; give --model too, or leave it out")
         return None
 
     return lambda: _load(options.model, options.vae)

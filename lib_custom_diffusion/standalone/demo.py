@@ -60,7 +60,7 @@ def demo(options: argparse.Namespace) -> int:
         plan = TrainingPlan.of({"seed": options.seed, "max_train_steps": options.max_train_steps}, plan_settings(TOY))
         result = teach(backend, judge, concepts[name], plan, options.output / name)
         if result is None:
-            print(f"interrupted; the same command teaches {name} from the beginning", file=sys.stderr)
+            print(f"interrupted; the same command starts {name} again from the beginning", file=sys.stderr)
             return 130
         metrics[name] = result.metrics
         print(_summary(result))

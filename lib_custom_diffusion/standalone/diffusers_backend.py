@@ -186,7 +186,7 @@ class DiffusersBackend:
             ).images
             if not torch.isfinite(latents).all():
                 raise UserError(
-                    f"the numbers of the picture ran away ({batch[0][:80]}); lower the weights of deltas, or the"
+                    f"the picture's numbers became too large ({batch[0][:80]}); lower the weights of deltas, or the"
                     " guidance scale"
                 )
             for part in latents.split(max(1, _DECODED_CELLS // latents[0, 0].numel())):

@@ -141,7 +141,7 @@ def instead_of(unknown: Sequence[str], flags: Collection[str]) -> str:
         elif name in _ALWAYS:
             told.append(f"leave {flag} out, as {_ALWAYS[name]}")
         elif name in _LACKING:
-            told.append(f"leave {flag} out, as there is nothing like it here")
+            told.append(f"leave {flag} out, as it has no equivalent here")
         elif near:
             told.append(f"there is no {flag}; did you mean {near[0]}?")
         else:

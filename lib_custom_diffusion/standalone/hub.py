@@ -91,10 +91,10 @@ def _told(call: Callable[[], _T]) -> _T:
     except LocalTokenNotFoundError as error:
         raise UserError("the Hub does not know you: run `hf auth login`, or give --hub_token") from error
     except HFValidationError as error:
-        raise UserError(f"--hub_model_id is no name of a repository: {' '.join(str(error).split())}") from error
+        raise UserError(f"--hub_model_id is not a valid repository name: {' '.join(str(error).split())}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "none"
-        hint = "; give a --hub_token that may write" if status in (401, 403) else ""
+        hint = "; give a --hub_token with write access" if status in (401, 403) else ""
         raise UserError(f"the Hub refused (status {status}): {_first_line(error)}{hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"the Hub cannot be reached: {_first_line(error)}") from error

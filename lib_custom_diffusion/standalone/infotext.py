@@ -78,7 +78,7 @@ def read_parameters(path: Path) -> Parameters:
         with Image.open(path) as picture:
             text = picture.info.get("parameters")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} is no picture that can be read") from error
+        raise UserError(f"{path.name} is not a picture that can be read") from error
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{path.name} does not say how it was made: it has no generation parameters")
     return parse_infotext(text)

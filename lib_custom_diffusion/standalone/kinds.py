@@ -228,7 +228,7 @@ def _without_unet(weights: Weights) -> str:
     if not names and not weights.entries:
         return "holds no weights"
     found = min(names or weights.entries)[:80]
-    return f"is no Stable Diffusion checkpoint: it has no UNet (model.diffusion_model…), but {found}"
+    return f"is not a Stable Diffusion checkpoint: it has no UNet (model.diffusion_model…), but {found}"
 
 
 def _is_delta(weights: Weights) -> bool:

@@ -186,7 +186,7 @@ def _load_part(folder: Path, of: type) -> Any:
     )
     missing = sorted(found["missing_keys"])
     if missing:
-        raise UserError(f"{folder} isn't whole: its weights lack {missing[0]}; download it again")
+        raise UserError(f"{folder} is incomplete: its weights lack {missing[0]}; download it again")
     return model
 
 
@@ -202,7 +202,7 @@ def _tokenizer(name: str) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(name)
     except Exception as error:  # of files of all kinds, and of the network
-        raise UserError(f"{name} is no tokenizer of CLIP's kind ({type(error).__name__}); leave it out") from error
+        raise UserError(f"{name} is not a CLIP tokenizer ({type(error).__name__}); leave it out") from error
 
 
 def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
@@ -213,7 +213,8 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant))
     except Exception as error:  # by the network, the Hub, and what it holds
         raise UserError(
-            f"there is no file or folder {name!r}, and no such model could be had from the Hub ({type(error).__name__})"
+            f"there is no file or folder {name!r}, and no such model could be downloaded from the Hub"
+            f" ({type(error).__name__})"
         ) from error
 
 
@@ -221,7 +222,7 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], Sequence[str]
     """The class of a folder's pipeline, its parts, and options to load it with. Raises UserError for another kind."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UserError(f"{folder} is no diffusers model: it has no model_index.json{_instead_of(folder)}")
+        raise UserError(f"{folder} is not a diffusers model: it has no model_index.json{_instead_of(folder)}")
     content = _json(index)
     kind = str(content.get("_class_name", ""))
     kind = _SAME_PARTS.get(kind, kind)
@@ -235,20 +236,20 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], Sequence[str]
         )  # fmt: skip
     for part in parts:
         if not isinstance(content.get(part), list) or None in content[part]:
-            raise UserError(f"{folder} isn't whole: its model_index.json names no {part}")
+            raise UserError(f"{folder} is incomplete: its model_index.json names no {part}")
         if not (folder / part).is_dir():
-            raise UserError(f"{folder} isn't whole: its folder {part} is missing")
+            raise UserError(f"{folder} is incomplete: its folder {part} is missing")
     for part in (each for each in parts if each in _OF_WEIGHTS):
         if "quantization_config" in _json(folder / part / "config.json"):
             raise UserError(f"{folder / part} is quantized; give the model in float16 or float32")
         files = [file for suffix in ("*.safetensors", "*.bin") for file in (folder / part).glob(suffix)]
         if not files:
-            raise UserError(f"{folder} isn't whole: its folder {part} holds no weights (.safetensors or .bin)")
+            raise UserError(f"{folder} is incomplete: its folder {part} holds no weights (.safetensors or .bin)")
         for file in files:
             refuse_torn(file)
     for part in (each for each in parts if each.startswith("tokenizer")):
         if not any((folder / part / name).is_file() for name in _VOCABULARY):
-            raise UserError(f"{folder} isn't whole: its folder {part} holds no {' and no '.join(_VOCABULARY)}")
+            raise UserError(f"{folder} is incomplete: its folder {part} holds no {' and no '.join(_VOCABULARY)}")
     return _PIPELINES[kind][0], parts, _PIPELINES[kind][1]
 
 
@@ -266,7 +267,7 @@ def _instead_of(folder: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     """What a JSON file holds. Raises UserError if it isn't there, or holds no object."""
     if not path.exists():
-        raise UserError(f"{path} is missing: the model isn't whole")
+        raise UserError(f"{path} is missing: the model is incomplete")
     text = read_text(path)
     try:
         content = json.loads(text)

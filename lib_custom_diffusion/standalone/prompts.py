@@ -21,7 +21,7 @@ def split_deltas(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     """
     deltas, text = [_name_and_weight(tag) for tag in _TAG.findall(prompt)], _TAG.sub("", prompt)
     if _BEGUN in text:
-        raise UserError(f"a tag {_BEGUN} of the prompt has no name or no >; write {_BEGUN}NAME:0.8>")
+        raise UserError(f"a tag {_BEGUN} in the prompt has no name or no >; write {_BEGUN}NAME:0.8>")
     return re.sub(r" {2,}", " ", text).strip(), deltas
 
 

@@ -30,14 +30,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises UserError if it cannot be read, or says one setting twice.
     """
     if path.suffix.lower() not in _READERS:
-        raise UserError(f"{path} is no file of settings: its name ends neither in .toml nor in .yaml or .json")
+        raise UserError(f"{path} is not a settings file: its name must end in .toml, .yaml or .json")
     content = read_text(path, f"the settings in {path}")
     try:
         found = _READERS[path.suffix.lower()](content)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged or of another kind: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} has no settings; write NAME = VALUE, NAME as the flags are called")
+        raise UserError(f"{path} has no settings; write NAME = VALUE, with the names of the flags")
     settings: dict[str, Any] = {}
     for name, value in _flat(found):
         if name in settings:

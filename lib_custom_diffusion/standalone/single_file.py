@@ -272,7 +272,7 @@ def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DConditionModel:
-    """The UNet of a checkpoint's tensors. Raises UserError if it isn't whole."""
+    """The UNet of a checkpoint's tensors. Raises UserError if it is incomplete."""
     with _whole(path, "UNet"):
         config = unet_config(tensors, described)
         with torch.device("meta"):
@@ -281,8 +281,8 @@ def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DCondi
     others = {name for name in tensors if name.startswith(UNET_PREFIX)}.difference(own.values())
     if others:
         raise UserError(
-            f"the UNet of {path} has parts that Stable Diffusion's has not, such as {min(others)}: it is of another"
-            " kind, or quantized; give a file in float16 or float32"
+            f"the UNet of {path} has parts that Stable Diffusion's does not have, such as {min(others)}: it is of"
+            " another kind, or quantized; give a file in float16 or float32"
         )
     return _filled(path, "UNet", unet, lambda key: tensors.get(own[key]))
 
@@ -290,7 +290,7 @@ def load_unet(path: Path, tensors: Tensors, described: Described) -> UNet2DCondi
 def load_vae(path: Path, scale: float) -> AutoencoderKL:
     """A VAE by itself: a file in either layout, or a diffusers folder. Latents keep the model's own `scale`.
 
-    Raises UserError if it is none, isn't whole, or belongs to models of other latents.
+    Raises UserError if it is none, is incomplete, or belongs to models of other latents.
     """
     path = vae_file(path)
     tensors = read_weights(path).tensors
@@ -512,7 +512,7 @@ def _whole(path: Path, part: str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:
         lacks = f": it lacks {error.args[0]}" if isinstance(error, KeyError) else ""
-        raise UserError(f"the {part} of {path} isn't whole, or of another kind{lacks}") from error
+        raise UserError(f"the {part} of {path} is incomplete, or of another kind{lacks}") from error
 
 
 def _filled(path: Path, part: str, model: nn.Module, find: Callable[[str], Tensor | None]) -> Any:
@@ -521,7 +521,7 @@ def _filled(path: Path, part: str, model: nn.Module, find: Callable[[str], Tenso
     for key, own in model.state_dict().items():
         tensor = find(key)
         if tensor is None:
-            raise UserError(f"the {part} of {path} isn't whole: it lacks {key} (by diffusers' name)")
+            raise UserError(f"the {part} of {path} is incomplete: it lacks {key} (by diffusers' name)")
         if not tensor.is_floating_point():
             raise UserError(f"the {part} of {path} is quantized ({tensor.dtype}); give a file in float16 or float32")
         if tensor.squeeze().shape != own.squeeze().shape:

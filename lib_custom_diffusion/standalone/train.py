@@ -224,7 +224,8 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
     print(*report.notes, sep="\n")
     if report.interrupted:
         print(
-            f"stopped after step {report.step} and saved; the same command with --resume_from_checkpoint latest goes on"
+            f"stopped after step {report.step} and saved; to resume, give the same command with"
+            " --resume_from_checkpoint latest"
         )
         return
     print(*(f"wrote {path}" for path in report.result.files), sep="\n")

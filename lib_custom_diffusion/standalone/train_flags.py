@@ -53,8 +53,8 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
         if unknown:
             known = [*(flag[2:] for flag in flags if flag.startswith("--")), *_SETTINGS]
             near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"; did you mean {near[0]}?" if near else "; settings are named as the flags are"
-            raise UserError(f"{found.config} has {unknown[0]!r}, which is no setting{hint}")
+            hint = f"; did you mean {near[0]}?" if near else "; settings have the names of the flags"
+            raise UserError(f"{found.config} has {unknown[0]!r}, which is not a setting{hint}")
         command.set_defaults(**{name: value for name, value in settings.items() if f"--{name}" not in flags})
         given = as_flags({name: value for name, value in settings.items() if f"--{name}" in flags}, switches)
     return _switched([*given, *own], switches)

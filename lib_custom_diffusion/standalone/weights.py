@@ -210,8 +210,8 @@ def _refused(path: Path, error: Exception, zipped: bool) -> UserError:
         return UserError(f"{path} is {what}: {_AGAIN}")
     named = ", ".join(wanted[:3])
     return UserError(
-        f"{path} holds more than weights ({named}) and would run code to be read, which is not done;"
-        " give a .safetensors of it"
+        f"{path} contains more than weights ({named}), and loading it would run code, so it is not loaded; give a"
+        " .safetensors instead"
     )
 
 

@@ -152,7 +152,7 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     for candidate in (folder / asked, given_path(asked)):
         if (candidate / _STATE).is_file():
             return candidate
-    raise UserError(f"there is no checkpoint {asked} in {folder}; use latest, or leave the option out to start again")
+    raise UserError(f"there is no save {asked} in {folder}; use latest, or leave the option out to start again")
 
 
 def results_in(folder: Path, name: str) -> list[Path]:

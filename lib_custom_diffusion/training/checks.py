@@ -69,7 +69,7 @@ def _check_texts(plan: TrainingPlan, wording: Wording) -> None:
 def _check_names(plan: TrainingPlan, wording: Wording) -> None:
     if plan.name and file_name(plan.name) != plan.name:
         raise UserError(
-            f"{wording.label('name')} {plan.name!r} has characters that not every file's name can have;"
+            f"{wording.label('name')} {plan.name!r} has characters that file names cannot have on every system;"
             f" call it {file_name(plan.name)!r}"
         )
     file_name(plan.result_name)  # which refuses one that is too long
@@ -77,7 +77,10 @@ def _check_names(plan: TrainingPlan, wording: Wording) -> None:
     for token in plan.tokens:
         file = file_name(token).casefold()
         if file in word_of:
-            raise UserError(f"the words {word_of[file]} and {token} are the same, or make the same file; take another")
+            raise UserError(
+                f"the words {word_of[file]} and {token} are the same, or would be saved as the same file;"
+                " choose another"
+            )
         word_of[file] = token
 
 

@@ -165,5 +165,5 @@ def refuse_others(
     told = differences(then, now, label)
     if told:
         raise UserError(
-            f"{checkpoint} is of another training ({'; '.join(told)}); keep them the same to resume{advice}"
+            f"{checkpoint} belongs to another training ({'; '.join(told)}); keep them the same to resume{advice}"
         )

@@ -176,7 +176,7 @@ class TrainingJob:
         """What is in the folder now that no other training can write there; one may have ended meanwhile."""
         folder = self.host.folder
         if check_results(self.plan, self.face.wording, folder, self.host.delta) != self.resume:
-            raise UserError(f"another training has saved into {folder} meanwhile; start again to go on from there")
+            raise UserError(f"another training has saved into {folder} meanwhile; start again to resume from there")
         self.replaced = [] if self.resume else checkpoints.results_in(folder, self.name)
 
     def _prepare(self) -> None:
@@ -231,7 +231,7 @@ class TrainingJob:
         if not plan.with_prior_preservation and any(concept.class_data_dir for concept in plan.concepts):
             self.notes.append(f"The class pictures are not used, as {label('with_prior_preservation')} is off.")
         if plan.with_prior_preservation and not plan.prior_loss_weight:
-            self.notes.append(f"The class pictures count for nothing, as {label('prior_loss_weight')} is 0.")
+            self.notes.append(f"The class pictures have no effect, as {label('prior_loss_weight')} is 0.")
         if plan.template is not None and plan.caption_source != "template":
             self.notes.append(f"The template is not used, as {label('caption_source')} is {plan.caption_source}.")
 
@@ -294,7 +294,7 @@ class TrainingJob:
         try:
             self._after_save(step)
         except UserError as error:
-            logger.warning("%s. The training goes on", error)
+            logger.warning("%s. The training continues", error)
 
     def _write_settings(self) -> None:
         settings = {

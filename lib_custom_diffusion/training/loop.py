@@ -337,7 +337,7 @@ class Trainer:
                         on_pictures(self.step, pictures)
                     except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
                         logger.warning(
-                            "the pictures of step %d are not kept: %s. The training goes on", self.step, error
+                            "the pictures of step %d are not kept: %s. The training continues", self.step, error
                         )
                 if save or validate:
                     parallel.wait_for_all()
@@ -362,7 +362,7 @@ class Trainer:
         last = checkpoints.resolve_checkpoint(self.output_dir, "latest")
         if last is not None and last.name == checkpoints.name_of(self.step):
             return f"What was learned is in {last}"
-        advice = f"Once that is mended, resume from {last}" if last else "Once that is mended, start again"
+        advice = f"Once that is fixed, resume from {last}" if last else "Once that is fixed, start again"
         stem = f"{self.name}-{self.step}"
         for path in (self.output_dir / f"{stem}{SUFFIX}", Path(tempfile.gettempdir(), f"{stem}-{os.getpid()}{SUFFIX}")):
             with suppress(NotSaved):
@@ -580,7 +580,7 @@ class Trainer:
         if missing:
             words = [token for token in self.vectors if f"embedding.{token}" in missing]
             what = [*words, "the layers"] if len(missing) > len(words) else words
-            logger.warning("not in the save as they are trained now, and begun anew: %s", ", ".join(what))
+            logger.warning("not in the save as they are trained now, and started again: %s", ", ".join(what))
         for name, parameter in parameters.items():
             if name in missing:
                 continue

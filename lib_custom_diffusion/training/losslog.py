@@ -82,14 +82,14 @@ class LossLog:
         path = folder / table.name
         self._aside = folder / f".{table.name}.new.tmp"
         self._rows = _Spared(
-            "the losses are no longer written down",
+            "losses are no longer saved",
             lambda: _Rows(path, self._aside, resume_step, table) if table.every else None,
         )
         self._events = _Spared(
             "TensorBoard's log is no longer written",
             lambda: EventFile(logs, resume_step + 1) if logs is not None else None,
         )
-        self._recorder = _Spared("what follows the training is no longer told of it", lambda: recorder)
+        self._recorder = _Spared("the tracker no longer receives the training", lambda: recorder)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """One step's NUMBERS."""
@@ -139,7 +139,7 @@ class _Spared(Generic[_T]):
             return action()
         except Exception as error:  # services' libraries all raise their own
             self.part = None
-            logger.warning("%s: %s. The training goes on", self.without, error)
+            logger.warning("%s: %s. The training continues", self.without, error)
             return None
 
 

@@ -38,13 +38,15 @@ class Schedule:
             try:
                 rate, until = float(rate_text), float(int(until_text)) if until_text.strip() else math.inf
             except ValueError:
-                raise UserError(f"{text!r} is no learning rate; write 1e-5, or 1e-5:100, 5e-6 to change it") from None
+                raise UserError(
+                    f"{text!r} is not a learning rate; write 1e-5, or 1e-5:100, 5e-6 to change it"
+                ) from None
             if not 0 <= rate <= _MOST:
                 raise UserError(f"a learning rate is 0 or more and at most {_MOST:g}, not {rate_text.strip()}")
             if until < 1:
                 raise UserError(f"{text!r} has a rate until step {until:g}; the first step is 1")
             if pieces and pieces[-1][1] >= until:
-                raise UserError(f"the steps in {text!r} must rise, and only the last rate may do without one")
+                raise UserError(f"the steps in {text!r} must increase, and only the last rate may have none")
             pieces.append((rate * scale, until))
         return cls(tuple(pieces), shape, warmup_steps)
 

@@ -97,7 +97,7 @@ def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -
 def test_what_a_result_is_made_of_is_not_replaced_by_it(command: str) -> None:
     save("a.delta.safetensors", 1)
     before = Path("a.delta.safetensors").read_bytes()
-    with pytest.raises(UserError, match="is what it is made of, and would be lost"):
+    with pytest.raises(UserError, match="is one of the inputs, and would be overwritten"):
         run(*command.split(), "--output", "./a.delta.safetensors", "--", "a.delta.safetensors")
     assert Path("a.delta.safetensors").read_bytes() == before
 
@@ -269,7 +269,7 @@ def test_a_model_without_a_vae_can_be_given_one(arguments: tuple[str, ...], monk
 )
 def test_a_vae_of_no_model_is_refused(command: tuple[str, ...]) -> None:
     save("a.delta.safetensors", 1)
-    with pytest.raises(UserError, match=r"--vae fixed\.safetensors is of no model; give --model too"):
+    with pytest.raises(UserError, match=r"--vae fixed\.safetensors is for a model; give --model too"):
         run(*command, "a.delta.safetensors", "--output", "c.safetensors", "--vae", "fixed.safetensors")
 
 
@@ -302,6 +302,6 @@ def test_an_output_that_can_be_no_file_is_refused_before_the_work(
     if not command.startswith("convert"):  # which learns from its work what the files are called
         monkeypatch.setattr("lib_custom_diffusion.formats.read", lambda path: pytest.fail("it was read"))
     words = ("<new1>", "<cat>") if command == "rename" else ()
-    with pytest.raises(UserError, match=r"cannot write to \w+\.safetensors: it is|has bytes that are no letters"):
+    with pytest.raises(UserError, match=r"cannot write to \w+\.safetensors: it is|has bytes that are not text"):
         run(*command.split(), "--output", there, "--", "a.delta.safetensors", *words)
     assert set(Path.cwd().iterdir()) == before and Path("pipe.safetensors").is_fifo()

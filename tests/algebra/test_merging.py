@@ -142,7 +142,7 @@ def test_concepts_may_differ_by_a_twentieth_in_what_they_ask_of_the_same_text(ap
 
 def test_two_concepts_that_ask_different_things_of_the_same_text_are_refused() -> None:
     target = features(3, 3)
-    with pytest.raises(UserError, match=r"concept 2 asks .* something else"):
+    with pytest.raises(UserError, match=r"concept 2 asks .* different"):
         merge([random_delta(1), random_delta(2)], [target, target + 1e-9], features(5, 200))
 
 

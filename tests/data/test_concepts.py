@@ -369,8 +369,8 @@ def test_transparent_pictures_are_skipped_where_alpha_weighs_and_alone_an_error(
     caplog.clear()
     assert len(encoded(folder, settings).instance) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"skipped {folder / 'edge.png'}: hardly anything of it is opaque",
-        f"skipped {folder / 'nothing.png'}: it is wholly transparent",
+        f"skipped {folder / 'edge.png'}: nearly all of it is transparent",
+        f"skipped {folder / 'nothing.png'}: it is completely transparent",
     ]
 
 

@@ -125,7 +125,7 @@ def test_sixteen_bit_gray_keeps_its_shades(tmp_path: Path) -> None:
 
 def test_wholly_transparent_picture_cannot_be_learned_from_by_its_alpha(tmp_path: Path) -> None:
     halves((*RED, 0), (*BLUE, 0)).save(tmp_path / "a.png")
-    with pytest.raises(UnusablePicture, match="wholly transparent"):
+    with pytest.raises(UnusablePicture, match="completely transparent"):
         pictures.load_picture(tmp_path / "a.png", alpha_is_weight=True)
 
 
@@ -355,7 +355,7 @@ def test_a_folder_of_other_folders_points_to_the_one_with_pictures(tmp_path: Pat
 def test_pictures_and_films_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
     for name in ("raw.CR2", "drawing.svg", "film.mp4", "notes.txt", ".hidden.svg"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"drawing\.svg is of a kind that is not read here; save it as JPEG"):
+    with pytest.raises(UserError, match=r"drawing\.svg is in a format that cannot be read here; save it as JPEG"):
         find_pictures(tmp_path)
     assert sorted(unread_pictures(tmp_path)) == ["drawing.svg", "film.mp4", "raw.CR2"]
 
@@ -382,7 +382,7 @@ def test_a_device_that_a_list_names_is_not_even_opened(monkeypatch: pytest.Monke
         pytest.skip("no devices on this system")
     for opens in ((Image, "open"), (Path, "read_bytes")):
         monkeypatch.setattr(*opens, lambda *_: pytest.fail("it was opened"))
-    with pytest.raises(UnusablePicture, match="it is no ordinary file"):
+    with pytest.raises(UnusablePicture, match="it is not a regular file"):
         load_picture(endless)
     assert pictures.picture_size(endless) is None and not pictures.is_moving(endless)
     assert content_hash(endless) == hashlib.sha256().hexdigest()

@@ -281,9 +281,9 @@ def test_a_template_gives_any_of_its_lines_and_more_of_a_seed_begin_alike(tmp_pa
 def test_a_template_that_lacks_something_says_what(tmp_path: Path) -> None:
     template = tmp_path / "kinds.txt"
     template.write_text("a [name] of [filewords]")
-    with pytest.raises(UserError, match=r"kinds\.txt wants captions"):
+    with pytest.raises(UserError, match=r"kinds\.txt needs captions"):
         template_captions(template, "cat", 1, 1)
-    with pytest.raises(UserError, match=r"kinds\.txt wants a name"):
+    with pytest.raises(UserError, match=r"kinds\.txt needs a name"):
         template_captions(template, " ", 1, 1, ["tin"])
     with pytest.raises(UserError, match="at least 1"):
         template_captions(template, "cat", 0, 1, ["tin"])

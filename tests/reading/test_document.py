@@ -95,7 +95,7 @@ def test_dicts_deeper_than_any_format_are_refused(tmp_path: Path) -> None:
     for _ in range(6):
         content = {"in": content}
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="dicts in dicts in dicts"):
+    with pytest.raises(UserError, match="nested too deeply"):
         read_document(tmp_path / "a.pt")
 
 

@@ -25,13 +25,13 @@ KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.we
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3840\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html></html>", "a web page"),
         (b'{"error": "Access denied"}', "JSON document"),
-        (b"PK\x03\x04 and no more of it", "torn download"),
+        (b"PK\x03\x04 and no more of it", "interrupted download"),
         (b"\x1f\x8b\x08\x00 and more", "gzip"),
         (b"GGUF\x03\x00\x00\x00 and more", "GGUF"),
         (bytes(4000), "nothing but zeros"),
         (b"a letter of some length", "a text"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "JPEG"),
-        (save({"a": torch.ones(100)})[:-7], "torn download"),
+        (save({"a": torch.ones(100)})[:-7], "interrupted download"),
     ],
 )
 def test_what_is_no_tensor_file_is_told_by_its_bytes(tmp_path: Path, content: bytes, what: str) -> None:

@@ -70,9 +70,9 @@ def test_a_word_without_its_delta_is_told_with_what_to_add(tmp_path: Path) -> No
     def told(prompt: str) -> str:
         return generate_tab._told(prompt, tmp_path, 5, 2)
 
-    assert told("a <robo> robot").count("&lt;robo&gt; is known with its delta alone: add &lt;delta:") == 1
+    assert told("a <robo> robot").count("&lt;robo&gt; only means something with its delta: add &lt;delta:") == 1
     for prompt in ("a <robo> robot <delta:robo:1>", "a robot", "a <robot <delta:robo"):
-        assert told(prompt) == "<p>Seeds 5 to 6. Pictures are not kept: save those that you want.</p>"
+        assert told(prompt) == "<p>Seeds 5 to 6. Pictures are not kept: save the ones you want.</p>"
     assert "add &lt;delta:cat:1&gt; to the prompt" in told("a <robo> and a <new1> <delta:other:0.5>")
 
 

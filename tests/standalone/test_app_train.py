@@ -103,7 +103,7 @@ def test_files_that_are_no_pictures_are_left_out_with_the_reason(page: Page, pic
     chosen, told = keep(others[:1], str(pictures))
     assert chosen == gr.update() and not page.logs.exists()  # what was chosen stays
     assert told == (
-        "<div class='error'>Left out: report.pdf: of a kind that is not read here; save it as JPEG.</div>"
+        "<div class='error'>Left out: report.pdf: in a format that cannot be read here; save it as JPEG.</div>"
     )  # fmt: skip
     chosen, told = keep([*others, SimpleNamespace(name=str(pictures / "a.png"))], "")
     assert [path.name for path in Path(chosen).iterdir()] == ["a.png"]

@@ -141,7 +141,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         ("--seed", "-1", "--seed must be 0 to 9,007,199,254,740,992, not -1"),
         ("--seed", "9" * 30, "--seed must be 0 to 9,007,199,254,740,992"),
         ("--sample_batch_size", "0", "--sample_batch_size must be 1 or more, not 0"),
-        ("--negative_prompt", "\udcff", "--negative_prompt '\\udcff' has bytes that are no letters"),
+        ("--negative_prompt", "\udcff", "--negative_prompt '\\udcff' has bytes that are not text"),
         ("--output", "{}/file", "cannot write to"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_size_that_is_none_is_refused_before_training(
     there = tmp_path / "out" / "new1.delta.safetensors"
     there.write_bytes(b"precious")
     assert train(model, pictures, tmp_path / "out", "--max_size", "small", "--overwrite") == 2
-    assert "'small' is no size; write 5MB" in error(capsys)
+    assert "'small' is not a size; write 5MB" in error(capsys)
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"precious"]
 
 
@@ -387,12 +387,12 @@ def test_info_for_people_and_programs(
         (["--instance_prompt", "photo of a cat"], "no caption or prompt has the modifier token <new1>"),
         (["--modifier_token", "cat"], "cat is a word that tiny-v2 knows already"),
         (["--modifier_token", "<new1>+<new1>"], "names <new1> twice"),
-        (["--learning_rate", "fast"], "'fast' is no learning rate"),
+        (["--learning_rate", "fast"], "'fast' is not a learning rate"),
         (["--train_blocks", "middle"], "choose from down, mid, up"),
         (["--max_train_steps", "-3"], "max_train_steps must be 1 or more"),
         (["--resolution", "60"], "multiple of 8"),
         (["--with_prior_preservation"], "needs a class_prompt"),
-        (["--resume_from_checkpoint", "checkpoint-7"], "there is no checkpoint checkpoint-7"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "there is no save checkpoint-7"),
         (["--template", "nowhere.txt", "--caption_source", "template"], "nowhere.txt"),
         (["--model", "nowhere"], "there is no model 'nowhere'"),
     ],
@@ -542,7 +542,7 @@ def test_models_that_cannot_be_used(
     save_file({"x": torch.ones(1, 2, 3)}, tmp_path / "other.safetensors")
     expected = {
         flux: "FluxPipeline",
-        torn: "isn't whole",
+        torn: "is incomplete",
         tmp_path: "no model_index.json",
         tmp_path / "broken.safetensors": "it is a text",
         tmp_path / "broken.ckpt": "it is a text",

@@ -70,4 +70,4 @@ def test_a_folder_where_a_training_writes_is_told_before_pictures_are_drawn(monk
 def test_who_interrupts_it_is_told_that_it_begins_again(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(demo, "teach", lambda *_: None)
     assert main(["demo", "--output", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("interrupted; the same command teaches two-faced-cat from the beginning\n")
+    assert capsys.readouterr().err.endswith("the same command starts two-faced-cat again from the beginning\n")

@@ -60,8 +60,8 @@ def test_the_command_of_the_card_runs_as_printed_whatever_the_file_is_called() -
 @pytest.mark.parametrize(
     ("name", "token", "sentence"),
     [
-        ("me/cat", "hf_wrong", "the Hub refused .status 401.*give a --hub_token that may write"),
-        ("a/b/c", "hf_right", "--hub_model_id is no name of a repository"),
+        ("me/cat", "hf_wrong", "the Hub refused .status 401.*give a --hub_token with write access"),
+        ("a/b/c", "hf_right", "--hub_model_id is not a valid repository name"),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_one_sentence(hub: HubStandIn, name: str, token: str, sentence: str) -> None:

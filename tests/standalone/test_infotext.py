@@ -55,6 +55,6 @@ def test_a_picture_is_read_and_one_that_says_nothing_is_refused_in_a_sentence(tm
     assert read_parameters(tmp_path / "made.png").seed == 7
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     (tmp_path / "none.png").write_bytes(b"nothing of the kind")
-    for name, sentence in (("photo.png", "does not say how it was made"), ("none.png", "is no picture")):
+    for name, sentence in (("photo.png", "does not say how it was made"), ("none.png", "is not a picture")):
         with pytest.raises(UserError, match=f"{name} {sentence}"):
             read_parameters(tmp_path / name)

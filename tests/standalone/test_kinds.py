@@ -148,7 +148,7 @@ ESRGAN = {"params_ema": {"conv_first.weight": torch.zeros(2), "body.0.rdb1.conv1
     ("content", "said"),
     [(IP_ADAPTER, "is an IP-Adapter"), (HYPERNETWORK, "is a hypernetwork"),
      (OLDER_HYPERNETWORK, "is a hypernetwork"), (ESRGAN, "is an upscaler"),
-     ({"model": {"layers": [{"a": torch.zeros(2)}]}}, "is no Stable Diffusion checkpoint: .*, but model"),
+     ({"model": {"layers": [{"a": torch.zeros(2)}]}}, "is not a Stable Diffusion checkpoint: .*, but model"),
      ({}, "holds no weights")],
 )  # fmt: skip
 def test_a_file_of_dicts_in_dicts_is_told_by_the_names_in_them(content: dict, said: str, tmp_path: Path) -> None:

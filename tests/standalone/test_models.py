@@ -61,7 +61,7 @@ def test_a_part_that_lacks_a_tensor_is_not_filled_up_with_random_numbers(folder:
     tensors = load_file(file)
     name = min(name for name in tensors if name.endswith("weight"))
     save_file({each: value for each, value in tensors.items() if each != name}, file, {"format": "pt"})
-    assert refusal(folder) == f"{folder / part} isn't whole: its weights lack {name}; download it again"
+    assert refusal(folder) == f"{folder / part} is incomplete: its weights lack {name}; download it again"
 
 
 def test_what_drawing_alone_would_need_is_not_asked_of_a_folder(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_tokenizer_without_its_vocabulary_and_quantized_weights_are_told(folde
     config.write_text(plain)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
-    assert refusal(folder) == f"{folder} isn't whole: its folder tokenizer holds no tokenizer.json and no vocab.json"
+    assert refusal(folder) == f"{folder} is incomplete: its folder tokenizer holds no tokenizer.json and no vocab.json"
 
 
 def test_a_model_of_flow_matching_in_the_same_pipeline_is_refused(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_index_of_a_folder_is_taken_for_the_folder(model: Path) -> None:
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_part_that_is_missing_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
-    assert refusal(folder) == f"{folder} isn't whole: its folder {part} is missing"
+    assert refusal(folder) == f"{folder} is incomplete: its folder {part} is missing"
 
 
 @pytest.mark.parametrize(("configured", "resolution"), [(None, 512), (96, 768), ([64, 96], 768)])
@@ -217,7 +217,7 @@ def test_a_torn_file_and_one_that_git_lfs_did_not_bring_are_told_by_name(folder:
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 4265380512\n")
     assert "it is a Git LFS pointer" in refusal(folder)
     weights.unlink()
-    assert refusal(folder) == f"{folder} isn't whole: its folder unet holds no weights (.safetensors or .bin)"
+    assert refusal(folder) == f"{folder} is incomplete: its folder unet holds no weights (.safetensors or .bin)"
     (folder / "unet" / "config.json").unlink()
     assert "config.json is missing" in refusal(folder)
 
@@ -251,7 +251,7 @@ def test_what_is_no_name_of_the_hub_never_asks_the_hub(offline: list[str], tmp_p
 
 
 def test_a_name_of_the_hub_asks_it_and_says_so_if_nobody_answers() -> None:
-    assert "no such model could be had from the Hub" in refusal("owner/no-such-model")
+    assert "no such model could be downloaded from the Hub" in refusal("owner/no-such-model")
 
 
 def test_a_command_refuses_what_is_no_model_before_it_touches_a_picture(

@@ -34,5 +34,5 @@ def test_weights_that_are_no_numbers_are_told(tag: str) -> None:
 
 @pytest.mark.parametrize("prompt", ["a cat <delta:", "a cat <delta:new1", "<delta:>", "<delta:a:1> and <delta:b:1"])
 def test_a_tag_without_an_end_or_a_name_is_no_words(prompt: str) -> None:
-    with pytest.raises(UserError, match="a tag <delta: of the prompt has no name or no >"):
+    with pytest.raises(UserError, match="a tag <delta: in the prompt has no name or no >"):
         split_deltas(prompt)

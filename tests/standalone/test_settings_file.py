@@ -62,7 +62,7 @@ def test_the_record_of_a_run_is_read_without_what_it_says_of_that_run(tmp_path: 
         ("a.toml", "seed = ", "a.toml is damaged or of another kind"),
         ("a.yaml", "a: [", "a.yaml is damaged or of another kind"),
         ("a.json", "{", "a.json is damaged or of another kind"),
-        ("a.txt", "seed = 1", "ends neither in .toml nor"),
+        ("a.txt", "seed = 1", "must end in .toml, .yaml or .json"),
         ("a.yaml", "just words", "a.yaml has no settings"),
         ("a.toml", "seed = 1\n[b]\nseed = 2", "a.toml says seed twice"),
         ("a.yaml", "seed: 1\nrank: 2\nseed: 3", "it says seed twice"),

@@ -149,8 +149,8 @@ def test_every_way_to_train_on_one_file_works_without_a_network(
     [
         ("first_stage_model.", "has no VAE; give one that belongs to the model by --vae FILE"),
         ("cond_stage_model.", "has no text encoder"),
-        ("first_stage_model.decoder.mid.block_1.conv1.bias", r"the VAE of .* isn't whole: it lacks decoder\.mid_block"),
-        ("model.diffusion_model.out.2.bias", r"the UNet of .* isn't whole: it lacks conv_out\.bias"),
+        ("first_stage_model.decoder.mid.block_1.conv1.bias", r"VAE of .* is incomplete: it lacks decoder\.mid_block"),
+        ("model.diffusion_model.out.2.bias", r"the UNet of .* is incomplete: it lacks conv_out\.bias"),
         ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias", "the text encoder of .* lacks"),
     ],
 )
@@ -168,8 +168,8 @@ UNET_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to
     [
         ({UNET_KEY: torch.ones(64, 64, dtype=torch.int8)}, r"UNet of .* is quantized \(torch\.int8\)"),
         ({UNET_KEY: torch.ones(2048, 1, dtype=torch.uint8)}, "is quantized"),
-        ({UNET_KEY: torch.ones(64)}, "the UNet of .* isn't whole, or of another kind"),
-        ({"model.diffusion_model.out.2.weight": torch.tensor(1.0)}, "the UNet of .* isn't whole, or of another kind"),
+        ({UNET_KEY: torch.ones(64)}, "the UNet of .* is incomplete, or of another kind"),
+        ({"model.diffusion_model.out.2.weight": torch.tensor(1.0)}, "the UNet of .* is incomplete, or of another kind"),
         ({UNET_KEY[:-6] + "scale_weight": torch.ones(())}, r"such as model.*scale_weight: .* or quantized"),
         ({"model.diffusion_model.position_net.linears.0.bias": torch.ones(4)}, "has parts that .* of another kind"),
         ({UNET_KEY: torch.zeros(64, 64)}, r"UNet of .* is torn: .*to_k\.weight .* is nothing but zeros"),

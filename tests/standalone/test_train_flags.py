@@ -208,7 +208,7 @@ def test_another_tokenizer_takes_the_place_of_the_models_own(
     assert load_model(str(model), tokenizer=str(tmp_path / "other")).has_token("catamaran")
     assert not load_model(str(model)).has_token("catamaran")
     assert cli.main(["train", *flags, f"--tokenizer_name={tmp_path}"]) == 2
-    assert "is no tokenizer of CLIP's kind" in told(capsys)
+    assert "is not a CLIP tokenizer" in told(capsys)
 
 
 def test_a_model_of_the_hub_is_had_in_its_revision_and_variant(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_a_setting_that_there_is_not_is_refused_with_what_may_be_meant(
     file = tmp_path / "train.toml"
     file.write_text("max_train_step = 4")
     assert cli.main(["train", "--config", str(file)]) == 2
-    assert "has 'max_train_step', which is no setting; did you mean max_train_steps?" in told(capsys)
+    assert "has 'max_train_step', which is not a setting; did you mean max_train_steps?" in told(capsys)
 
 
 def test_the_result_is_put_on_the_hub(flags: list[str], hub: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +332,7 @@ def test_the_command_line_starts_with_the_libraries_of_the_core_alone() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--resume_from_checkpoint=checkpoint-7"], "there is no checkpoint checkpoint-7 in"),
+        (["--resume_from_checkpoint=checkpoint-7"], "there is no save checkpoint-7 in"),
         (["--resume_from_checkpoint=checkpoint-4", "--max_train_steps=3"], "checkpoint-4 has 4 steps behind it"),
         ([], "there is a training new1 already"),
         (["--mixed_precision=fp16", "--overwrite"], "--mixed_precision fp16 needs a GPU"),

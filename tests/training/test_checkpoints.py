@@ -34,7 +34,7 @@ def test_latest_is_the_highest_step_not_the_last_name(tmp_path: Path) -> None:
 
 def test_latest_of_nothing_begins_anew_but_a_name_must_be_there(tmp_path: Path) -> None:
     assert checkpoints.resolve_checkpoint(tmp_path / "new", "latest") is None
-    with pytest.raises(UserError, match="no checkpoint checkpoint-3"):
+    with pytest.raises(UserError, match="no save checkpoint-3"):
         checkpoints.resolve_checkpoint(tmp_path, "checkpoint-3")
 
 

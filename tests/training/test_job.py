@@ -116,28 +116,28 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("change", "said"),
     [
         ({"max_train_steps": 0}, "max_train_steps must be 1 or more, not 0"),
-        ({"learning_rate": "fast"}, "learning_rate: 'fast' is no learning rate"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' is not a learning rate"),
         ({"snr_gamma": -1.0}, "snr_gamma must be above 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
         ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU"),
-        ({"name": "a/b"}, "name 'a/b' has characters that not every file's name can have; call it 'ab'"),
+        ({"name": "a/b"}, "name 'a/b' has characters that file names cannot have on every system; call it 'ab'"),
         ({"name": "x" * 300}, "too long"),
-        ({"modifier_token": ("***",)}, "no letter or digit to name a file by"),
-        ({"modifier_token": ("<new1>", "new1")}, "the words <new1> and new1 are the same, or make the same file"),
+        ({"modifier_token": ("***",)}, "no letter or digit to use in a file name"),
+        ({"modifier_token": ("<new1>", "new1")}, "the words <new1> and new1 are the same, or would be saved as"),
         ({"modifier_token": ("cat",)}, "cat is a word that tiny knows already"),
         ({"initializer_token": ("",)}, "the initializer token '' for <new1> is empty"),
         ({"resolution": 20}, "resolution must be a multiple of 8"),
         ({"rank": -1}, "rank must be 0 or more"),
         ({"energy": 1.5}, "energy share must lie between 0 and 1"),
         ({"max_size": "5MB", "energy": 0.5}, "give max_size or energy, not both"),
-        ({"max_size": "tiny"}, "'tiny' is no size"),
+        ({"max_size": "tiny"}, "'tiny' is not a size"),
         ({"max_size": "5"}, "5 would be bytes; write 5MB for megabytes"),
         ({"train_blocks": ("sideways",)}, "choose from down, mid, up"),
         ({"caption_source": "template", "template": Path("nowhere.txt")}, "nowhere.txt"),
         ({"prior_captions": "nowhere.txt"}, "the captions in nowhere.txt cannot be read"),
         ({"with_prior_preservation": True, "num_class_images": 0}, "needs class pictures: give class_data_dir of conc"),
         ({"with_prior_preservation": True, "real_prior": True}, "concept 1 needs a folder of captioned pictures"),
-        ({"resume_from_checkpoint": "checkpoint-7"}, "there is no checkpoint checkpoint-7"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "there is no save checkpoint-7"),
         ({"concepts": (Concept("photo of a <new1> cat", Path("nowhere")),)}, "there is no folder nowhere"),
         ({"concepts": ()}, "1 concept or more"),
         ({"sample_batch_size": 0}, "sample_batch_size must be 1 or more"),
@@ -145,8 +145,8 @@ def contents(folder: Path) -> dict[str, bytes]:
             {"concepts": (Concept("a \ud800 <new1>", Path("pictures")),)},
             "instance_prompt of concept 1 'a \\ud800 <new1>' has",
         ),
-        ({"validation_prompt": "\udcff"}, "validation_prompt '\\udcff' has bytes that are no letters"),
-        ({"validation_prompt": "a\0b"}, "validation_prompt 'a\\x00b' has bytes that are no letters"),
+        ({"validation_prompt": "\udcff"}, "validation_prompt '\\udcff' has bytes that are not text"),
+        ({"validation_prompt": "a\0b"}, "validation_prompt 'a\\x00b' has bytes that are not text"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
@@ -234,7 +234,7 @@ def test_what_another_training_has_left_meanwhile_is_neither_replaced_nor_mixed_
     before = run(plan, tmp_path / "out").step, contents(tmp_path / "out")
     with pytest.raises(UserError, match="there is a training new1 already"):
         waiting.run()
-    with pytest.raises(UserError, match=r"another training has saved into .*out meanwhile; start again to go on from"):
+    with pytest.raises(UserError, match=r"another training has saved into .*out meanwhile; start again to resume from"):
         going_on.run()
     assert before == (4, contents(tmp_path / "out"))
     replacing.run()
@@ -420,8 +420,8 @@ def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) 
     (folder / "i.jxl").write_bytes(b"a picture, elsewhere")
     report = run(plan, tmp_path / "out")
     assert report.notes[0] == (
-        "3 of 5 pictures were used; left out: h.jpg (this is no picture that can be read), i.jxl (a picture that needs"
-        " pip install pillow-jxl-plugin, or to be saved as JPEG)."
+        "3 of 5 pictures were used; left out: h.jpg (this is not a picture that can be read), i.jxl (a picture that"
+        " needs pip install pillow-jxl-plugin, or to be saved as JPEG)."
     )
     assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
 
@@ -457,7 +457,7 @@ def test_settings_without_effect_are_told(plan: TrainingPlan, tmp_path: Path) ->
     assert "The class pictures are not used, as with_prior_preservation is off." in notes
     assert "The template is not used, as caption_source is prompt." in notes
     weightless = replace(asked, with_prior_preservation=True, num_class_images=0, prior_loss_weight=0.0)
-    assert "The class pictures count for nothing, as prior_loss_weight is 0." in run(weightless, tmp_path / "b").notes
+    assert "The class pictures have no effect, as prior_loss_weight is 0." in run(weightless, tmp_path / "b").notes
 
 
 def test_class_pictures_are_drawn_until_there_are_enough_or_taken_as_they_are(
@@ -511,7 +511,7 @@ def test_a_full_disk_costs_copies_and_settings_and_not_the_training(
 
     monkeypatch.setattr(job, "write_atomically", full)
     assert run(plan, tmp_path / "out", copies=True).step == 4
-    assert "No space left on device. The training goes on" in caplog.text
+    assert "No space left on device. The training continues" in caplog.text
 
 
 def test_a_full_disk_leaves_no_half_of_a_preview(
@@ -543,7 +543,7 @@ def test_a_full_disk_where_the_delta_is_used_says_where_it_is(
 def test_a_folder_for_tensorboard_that_cannot_be_written_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "logs").touch()
-    with pytest.raises(UserError, match=r"cannot write to \S+logs: it is no folder"):
+    with pytest.raises(UserError, match=r"cannot write to \S+logs: it is not a folder"):
         run(replace(plan, report_to="tensorboard"), tmp_path / "out", logging_dir=tmp_path / "logs")
     assert not (tmp_path / "out").exists()
 
@@ -564,7 +564,7 @@ def test_a_concept_without_any_usable_picture_is_refused_before_the_others_are_e
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "a.png").write_bytes(b"no picture")
     other, backend = Concept("photo of a <new2> dog", tmp_path / "others", "dog"), TinyBackend()
-    with pytest.raises(UserError, match=r"none of the pictures can be used; the last was .*a\.png: this is no picture"):
+    with pytest.raises(UserError, match=r"none of the pictures can be used; the last was .*a\.png: this is not"):
         run(replace(plan, concepts=(*plan.concepts, other)), tmp_path / "out", backend=backend)
     assert backend.pictures_encoded == 0
 
@@ -594,7 +594,7 @@ def test_an_optimizer_that_does_not_work_here_is_refused_before_encoding(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"rank": 2}, "begun anew: the layers"), ({"modifier_token": ()}, "begun anew: <new2>")]
+    ("change", "said"), [({"rank": 2}, "started again: the layers"), ({"modifier_token": ()}, "started again: <new2>")]
 )
 def test_what_a_save_does_not_have_is_said_to_begin_anew(
     plan: TrainingPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], said: str

@@ -322,7 +322,7 @@ def test_what_was_learned_since_the_last_save_is_kept_somewhere(
     monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
     stopped = trainer(output)
     with pytest.raises(
-        UserError, match=r"learned in 9 steps is in \S+\. Once that is mended, resume from \S+-7$"
+        UserError, match=r"learned in 9 steps is in \S+\. Once that is fixed, resume from \S+-7$"
     ) as told:
         stopped.run(fill_disk, interrupted=lambda: bool(full))
     path = Path(str(told.value).partition("9 steps is in ")[2].partition(". Once")[0])
@@ -460,7 +460,7 @@ def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_pa
         ({"max_train_steps": 0}, "max_train_steps must be 1 or more"),
         ({"mixed_precision": "fp8"}, "no, fp16, bf16"),
         ({"mixed_precision": "fp16"}, "needs a GPU"),
-        ({"learning_rate": "fast"}, "is no learning rate"),
+        ({"learning_rate": "fast"}, "is not a learning rate"),
         ({"freeze_model": "all"}, "crossattn_kv, crossattn"),
         ({"modifier_token": ("<new2>",)}, "no caption or prompt has the modifier token <new2>"),
     ],
@@ -518,7 +518,7 @@ def test_concept_is_told_with_the_token(tmp_path: Path) -> None:
         ({"prior_loss_weight": -0.1}, "prior_loss_weight must be 0 or more"),
         ({"adam_weight_decay": math.nan}, "adam_weight_decay must be 0 or more, not nan"),
         ({"adam_beta2": 1.0}, "adam_beta2 must be 0 or more and below 1"),
-        ({"learning_rate": "fast"}, "'fast' is no learning rate"),
+        ({"learning_rate": "fast"}, "'fast' is not a learning rate"),
         ({"embedding_learning_rate": "-1e-4"}, "a learning rate is 0 or more"),
         ({"learning_rate": "1e9"}, "a learning rate is 0 or more and at most 1000, not 1e9"),
         ({"learning_rate": "1e-4:0"}, "'1e-4:0' has a rate until step 0; the first step is 1"),
@@ -526,8 +526,8 @@ def test_concept_is_told_with_the_token(tmp_path: Path) -> None:
             {"learning_rate": "0", "embedding_learning_rate": "0:5, 0"},
             "nothing would be learned: learning_rate and embedding_learning_rate are 0",
         ),
-        ({"modifier_token": ("***",)}, "no letter or digit to name a file by"),
-        ({"modifier_token": ("<" + "x" * 300 + ">",)}, "too long to name a file by"),
+        ({"modifier_token": ("***",)}, "no letter or digit to use in a file name"),
+        ({"modifier_token": ("<" + "x" * 300 + ">",)}, "too long for a file name"),
     ],
 )
 def test_settings_that_no_training_can_have_are_refused_before_it(settings: dict[str, object], message: str) -> None:

@@ -44,7 +44,7 @@ def test_the_path_may_be_quoted_as_windows_copies_it(folder: Path) -> None:
 
 
 def test_what_is_no_path_is_said(folder: Path) -> None:
-    assert "a\\x00b&#x27; is no path; type it anew</div>" in folder_fault("a\0b")
+    assert "a\\x00b&#x27; is not a valid path; type it again</div>" in folder_fault("a\0b")
 
 
 def test_what_is_left_out_is_named_with_the_reason(folder: Path) -> None:

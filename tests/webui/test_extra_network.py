@@ -171,7 +171,7 @@ def test_a_delta_that_does_not_fit_the_new_model_says_so_and_does_nothing(networ
         ("cat:1e38", "its weight should be below 1,000,000, not '1e38'"),
         ("cat:nan", "its weight should be a number, not 'nan'"),
         ("cat:unet=-inf", "its weight should be a number, not '-inf'"),
-        ("cat:0.5:te=1", "te= says nothing of a delta"),
+        ("cat:0.5:te=1", "te= has no meaning for a delta"),
         ("cat:1:0.5", "it has several weights (1, 0.5)"),
     ],
 )

@@ -227,14 +227,14 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, plan, tmp_path,
         ({"modifier_token": ("nobody",)}, "no embedding 'nobody'"),
         ({"concepts": (Concept("a mycat", Path("/no/such/folder")),)}, "no folder /no/such/folder"),
         ({"name": "///"}, "no letter or digit"),
-        ({"max_size": "5MB", "energy": 0.9}, "one of max_bytes, rank"),
+        ({"max_size": "5MB", "energy": 0.9}, "give Maximum file size in MB, 0 to disable or energy, not both"),
         ({"max_train_steps": 0}, "Max steps must be 1 or more, not 0"),
         (
             {"checkpointing_steps": -1},
             "Save a copy to log directory every N steps, 0 to disable must be 0 or more, not -1",
         ),
         ({"train_batch_size": -4}, "Batch size must be 1 or more"),
-        ({"learning_rate": "fast"}, "Learning rate: 'fast' is no learning rate"),
+        ({"learning_rate": "fast"}, "Learning rate: 'fast' is not a learning rate"),
         ({"resolution": 12}, "Width and height must be a multiple of 8 pixels"),
         ({"vectors_per_token": 3}, "Number of vectors per token is 2 here"),
     ],
@@ -392,7 +392,7 @@ def test_a_training_leaves_word_of_its_time(host, plan, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "what?"])
 def test_names_cannot_leave_their_folder(plan, tmp_path, name):
-    with pytest.raises(UserError, match=r"Name of the delta .* has characters that not every file's name can have"):
+    with pytest.raises(UserError, match=r"Name of the delta .* has characters that file names cannot"):
         train(replace(plan, name=name), str(tmp_path / "log"))
 
 

@@ -206,7 +206,7 @@ def _of(count: int) -> str:
 def _told(prompt: str, deltas_dir: Path, first: int, count: int) -> str:
     """What is said beside pictures: their seeds, what becomes of them, and words that no delta in the prompt has."""
     seeds = f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
-    told = f"<p>{seeds}. Pictures are not kept: save those that you want.</p>"
+    told = f"<p>{seeds}. Pictures are not kept: save the ones you want.</p>"
     with suppress(UserError):  # of a tag, which drawing tells
         told += "".join(f"<p>{html.escape(each)}</p>" for each in _lacking(prompt, named_deltas(deltas_dir)))
     return told
@@ -220,7 +220,7 @@ def _lacking(prompt: str, deltas: Mapping[str, Path]) -> Iterator[str]:
         with suppress(UserError):  # of a damaged file
             for word in summarize(deltas[name]).tokens:
                 if word in text and name not in used:
-                    yield f"{word} is known with its delta alone: add <delta:{name}:1> to the prompt."
+                    yield f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
                 text = text.replace(word, "")
 
 

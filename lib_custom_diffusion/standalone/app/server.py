@@ -68,7 +68,7 @@ def ui(options: argparse.Namespace) -> int:
         listener.listen()  # from here on nobody who comes is refused
         named = f"[{address}]" if ":" in address else address
         visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
-        print(f"Custom Diffusion is at {visit} (Ctrl-C ends it)", flush=True)
+        print(f"Custom Diffusion is at {visit} (Ctrl-C stops it)", flush=True)
         _end_as_by_ctrl_c()
         try:
             _server(app).run(sockets=[listener])
@@ -103,7 +103,7 @@ def _end(jobs: Jobs) -> None:
     """Let what runs save, and wait for it; a second Ctrl-C ends that."""
     if jobs.running is not None:
         with suppress(OSError):  # of a terminal that is gone
-            print("saving what is being trained", flush=True)
+            print("saving the training", flush=True)
     jobs.interrupt()
     with jobs.turn:
         pass

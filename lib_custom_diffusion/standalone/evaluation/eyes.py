@@ -153,4 +153,5 @@ def _ask_hub(name: str) -> None:
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
     except OSError as error:
-        raise OSError(f"it is no folder, and could not be had from the Hub ({type(error).__name__})") from error
+        reason = f"it is not a folder, and could not be downloaded from the Hub ({type(error).__name__})"
+        raise OSError(reason) from error

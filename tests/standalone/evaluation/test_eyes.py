@@ -78,6 +78,6 @@ def test_a_hub_that_is_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError
 
     monkeypatch.setattr("lib_custom_diffusion.standalone.evaluation.eyes.HfApi.model_info", unreachable)
-    with pytest.raises(UserError, match=r"could not be had from the Hub \(ConnectionError\); give --clip a folder"):
+    with pytest.raises(UserError, match=r"not be downloaded from the Hub \(ConnectionError\); give --clip a folder"):
         ClipEyes("nobody/no-such-model", CPU)
     assert asked == [1]

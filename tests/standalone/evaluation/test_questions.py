@@ -61,7 +61,7 @@ def test_lines_are_read_without_blanks_and_remarks(tmp_path: Path) -> None:
     [
         (b"", "has no prompts"),
         (b"\n# nothing\n", "has no prompts"),
-        ("a {} asleep".encode("utf-16-le"), "it is no text in UTF-8; give"),
+        ("a {} asleep".encode("utf-16-le"), "it is not text in UTF-8; give"),
     ],
 )
 def test_files_without_prompts_are_refused_in_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
