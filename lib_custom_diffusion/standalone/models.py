@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging
+from huggingface_hub import snapshot_download
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -96,6 +97,9 @@ def load_model(
     """
     if not name.strip():
         raise UserError("the name of the model is empty; give toy, a folder or a file")
+    # Looked at before the model, which takes long to load:
+    vae = vae_file(vae) if vae is not None else None
+    other_tokenizer = _tokenizer(tokenizer) if tokenizer is not None else None
     path = _given(name)
     if path.is_file():
         pipeline = load_checkpoint(path, vae, prediction_type)
@@ -105,8 +109,8 @@ def load_model(
         pipeline = _load_folder(path, prediction_type)
         if vae is not None:
             pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
-    if tokenizer is not None:
-        pipeline.tokenizer = _tokenizer(tokenizer)
+    if other_tokenizer is not None:
+        pipeline.tokenizer = other_tokenizer
     device = device or best_device()
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
@@ -200,7 +204,8 @@ def _variant(files: Iterable[str]) -> str | None:
 
 def _tokenizer(name: str) -> CLIPTokenizer:
     try:
-        return CLIPTokenizer.from_pretrained(name)
+        folder = name if os.path.exists(name) else snapshot_download(name, allow_patterns=["*.json", "*.txt"])
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of files of all kinds, and of the network
         raise UserError(f"{name} is not a CLIP tokenizer ({type(error).__name__}); leave it out") from error
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,3 +266,23 @@ def test_a_command_refuses_what_is_no_model_before_it_touches_a_picture(
     ]) == 2  # fmt: skip
     assert "it is a web page" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"vae": Path("nowhere.safetensors")}, r"there is no VAE nowhere\.safetensors"),
+        ({"tokenizer": "no/where"}, "no/where is no tokenizer of CLIP's kind"),
+        ({"tokenizer": "nowhere"}, "nowhere is no tokenizer of CLIP's kind"),
+    ],
+)
+def test_what_is_asked_for_beside_the_model_is_looked_at_before_it_is_loaded(
+    more: dict[str, Any],
+    said: str,
+    offline: list[str],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lib_custom_diffusion.standalone.models.load_checkpoint", lambda *_: pytest.fail("was loaded"))
+    with pytest.raises(UserError, match=said):
+        load_model("toy", **more)
+    assert len(offline) <= 1  # a name of the Hub is asked for once, not 45 times
