@@ -135,6 +135,15 @@ def find_pictures(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no pictures; put some there (.png, .jpg, .webp and most others)")
 
 
+def folders_passed_over(folder: Path) -> list[Path]:
+    """The folders with pictures in a folder that has pictures itself, of which `find_pictures` takes those alone."""
+    inside = _listed(folder)
+    if not any(map(is_picture, inside)):
+        return []
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in folders if any(map(is_picture, _listed(path)))]
+
+
 def unread_pictures(folder: Path) -> dict[str, str]:
     """The pictures in a folder that are not read here, or need a plug-in of Pillow: name, and what is to do."""
     found = {path.name: why_unread(path) for path in _listed(folder) if not path.name.startswith(".")}

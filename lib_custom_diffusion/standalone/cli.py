@@ -37,16 +37,15 @@ from .algebra_commands import add_blend, add_compress, add_convert, add_limits, 
 from .commands import Run, add_command
 from .follow_up import program
 from .foreign_flags import instead_of
-from .train_flags import OF_SCRIPT, add_of_diffusers, settled
+from .train_flags import LICENSE, OF_SCRIPT, add_of_diffusers, settled
 
 _MOST_LETTERS, _SHOWN_LETTERS = 250, 80
 """Of a word of an error: how many one may have, and how many are shown of a longer one."""
+_NEVER_EMPTY = ("--resume_from_checkpoint", "--validation_prompt", "--max_size", "--weights", "--concept")
 _OUT_OF_MEMORY = (
     "the GPU's memory is too small for this; give a smaller --train_batch_size, --sample_batch_size or --resolution,"
     " or --gradient_checkpointing to train"
 )
-LICENSE = "creativeml-openrail-m"
-"""Of Stable Diffusion 1, and of what diffusers' script puts on the Hub."""
 _SHAPES_OF_DIFFUSERS = {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine", "polynomial": "linear"}
 """Schedules of its script, which has them with one cycle and power 1, and what they then are."""
 _D = TrainingConfig()
@@ -107,8 +106,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         commands[arguments[0]]._option_string_actions if arguments and arguments[0] in commands else {}
     )
     for flag, value in _values(arguments):
-        if value == "" and flag in all_flags and all_flags[flag].type is given_path:  # a shell's variable without value
+        if value != "" or flag not in all_flags:
+            continue
+        if all_flags[flag].type is given_path:  # a shell's variable without value
             raise UserError(f"{flag} is empty; give a path, or leave it out")
+        if flag in _NEVER_EMPTY:
+            raise UserError(f"{flag} is empty; write something there, or leave it out")
     if arguments[:1] and arguments[0].startswith("-") and arguments[0] not in root._option_string_actions:
         raise UserError(f"{arguments[0]} comes after the command, such as train; there are {', '.join(commands)}")
     mistyped = [flag for flag in _flags(arguments) if all_flags and flag not in all_flags]

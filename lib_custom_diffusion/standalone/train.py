@@ -43,7 +43,7 @@ from .models import HUB_NAME, best_device, known_of_model, load_model
 from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
 from .toy import TOYS
 from .trackers import Trackers, chosen_services
-from .train_flags import needless, steps_of_epochs
+from .train_flags import needless, of_no_effect, steps_of_epochs
 
 FLAGS = Wording(prefix="--", asking="{}")
 """How the command line speaks of settings."""
@@ -85,7 +85,7 @@ def train(options: argparse.Namespace) -> int:
             print(stop)
         return 130
     if parallel.rank() == 0:
-        for sentence in needless(options):
+        for sentence in (*needless(options), *of_no_effect(options, plan)):
             print(sentence)
         _tell(report, options)
         if not report.interrupted:

@@ -13,7 +13,9 @@ from ..data.concepts import find_pictures
 from ..errors import UserError
 from ..storage import given_path
 from ..training import parallel
+from ..training.event_file import LOGS, is_for_tensorboard
 from ..training.plan import TrainingPlan
+from ..training.unused import no_effect
 from .foreign_flags import instead_of, is_foreign
 
 NEEDLESS = {
@@ -25,6 +27,8 @@ NEEDLESS = {
 }
 """Flags of diffusers' script that are taken and change nothing, and why."""
 
+LICENSE = "creativeml-openrail-m"
+"""Of Stable Diffusion 1, and of what diffusers' script puts on the Hub."""
 OF_SCRIPT = "--pretrained_model_name_or_path"
 """What diffusers' script calls --model."""
 _SWITCHED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -104,6 +108,31 @@ def steps_of_epochs(plan: TrainingPlan, epochs: int) -> int:
     batches = math.ceil(pictures / plan.train_batch_size)
     shared = math.ceil(batches / parallel.world_size())
     return epochs * math.ceil(shared / plan.gradient_accumulation_steps)
+
+
+def of_no_effect(options: argparse.Namespace, plan: TrainingPlan) -> list[str]:
+    """Sentences on flags of the command line alone that have no effect beside the others."""
+    given = {name for name, default in _SPARED.items() if getattr(options, name) not in (None, default)}
+    of_hub = "/" in options.model and not given_path(options.model).exists()
+    told: list[str] = []
+    for names, spared, why in (
+        (("hub_model_id", "hub_token", "hub_license"), not options.push_to_hub, "--push_to_hub is not given"),
+        (("logging_dir",), not is_for_tensorboard(plan.report_to), f"--report_to is {plan.report_to}"),
+        (("revision", "variant"), not of_hub, "the model is not of the Hub"),
+        (("num_train_epochs",), options.max_train_steps is not None, "--max_train_steps is given"),
+        (_OF_A_CONCEPT, options.concepts_list is not None, "--concepts_list has its own"),
+        (("validation_prompt",), not plan.validation_steps, "--validation_steps is 0"),
+    ):
+        told += no_effect([f"--{name}" for name in names if name in given], why) if spared else []
+    return told
+
+
+_OF_A_CONCEPT = ("instance_data_dir", "instance_prompt", "class_data_dir", "class_prompt")
+_SPARED = {
+    "hub_model_id": None, "hub_token": None, "hub_license": LICENSE, "logging_dir": LOGS, "revision": None,
+    "variant": None, "num_train_epochs": None, "validation_prompt": None, **dict.fromkeys(_OF_A_CONCEPT, ""),
+}  # fmt: skip
+"""Flags that may be of no effect, and what they are if they are not given."""
 
 
 class _ModelOfScript(argparse.Action):

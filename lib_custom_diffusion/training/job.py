@@ -40,6 +40,7 @@ from .losslog import LOSS_CSV, LossTable, Recorder
 from .place import COPIES, PREVIEWS, check_place, check_results
 from .plan import TrainingPlan, Wording
 from .resuming import class_folder, identity_of, refuse_other
+from .unused import unused
 from .words import check_words
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class TrainingJob:
         self.examples: list[ConceptExamples] = []
         self.encoding_seconds = 0.0
         self.last_preview: Image.Image | None = None
-        self._note_unused()
+        self.notes += unused(self.plan, self.resume is not None, face.wording.label)
 
     def run(self) -> Report:
         """Train to the end, or until the person stops it; saves in both cases.
@@ -224,16 +225,6 @@ class TrainingJob:
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
         if plan.report_to not in ("none", "tensorboard") and self.host.recorder is None:
             raise UserError(f"{label('report_to')} {plan.report_to} is for the command line; use tensorboard or none")
-
-    def _note_unused(self) -> None:
-        """Say which settings have no effect beside the others."""
-        plan, label = self.plan, self.face.wording.label
-        if not plan.with_prior_preservation and any(concept.class_data_dir for concept in plan.concepts):
-            self.notes.append(f"The class pictures are not used, as {label('with_prior_preservation')} is off.")
-        if plan.with_prior_preservation and not plan.prior_loss_weight:
-            self.notes.append(f"The class pictures have no effect, as {label('prior_loss_weight')} is 0.")
-        if plan.template is not None and plan.caption_source != "template":
-            self.notes.append(f"The template is not used, as {label('caption_source')} is {plan.caption_source}.")
 
     # What is prepared.
 

@@ -150,6 +150,32 @@ def test_epochs_are_rounds_through_the_pictures(flags: list[str], more: list[str
     assert plan_of(parsed(*given, *more)).max_train_steps == steps
 
 
+def test_flags_without_effect_are_told_with_the_reason(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--hub_model_id=me/cat", "--hub_license=mit", "--logging_dir=mine", "--revision=x", "--num_train_epochs=9",
+            "--validation_prompt=a cat", "--validation_steps=0"]  # fmt: skip
+    assert cli.main(["train", *flags, *more]) == 0
+    printed = capsys.readouterr().out
+    for said in (
+        "--hub_model_id and --hub_license have no effect, as --push_to_hub is not given.",
+        "--logging_dir has no effect, as --report_to is none.",
+        "--revision has no effect, as the model is not of the Hub.",
+        "--num_train_epochs has no effect, as --max_train_steps is given.",
+        "--validation_prompt has no effect, as --validation_steps is 0.",
+    ):
+        assert said in printed
+    assert printed.count("no effect") == 5
+
+
+@pytest.mark.parametrize(
+    "flag", ["--resume_from_checkpoint", "--validation_prompt", "--max_size", "--instance_data_dir"]
+)
+def test_a_variable_without_a_value_is_no_flag_left_out(
+    flag: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *flags, flag, ""]) == 2
+    assert f"{flag} is empty; " in told(capsys)
+
+
 def test_no_epochs_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = [flag for flag in flags if not flag.startswith("--max_train_steps")]
     assert cli.main(["train", *given, "--num_train_epochs=0"]) == 2
