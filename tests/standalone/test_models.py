@@ -272,8 +272,8 @@ def test_a_command_refuses_what_is_no_model_before_it_touches_a_picture(
     ("more", "said"),
     [
         ({"vae": Path("nowhere.safetensors")}, r"there is no VAE nowhere\.safetensors"),
-        ({"tokenizer": "no/where"}, "no/where is no tokenizer of CLIP's kind"),
-        ({"tokenizer": "nowhere"}, "nowhere is no tokenizer of CLIP's kind"),
+        ({"tokenizer": "no/where"}, "no/where is not a CLIP tokenizer"),
+        ({"tokenizer": "nowhere"}, "nowhere is not a CLIP tokenizer"),
     ],
 )
 def test_what_is_asked_for_beside_the_model_is_looked_at_before_it_is_loaded(
