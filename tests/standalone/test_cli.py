@@ -223,7 +223,7 @@ sys.meta_path.insert(0, Interrupted())
         ("numpy", ["info", "x"]),
         ("torch._C", ["--help"]),
         ("diffusers", ["generate", "--prompt", "a cat"]),
-        ("transformers", ["merge", "a", "b", "--output", "c"]),
+        ("transformers", ["regularize", "--class_prompt", "cat"]),
     ],
     ids=str,
 )
