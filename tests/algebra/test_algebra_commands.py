@@ -124,7 +124,7 @@ def test_a_word_with_a_nul_is_no_word() -> None:
 @pytest.mark.parametrize(
     ("command", "output", "said"),
     [
-        *[(each, name, f"call it {name.partition('.')[0]}.delta.safetensors")
+        *[(each, name, f"use {name.partition('.')[0]}.delta.safetensors")
           for each in ("compress --rank 1", "blend", "merge", "rename")
           for name in ("x.pt", "x.bin", "x.LORA.safetensors", "out/my-lora.safetensors", "x", "x.delta.ckpt",
                        "pytorch_lora_weights.safetensors")],
