@@ -36,7 +36,7 @@ from ..reading.document import read_header
 from ..storage import given_path, size, size_text, write_atomically
 from .commands import add_command
 
-_FILES = "delta files, or any that convert reads"
+_FILES = "delta files, or any files that convert reads"
 
 
 def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool = True) -> None:
@@ -57,14 +57,22 @@ def limit_of(options: argparse.Namespace) -> Limit | None:
 
 def add_compress(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = add_command(commands, "compress", "Make a delta file small.", _compress)
+    command = add_command(commands, "compress", "Make a delta file smaller.", _compress)
     add = command.add_argument
     add("file", type=given_path, help="a delta file, or any that convert reads")
-    add("--output", type=given_path, help="the small file; NAME-small.delta.safetensors beside the other if not given")
+    add(
+        "--output",
+        type=given_path,
+        help="the smaller file; NAME-small.delta.safetensors beside the original if not given",
+    )
     add_limits(command, required=True)
     _add_model(command, "weigh errors by this model's text features: a folder, a checkpoint, or toy")
     add("--captions", type=given_path, help="text file, one caption a line, to weigh by; the model's own if not given")
-    add("--float16", action="store_true", help="all numbers in float16, for the first extension of this kind")
+    add(
+        "--float16",
+        action="store_true",
+        help="store all numbers in float16, which the first extension of this kind can read",
+    )
 
 
 def _compress(options: argparse.Namespace) -> int:
@@ -88,17 +96,17 @@ def _compressed_report(done: Compressed) -> str:
         f"{done.path}: {size_text(done.size)}, was {size_text(done.size_before)}"
         f" ({done.size_before / done.size:.1f} times smaller)\n"
         f"differs from the original by {done.error:.2%} ({measured})\n"
-        f"{done.layers[0]} of {done.layers[1]} layers kept, {done.quantized_layers} of them stored in fewer bits,"
+        f"{done.layers[0]} of {done.layers[1]} layers kept, {done.quantized_layers} of them stored with fewer bits,"
         f" ranks {done.ranks[0]} to {done.ranks[1]}"
     )
 
 
 def add_blend(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = add_command(commands, "blend", "Add deltas up, each with a weight.", _blend)
+    command = add_command(commands, "blend", "Add up deltas, each with a weight.", _blend)
     add = command.add_argument
     add("files", type=given_path, nargs="+", help=_FILES)
-    add("--weights", help='one for each, such as "0.7,0.3"; 1 each if not given')
+    add("--weights", help='one weight per file, such as "0.7,0.3"; 1 each if not given')
     add("--output", type=given_path, required=True, help="the new delta file")
     add_limits(command, required=False)
     _add_model(command, "weigh errors of compression by this model's text features")
@@ -121,23 +129,26 @@ def _blend(options: argparse.Namespace) -> int:
 def add_merge(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
     command = add_command(
-        commands, "merge", "Join concepts, each learned alone, into one delta (constrained least squares).", _merge
+        commands,
+        "merge",
+        "Merge concepts that were learned separately into one delta (constrained least squares).",
+        _merge,
     )
     add = command.add_argument
     add("files", type=given_path, nargs="+", help=f"{_FILES}; one concept each")
     _add_model(command, "the model that reads the prompts", default="toy")
     add("--target_prompts", action="append", default=[], metavar="PROMPTS",
-        help='what a concept is asked for by, one flag a file, prompts parted by |; "photo of a <new1> cat|<new1> cat"'
-        " from its words if not given, and \"painting in the style of <new1> art\" of art")  # fmt: skip
+        help="prompts of a concept, once per file, separated by |; if not given, they are made from its words:"
+        ' "photo of a <new1> cat|<new1> cat", or for art "painting in the style of <new1> art"')  # fmt: skip
     add(
         "--captions",
         type=given_path,
-        help="text file, one caption a line, on which little may change; the model's own if not given",
+        help="text file, one caption per line, which should change little; the model's own if not given",
     )
     add(
         "--only_targets",
         action="store_true",
-        help="as in the paper: nothing is asked of prompts in which a concept has other surroundings",
+        help="as in the paper: fit only the prompts above, not the concepts in other contexts",
     )
     add("--output", type=given_path, required=True, help="the new delta file")
 
@@ -153,11 +164,12 @@ def _merge(options: argparse.Namespace) -> int:
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     print(
         f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}\n"
-        f"on its own prompts each concept differs from its own file by: {', '.join(f'{off:.1%}' for off in done.off)}\n"
+        "difference of each concept from its own file, on its own prompts:"
+        f" {', '.join(f'{off:.1%}' for off in done.off)}\n"
         f"{done.captions} other captions are changed by {done.change:.4g}; adding the deltas up would change them by"
         f" {done.change_of_sum:.4g}\n"
-        f"asked of it: {done.target_rows[0]} of {done.target_rows[1]} word positions, the others being alike; missed by"
-        f" {done.residual:.1e} of their effect, {done.stored_residual:.1e} once rounded for the file"
+        f"word positions fitted: {done.target_rows[0]} of {done.target_rows[1]}, the others being alike; missed by"
+        f" {done.residual:.1e} of their effect, {done.stored_residual:.1e} after rounding for the file"
     )
     return 0
 
@@ -167,9 +179,9 @@ def add_rename(commands: argparse._SubParsersAction) -> None:
     command = add_command(commands, "rename", "Give a word of a delta another name.", _rename)
     add = command.add_argument
     add("file", type=given_path, help="a delta file, or any that convert reads")
-    add("old", help="the word as it is, such as <new1>; in quotes, as shells read < and > otherwise")
-    add("new", help="the word as it shall be, such as <my-cat>")
-    add("--output", type=given_path, help="the new file; a delta file itself is replaced if not given")
+    add("old", help="the current word, such as <new1>, in quotes: shells treat < and > specially")
+    add("new", help="the new name, such as <my-cat>")
+    add("--output", type=given_path, help="the new file; if not given, the delta file itself is changed")
 
 
 def _rename(options: argparse.Namespace) -> int:
@@ -185,7 +197,7 @@ def _rename(options: argparse.Namespace) -> int:
 
 def add_convert(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
-    command = add_command(commands, "convert", "Carry a delta to or from another program's format.", _convert)
+    command = add_command(commands, "convert", "Convert a delta to or from another program's format.", _convert)
     add = command.add_argument
     add("files", type=given_path, nargs="+", help="a file with weights, and files with its words if they are apart")
     add("--to", choices=sorted(KINDS), help="the format to write; as --output is called, or delta, if not given")
@@ -200,7 +212,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     precision(
         "--exact",
         action="store_true",
-        help="cut no ranks: dense layers become full differences, larger, not for diffusers",
+        help="cut no ranks: dense layers become full differences, which are larger and which diffusers cannot read",
     )
 
 

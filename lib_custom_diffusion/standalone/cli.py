@@ -190,11 +190,11 @@ def _add_model(command: argparse.ArgumentParser, *other_names: str) -> None:
         help="a folder in diffusers' layout, a checkpoint file, a model of the Hub (OWNER/NAME), toy, or toy-xl",
     )  # fmt: skip
     command.add_argument(
-        "--vae", type=given_path, metavar="FILE", help="a VAE to use instead of the model's own, or where it has none"
+        "--vae", type=given_path, metavar="FILE", help="a VAE to use instead of the model's own, or if it has none"
     )
     command.add_argument(
         "--prediction_type", choices=PREDICTION_TYPES,
-        help="what the model predicts; told by its files and keys, or measured, if not given",
+        help="what the model predicts; read from its files or measured if not given",
     )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--output", type=given_path, default=Path("demo"), help="folder for the results")
     command.add_argument(
-        "--max_train_steps", type=int, default=None, help="steps; as many as the concept needs if not given"
+        "--max_train_steps", type=int, default=None, help="training steps; if not given, as many as the concept needs"
     )
     command.add_argument("--seed", type=int, default=_D.seed, help="seed of the training")
 
@@ -220,7 +220,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     _add_model(command)
     command.add_argument(
         "--config", type=given_path, metavar="FILE",
-        help="settings by the flags' names, in TOML or YAML, or the config.json of a training; flags count for more",
+        help="file with settings by the names of the flags, in TOML, YAML or JSON, or the config.json of a training;"
+        " flags override it",
     )  # fmt: skip
     _add_concepts(command)
     _add_pictures(command)
@@ -232,17 +233,17 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _add_concepts(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("concepts").add_argument
-    add("--concepts_list", type=given_path, help="JSON file with a list of concepts: instance_prompt,"
-        " instance_data_dir, class_prompt, class_data_dir each; instead of the four flags below")  # fmt: skip
+    add("--concepts_list", type=given_path, help="JSON file with a list of concepts, each with instance_prompt,"
+        " instance_data_dir, class_prompt and class_data_dir; instead of the four flags below")  # fmt: skip
     add("--instance_data_dir", type=given_path, help="folder with pictures of the concept")
     add("--instance_prompt", help='caption of those pictures, such as "photo of a <new1> cat"')
-    add("--class_data_dir", type=given_path, help="folder with regularization pictures; made there if it has too few")
+    add("--class_data_dir", type=given_path, help="folder of regularization pictures; missing ones are drawn into it")
     add("--class_prompt", default="", help='what the concept is a kind of, such as "cat"')
     add(
         "--modifier_token", help='the new words, such as "<new1>" or "<new1>+<new2>"; those in the prompts if not given'
     )
-    add("--initializer_token", default=DEFAULT_INITIALIZERS, help="known words that the new ones start from")
-    add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="embedding vectors of each new word")
+    add("--initializer_token", default=DEFAULT_INITIALIZERS, help="existing words that the new ones start from")
+    add("--vectors_per_token", type=int, default=_D.vectors_per_token, help="number of vectors of each new word")
 
 
 def _add_pictures(command: argparse.ArgumentParser) -> None:
@@ -253,16 +254,17 @@ def _add_pictures(command: argparse.ArgumentParser) -> None:
         choices=RESIZE_MODES,
         default=RESIZE_MODES[0],
         help="pictures that are not square are cropped or padded to a square, or (bucket) keep their shape: they are"
-        " trained in sizes of about resolution² pixels, one size a step",
+        " trained at sizes of about resolution² pixels, one size per step",
     )
     add("--center_crop", action="store_true", help="crop at the centre rather than at random")
     add("--hflip", action="store_true", help="mirror half of the pictures")
     add(
         "--noaug",
         action=argparse.BooleanOptionalAction,
-        help="no random scaling (far away, zoomed in); if neither is given so for the toys, whose pictures are small",
+        help="no random scaling (far away, zoomed in); if neither is given, pictures are scaled unless the model is"
+        " a toy",
     )
-    add("--use_alpha", action="store_true", help="weigh the loss by the pictures' transparency")
+    add("--use_alpha", action="store_true", help="weight the loss by the opacity of the pictures")
     add("--caption_source", choices=CAPTION_SOURCES, default=CAPTION_SOURCES[0], help="where captions come from")
     add(
         "--template",
@@ -277,11 +279,14 @@ def _add_prior_preservation(command: argparse.ArgumentParser) -> None:
         "--prior",
         choices=PRIORS,
         default=_D.prior,
-        help="text: what ordinary captions and those of the class ask for stays as it was, without any pictures",
+        help="text: keep what ordinary captions and captions of the class do as it was, without any pictures",
     )
     add("--text_prior_weight", type=float, default=_D.text_prior_weight, help="weight of --prior text")
     add(
-        "--prior_captions", default="", metavar="FILE", help="ordinary captions, one a line, instead of the model's own"
+        "--prior_captions",
+        default="",
+        metavar="FILE",
+        help="file of ordinary captions, one per line, instead of the model's own",
     )
     add(
         "--with_prior_preservation",
@@ -291,24 +296,24 @@ def _add_prior_preservation(command: argparse.ArgumentParser) -> None:
     add(
         "--real_prior",
         action="store_true",
-        help="take those of --class_data_dir whose captions are nearest to the class prompt; draw none",
+        help="use the pictures in --class_data_dir whose captions are nearest to the class prompt, and draw none",
     )
     add(
         "--num_class_images",
         type=int,
         default=200,
-        help="regularization pictures of each concept; 0 takes those of --class_data_dir as they are",
+        help="number of regularization pictures per concept; 0 uses those in --class_data_dir as they are",
     )
     add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
-    add("--sample_batch_size", type=int, default=4, help="how many are generated at once")
+    add("--sample_batch_size", type=int, default=4, help="how many pictures are drawn at once")
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("training").add_argument
     add(
         "--rank", type=int,
-        help="train deltas as factors of this rank, for less memory and a smaller file; 0 for full matrices."
-        " If not given, 32 for SDXL and 0 for others",
+        help="train deltas as factors of this rank, which takes less memory and makes a smaller file; 0 for full"
+        " matrices. If not given, 32 for SDXL and 0 for others",
     )  # fmt: skip
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
@@ -317,25 +322,25 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--train_batch_size",
         type=int,
         default=_D.train_batch_size,
-        help="pictures of the concepts in a step and process; as many regularization pictures are added",
+        help="pictures of the concepts per step and process; as many regularization pictures are added",
     )
     add(
         "--gradient_accumulation_steps",
         type=int,
         default=_D.gradient_accumulation_steps,
-        help="batches that make one step",
+        help="number of batches that make one step",
     )
-    add("--gradient_checkpointing", action="store_true", help="less memory for more time")
+    add("--gradient_checkpointing", action="store_true", help="use less memory and more time")
     add(
         "--torch_compile",
         action="store_true",
-        help="on a GPU: compile the UNet in the first step, which then takes long, for faster steps after it",
+        help="on a GPU: compile the UNet, which makes the first step slow and later ones faster",
     )
     add(
         "--mixed_precision",
         choices=(*PRECISIONS, "auto"),
         default=_D.mixed_precision,
-        help="precision of the frozen model; auto: the fastest here, on a CPU by a short trial",
+        help="precision of the frozen model; auto: whichever is fastest here, on a CPU by a short trial",
     )
     add(
         "--learning_rate",
@@ -357,9 +362,14 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         type=lambda shape: _SHAPES_OF_DIFFUSERS.get(shape, shape),
         choices=SHAPES,
         default=_D.lr_scheduler,
-        help="what becomes of the rates until the last step",
+        help="how the learning rates change until the last step",
     )
-    add("--lr_warmup_steps", type=int, default=_D.lr_warmup_steps, help="steps in which the rates rise from 0")
+    add(
+        "--lr_warmup_steps",
+        type=int,
+        default=_D.lr_warmup_steps,
+        help="number of steps over which the rates rise from 0",
+    )
     add(
         "--optimizer",
         type=str.lower,
@@ -375,7 +385,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )
     add("--adam_epsilon", type=float, default=_D.adam_epsilon, help="of the optimizer")
     add("--max_grad_norm", type=float, default=_D.max_grad_norm, help="gradients are scaled down to this norm")
-    add("--max_grad_value", type=float, help="gradients are cut off at this value")
+    add("--max_grad_value", type=float, help="gradients are clipped to this value")
     add(
         "--snr_gamma",
         type=float,
@@ -383,9 +393,9 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--noise_offset", type=float, default=_D.noise_offset,
-        help="noise that is the same all over a picture, for dark and bright ones; 0.05 to 0.1 are usual",
+        help="add noise that is the same all over a picture, for very dark and bright ones; 0.05 to 0.1 are usual",
     )  # fmt: skip
-    add("--seed", type=int, default=_D.seed, help="of everything that is random")
+    add("--seed", type=int, default=_D.seed, help="seed of everything random")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -393,38 +403,40 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     add = output.add_argument
     add("--output_dir", type=given_path, default=Path("custom-diffusion-model"), help="folder for the results")
     add("--name", help="name of the delta; made from the tokens if not given")
-    add("--overwrite", action="store_true", help="replace the training that --output_dir holds")
+    add("--overwrite", action="store_true", help="replace the training in --output_dir")
     add_limits(output, required=False, rank=False)
     add(
         "--checkpointing_steps",
         type=int,
         default=_D.checkpointing_steps,
-        help="steps between saves; 0 for one at the end",
+        help="steps between saves; 0 to save only at the end",
     )
-    add("--checkpoints_total_limit", type=int, help="keep only so many saves; all if not given")
+    add("--checkpoints_total_limit", type=int, help="keep only this many saves; all if not given")
     add("--resume_from_checkpoint", help="resume from this save in --output_dir, or from the latest")
-    add("--allow_changes", action="store_true", help="go on though pictures, captions or settings are others")
-    add("--validation_prompt", help="draw this every --validation_steps steps")
-    add("--validation_steps", type=int, default=_D.validation_steps, help="steps between them; 0 for none")
+    add("--allow_changes", action="store_true", help="resume even if pictures, captions or settings have changed")
+    add("--validation_prompt", help="prompt to draw every --validation_steps steps")
+    add("--validation_steps", type=int, default=_D.validation_steps, help="steps between previews; 0 for none")
     add("--num_validation_images", type=int, default=_D.num_validation_images, help="pictures each time")
     add(
         "--report_to",
         choices=REPORTS,
         default=_D.report_to,
-        help="beside loss.csv, log there; all: whatever is installed",
+        help="where to log, besides loss.csv; all: whatever is installed",
     )
     add(
         "--logging_dir",
         type=given_path,
         default=LOGS,
-        help="folder for TensorBoard's logs, from --output_dir",
+        help="folder for TensorBoard's logs, relative to --output_dir",
     )
     add(
-        "--push_to_hub", action="store_true", help="put the delta, its words, pictures and a card on the Hub at the end"
+        "--push_to_hub",
+        action="store_true",
+        help="upload the delta, its words, pictures and a model card to the Hub at the end",
     )
-    add("--hub_model_id", help="the repository to put them into; called as --output_dir if not given")
-    add("--hub_token", help="what the Hub knows you by; that of `hf auth login` if not given")
-    add("--hub_license", default=LICENSE, help="licence that the card states")
+    add("--hub_model_id", help="repository to upload to; named like --output_dir if not given")
+    add("--hub_token", help="access token for the Hub; that of `hf auth login` if not given")
+    add("--hub_license", default=LICENSE, help="licence stated on the model card")
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:
@@ -459,9 +471,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--negative_prompt", default="", help="what not to draw")
     add("--num_inference_steps", type=int, default=25, help="sampling steps")
-    add("--guidance_scale", type=float, help="how strictly the prompt is followed; 6, or 4 with the toy, if not given")
+    add("--guidance_scale", type=float, help="how strictly pictures follow the prompt; 6 if not given, 4 with the toy")
     add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
-    add("--sample_batch_size", type=int, default=4, help="how many are drawn at once")
+    add("--sample_batch_size", type=int, default=4, help="how many pictures are drawn at once")
     add("--seed", type=int, default=_D.seed, help="of the first picture")
 
 
@@ -479,14 +491,15 @@ def _add_regularize(commands: argparse._SubParsersAction) -> None:
     add(
         "--class_data_dir",
         type=given_path,
-        help="where they go; regularization/CLASS_PROMPT if not given. What is there already is not drawn again",
+        help="folder for the pictures; regularization/CLASS_PROMPT if not given. Pictures already in it are kept and"
+        " counted",
     )
     add("--num_class_images", type=int, default=200, help="how many")
     add(
         "--pick_from",
         type=given_path,
         metavar="DIR",
-        help="rather than draw, take those of this folder whose captions are nearest to the class prompt",
+        help="instead of drawing, pick the pictures in this folder whose captions are nearest to the class prompt",
     )
 
 
@@ -505,7 +518,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         type=given_path,
         nargs="+",
         required=True,
-        help="delta files, or folders with them; the folder of a training stands for all its saves",
+        help="delta files or folders of them; a training's folder means all its saves",
     )
     add("--instance_data_dir", type=given_path, required=True, help="folder with pictures of the concept")
     add(
@@ -513,13 +526,17 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         type=given_path,
         required=True,
         metavar="FILE",
-        help='what to draw, one a line, such as "{} in times square", where {} stands for the new word and what it is;'
-        " after a tab a line may say what the picture should show, in plain words",
+        help='prompts to draw, one per line, such as "{} in times square", where {} stands for the new word and its'
+        " class; after a tab, a line can describe the picture in plain words",
     )
     add("--num_images", type=int, default=4, help="pictures of each prompt; each has the seed after the one before")
-    add("--class_prompt", default="", help='measure KID, too, of pictures of this, such as "photo of a cat"')
+    add("--class_prompt", default="", help='also measure the KID of pictures of this prompt, such as "photo of a cat"')
     add("--num_class_images", type=int, default=50, help="how many of those pictures to draw")
-    add("--class_data_dir", type=given_path, help="real pictures to compare them with; the model's own if not given")
+    add(
+        "--class_data_dir",
+        type=given_path,
+        help="real pictures to compare them with; pictures drawn by the model if not given",
+    )
     add(
         "--clip",
         type=os.path.expanduser,
@@ -528,13 +545,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     add(
         "--dino",
         type=os.path.expanduser,
-        help="measure by this DINO model, too, such as facebook/dino-vits16; a folder or a name on the Hub",
+        help="also measure with this DINO model, such as facebook/dino-vits16; a folder or a name on the Hub",
     )
-    add("--output", type=given_path, default=Path("evaluation"), help="folder for figures, page and pictures")
+    add("--output", type=given_path, default=Path("evaluation"), help="folder for the results")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
-    command = add_command(commands, "info", "Say what a file is and what is in it.", _from(".info", "info"))
+    command = add_command(commands, "info", "Show what a file is and what is in it.", _from(".info", "info"))
     command.add_argument("file", type=given_path, help="a delta, LoRA, embedding or embedding picture")
     command.add_argument("--json", action="store_true", help="as JSON, for programs")
 
@@ -549,8 +566,8 @@ def _add_ui(commands: argparse._SubParsersAction) -> None:
     command = add_command(commands, "ui", "Pictures, training and utilities on a page, at http://127.0.0.1:7860.", run)
     _add_model(command, OF_SCRIPT)
     add = command.add_argument
-    add("--deltas_dir", type=given_path, default=Path("deltas"), help="folder with deltas, where results go, too")
-    add("--models_dir", type=given_path, help="folder with checkpoints that can be chosen on the page")
+    add("--deltas_dir", type=given_path, default=Path("deltas"), help="folder of deltas; results are saved in it, too")
+    add("--models_dir", type=given_path, help="folder of checkpoints to choose from on the page")
     add("--port", type=int, default=7860, help="port of the page; 0 for any that is free")
     add(
         "--listen",

@@ -161,12 +161,12 @@ def add_of_diffusers(command: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         help="a tokenizer to use instead of the model's own: a folder or a name on the Hub",
     )
-    add("--num_train_epochs", type=int, help="rounds through the pictures, where --max_train_steps is not given")
-    add("--allow_tf32", action="store_true", help="faster products of less precision on GPUs of Nvidia")
+    add("--num_train_epochs", type=int, help="rounds through the pictures, if --max_train_steps is not given")
+    add("--allow_tf32", action="store_true", help="faster, less precise matrix products on NVIDIA GPUs")
     add(
         "--no_safe_serialization",
         action="store_true",
-        help="write the weights and words as diffusers' script does, too, as .bin files",
+        help="also write weights and words as diffusers' script does, as .bin files",
     )
     for name, why in NEEDLESS.items():
         takes: Mapping[str, Any] = {} if name in _WITH_VALUE else {"action": "store_true"}

@@ -147,7 +147,7 @@ def _merge(host: Host) -> list[Action]:
             "Difference from each file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
             f"Effect on {done.captions} other captions": f"{done.change:.4g}; added up {done.change_of_sum:.4g}",
             "Solved for": f"{done.target_rows[0]} of {done.target_rows[1]} word positions; the others repeat them",
-            "Error there (0 is exact)": f"{done.residual:.1e}; once rounded for the file {done.stored_residual:.1e}",
+            "Error there (0 is exact)": f"{done.residual:.1e}; after rounding for the file {done.stored_residual:.1e}",
         }
         return _delta_outcome(host, "Merged", done, rows)
 

@@ -657,3 +657,11 @@ def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lib_custom_diffusion.standalone.info.describe", lambda path: {})
     monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
     assert main(["info", "a.delta.safetensors", "--json"]) == 0
+
+
+def test_usage_names_what_must_be_given_and_not_seventy_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, needed in (("train", ""), ("evaluate", "--delta DELTA [DELTA ...] --instance_data_dir")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        usage = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
+        assert usage.endswith("[FLAGS]") and needed in usage and "--seed" not in usage
