@@ -62,6 +62,7 @@ _OF_WEIGHTS: dict[str, type] = {
     "unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
 }  # fmt: skip
+_LIBRARIES = ("diffusers", "transformers")
 _VOCABULARY = ("tokenizer.json", "vocab.json")  # one is enough
 _VARIANT = re.compile(r"\.(\w+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -242,6 +243,8 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], Sequence[str]
     for part in parts:
         if not isinstance(content.get(part), list) or None in content[part]:
             raise UserError(f"{folder} is incomplete: its model_index.json names no {part}")
+        if content[part][0] not in _LIBRARIES:  # which diffusers would import, from the folder that one is in as well
+            raise UserError(f"{folder} brings code of its own for its {part} ({content[part][0]}), which is not run")
         if not (folder / part).is_dir():
             raise UserError(f"{folder} is incomplete: its folder {part} is missing")
     for part in (each for each in parts if each in _OF_WEIGHTS):

@@ -232,6 +232,18 @@ def test_a_folder_whose_index_names_no_part_that_is_needed_is_not_whole(folder: 
     assert "names no text_encoder" in refusal(folder)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_code_that_a_folder_brings_is_not_run(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the folder is the one that Python looks for modules in, as it is where one starts it by -m."""
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {part: ["brought", "Model"]}))
+    (folder / "brought.py").write_text("open('ran', 'w')\nclass Model: pass\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    assert refusal(".") == f"{folder} brings code of its own for its {part} (brought), which is not run"
+    assert not (folder / "ran").exists()
+
+
 def test_a_folder_of_bin_files_alone_loads_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pipeline = stable_diffusion_2()
     pipeline.save_pretrained(tmp_path / "model", safe_serialization=False)
