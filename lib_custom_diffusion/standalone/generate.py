@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..errors import UserError, check_range, check_text
 from ..formats import read_words
 from ..injection import Injection
 from ..storage import check_writable, write_atomically
+from ..tokens import tokens_in
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
@@ -36,10 +38,14 @@ def generate(options: argparse.Namespace) -> int:
     check_range(options, "num_images", 1, 1_000_000, "--{}".format)
     check_writable(options.output)
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
+    words = {token for delta, _ in deltas for token in delta.embeddings}
     for path in options.embedding:
-        words = read_words(path)
-        if not any(word in options.prompt or word in options.negative_prompt for word in words):
-            print(f"{path} is not used: neither prompt has {' or '.join(words)}")
+        own = read_words(path)
+        words |= own.keys()
+        if not any(word in options.prompt or word in options.negative_prompt for word in own):
+            print(f"{path} is not used: neither prompt has {' or '.join(own)}")
+    for sentence in without_meaning(split_deltas(options.prompt)[0], options.negative_prompt, words, sampling):
+        print(sentence)
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
@@ -51,6 +57,21 @@ def generate(options: argparse.Namespace) -> int:
             tqdm.write(str(options.output / f"{drawn.seed:05d}.png"))
             bar.update()
     return 0
+
+
+def without_meaning(prompt: str, negative_prompt: str, words: Collection[str], sampling: Sampling) -> Iterator[str]:
+    """Sentences on what prompts without their deltas' tags have to no effect. words: of the deltas and embeddings."""
+    asked = f"{prompt} {negative_prompt}"
+    for tag in dict.fromkeys(found[0] for found in _OTHER_TAG.finditer(asked)):
+        yield f"{tag} is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs."
+    for token in tokens_in(_OTHER_TAG.sub("", asked)):
+        if token not in words:
+            yield f"{token} is plain text: no delta in the prompt has that word, and no --embedding."
+    if negative_prompt.strip() and sampling.guidance_scale <= 1:
+        yield f"--negative_prompt has no effect, as --guidance_scale is {sampling.guidance_scale:g}."
+
+
+_OTHER_TAG = re.compile(r"<\w+:[^<>]*>")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from lib_custom_diffusion.standalone import cli
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.train import until_interrupt
+from tiny_pipeline import WIDTH
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "photo of a <new1> cat"
@@ -503,6 +504,24 @@ def test_other_data_is_refused_before_the_model_is_loaded(
     assert train(chosen, pictures, tmp_path / "out", *settled, "--resume_from_checkpoint", "latest", *more) == 2
     assert said in error(capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_what_means_nothing_in_a_prompt_is_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ("generate", "--model", str(model), "--num_images", "1", "--num_inference_steps", "1", "--resolution", "64")
+    more = ["--negative_prompt", "<new7> dog", "--guidance_scale", "1", "--output", str(tmp_path)]
+    assert main([*drawn, "--prompt", "a <new1> cat <lora:cat:1>", *more]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "<lora:cat:1> is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs.",
+        "<new1> is plain text: no delta in the prompt has that word, and no --embedding.",
+        "<new7> is plain text: no delta in the prompt has that word, and no --embedding.",
+        "--negative_prompt has no effect, as --guidance_scale is 1.",
+    ]
+    delta = tmp_path / "words.delta.safetensors"
+    Delta({}, {"<new1>": torch.zeros(1, WIDTH)}).save(delta)
+    assert main([*drawn, "--prompt", f"a <new1> cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / '00042.png'}\n"
 
 
 def generate(model: Path, delta: Path, output: Path) -> int:
