@@ -11,6 +11,7 @@ from torch import nn
 
 from lib_custom_diffusion.attention import projections, recorded_attention
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.text_features import class_prompts, read_captions
 from lib_custom_diffusion.training.loop import TrainingConfig
 from lib_custom_diffusion.training.prior import TextPrior, attention_shares, moments_by_kind, text_prior
 from tiny import WIDTH, TinyBackend
@@ -59,6 +60,18 @@ def test_a_delta_as_large_as_the_weights_costs_the_weight_once_a_layer() -> None
     prior = text_prior(backend, layers, ["cat"], latents(), weight=0.2)
     parameters = {key: nn.Parameter(layer.module.weight.clone()) for key, layer in layers.items()}
     assert prior.add_gradients(parameters).item() == pytest.approx(0.2 * len(layers), rel=1e-5)
+
+
+def test_a_quarter_of_it_is_of_the_class_half_as_it_is_written_and_half_as_it_is_asked_for() -> None:
+    backend = TinyBackend()
+    layers, ordinary = projections(backend.unet, "crossattn_kv"), read_captions(backend.captions)
+    asked = moments_by_kind(backend, class_prompts("cat"))
+    written = moments_by_kind(backend, ["photo of a cat"])
+    kinds = 0.75 * moments_by_kind(backend, ordinary) + 0.25 * (0.5 * written + 0.5 * asked)
+    shares = attention_shares(backend, ordinary, latents())
+    expected = sum(share * moment for share, moment in zip(shares, kinds))
+    found = text_prior(backend, layers, ["photo of a cat", " ", "photo of a cat"], latents(), weight=0.2).moment
+    torch.testing.assert_close(found, expected.float())
 
 
 def test_recorded_attention_is_the_softmax_of_queries_and_keys() -> None:
