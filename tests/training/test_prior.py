@@ -74,6 +74,17 @@ def test_a_quarter_of_it_is_of_the_class_half_as_it_is_written_and_half_as_it_is
     torch.testing.assert_close(found, expected.float())
 
 
+def test_a_model_that_is_trained_again_with_other_captions_is_held_on_those(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).write_text(f"photo of a {name}\n")
+    layers = projections((backend := TinyBackend()).unet, "crossattn_kv")
+    first, again = (text_prior(backend, layers, [], latents(), 0.2, tmp_path / name) for name in ("cat", "dog"))
+    anew = text_prior(
+        other := TinyBackend(), projections(other.unet, "crossattn_kv"), [], latents(), 0.2, tmp_path / "dog"
+    )
+    assert torch.equal(again.moment, anew.moment) and not torch.equal(again.moment, first.moment)
+
+
 def test_recorded_attention_is_the_softmax_of_queries_and_keys() -> None:
     backend = TinyBackend()
     layer = backend.unet.middle_block[1].transformer_blocks[0].attn2
