@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lib_custom_diffusion.training.losslog import LOSS_CSV, NUMBERS, LossLog
+from lib_custom_diffusion.training.losslog import LOSS_CSV, NUMBERS, LossLog, LossTable
 
 
 def numbers(value: float) -> dict[str, float]:
@@ -26,6 +26,16 @@ def test_a_resumed_run_keeps_the_rows_before_and_drops_those_after(tmp_path: Pat
     whole = logged(tmp_path / "whole", 0, range(1, 11))
     logged(tmp_path / "cut", 0, range(1, 8))
     assert logged(tmp_path / "cut", 5, range(6, 11)) == whole
+
+
+@pytest.mark.parametrize(("every", "rows"), [(2, ["2", "4"]), (3, ["3"]), (0, None)])
+def test_a_table_has_a_row_of_every_so_many_steps(tmp_path: Path, every: int, rows: list[str] | None) -> None:
+    log = LossLog(tmp_path, 0, None, LossTable(every=every))
+    for step in range(1, 6):
+        log.add(step, numbers(step))
+    log.close()
+    file = tmp_path / "loss.csv"
+    assert ([line.partition(",")[0] for line in file.read_text().splitlines()[1:]] if file.exists() else None) == rows
 
 
 def test_rows_of_a_training_that_saved_nothing_leave_no_file_beside_the_old_one(tmp_path: Path) -> None:
