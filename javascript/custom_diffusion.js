@@ -26,14 +26,18 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     // the same is to be said again, so what is there is hidden, not removed.
     const outcome = gradioApp().querySelector('#' + outcomeId + '.prose');
     outcome.classList.add('cd-outdated');
+    const before = outcome.innerHTML;
     let ended = false;
     const show = function() {
+        if (ended) return;
         ended = true;
-        for (const part of [outcome, ...outcome.querySelectorAll('.cd-outdated')]) part.classList.remove('cd-outdated');
+        outcome.classList.remove('cd-outdated');
         showText.innerHTML = ''; // the outcome takes its place
         filled.disconnect();
     };
-    const filled = new MutationObserver(show);
+    const filled = new MutationObserver(function() {
+        if (outcome.innerHTML != before) show(); // gradio draws the same again and again
+    });
     filled.observe(outcome, {childList: true, subtree: true, characterData: true});
     const atEnd = async function() {
         const job = await stateOfCustomDiffusionJob(id);
@@ -72,7 +76,8 @@ async function stateOfCustomDiffusionJob(id) {
 
 // There is one error at a time: an older one elsewhere is hidden.
 function hideCustomDiffusionError(id) {
-    gradioApp().querySelector(`#${id} .error`)?.classList.add('cd-outdated');
+    const place = gradioApp().querySelector(`#${id}.prose`);
+    if (place.querySelector('.error')) place.classList.add('cd-outdated');
 }
 
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
@@ -108,9 +113,13 @@ function startCustomDiffusionUtility() {
 // How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
 onUiLoaded(function() {
     gradioApp().getElementById('ti_gallery_container').prepend(gradioApp().getElementById('cd_outcome_box'));
-    const told = gradioApp().getElementById('cd_estimate');
+    const told = gradioApp().querySelector('#cd_estimate.prose');
+    let said = told.innerHTML;
     new MutationObserver(function() {
-        if (told.querySelector('.error:not(.cd-outdated)')) hideCustomDiffusionError('cd_outcome');
+        if (told.innerHTML == said) return;
+        said = told.innerHTML;
+        told.classList.remove('cd-outdated');
+        if (told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
     }).observe(told, {childList: true, subtree: true});
 });
 

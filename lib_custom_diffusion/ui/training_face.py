@@ -53,7 +53,8 @@ class PageFace:
     def preparing(self, what: str, done: int, total: int) -> None:
         """Under what is shown of the steps, if there were any."""
         count = f": {done} of {total}" if total > 1 else "…"
-        told = f"{html.escape(what)}{count}"
+        ended = ". Preparing the steps…" if done == total > 1 and not self.page else ""
+        told = f"{html.escape(what)}{count}{ended}"
         named = html.escape(f"Training {self.name}. ") if self.name else ""
         self.screen.show(f"{self.page}\n<p>{told}</p>" if self.page else f"{named}{told}", self.step)
 

@@ -28,10 +28,6 @@ def shapes(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tick(page: Page, part: str) -> None:
-    page.page.locator(f"#{part} input").check()
-
-
 def test_the_time_is_told_before(webui: WebUI, page: Page, pictures: Path) -> None:
     page.fill_form("thing", pictures, "timed", 300)
     page.press("cd_ask")
@@ -39,6 +35,32 @@ def test_the_time_is_told_before(webui: WebUI, page: Page, pictures: Path) -> No
     assert re.search(r"About \d+", told) and "on this machine" in told  # `thing` was trained before
     page.look("train-estimate")
     assert not webui.delta("timed").exists()
+
+
+def test_there_is_one_error_at_a_time(webui: WebUI, page: Page) -> None:
+    def only(text: str, part: str) -> None:
+        page.page.wait_for_timeout(4000)  # longer than what came before is watched
+        [told] = page.errors()
+        assert text in told and f"({part})" in told
+
+    page.open_training()
+    page.fill("cd_pictures_1", "/nowhere")
+    only("there is no folder /nowhere", "cd_estimate")
+    page.press("cd_start")
+    only("Word is empty", "cd_outcome")
+    page.press("cd_ask")
+    only("Word is empty", "cd_estimate")
+    page.press("cd_start")
+    only("Word is empty", "cd_outcome")  # the same again
+    page.fill("cd_pictures_1", "/nowhere/else")
+    only("there is no folder /nowhere/else", "cd_estimate")
+    page.tab("Custom Diffusion Utils")
+    page.tab("Compress", "#cd_utils_tabs")
+    page.press("cd_compress")
+    only("choose a delta", "cd_utils_outcome")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.page.wait_for_timeout(1000)
+    assert page.errors() == []
 
 
 def test_pictures_as_they_are_make_a_small_file(webui: WebUI, page: Page, shapes: Path) -> None:
@@ -65,9 +87,15 @@ def test_an_interrupted_training_goes_on_from_the_page(webui: WebUI, page: Page,
         told = page.wait_for("cd_outcome", "Interrupted and saved", 300)
         assert "Resume from the last save" in told
         steps = int(re.search(r"after (\d+) steps", told).group(1))
-        tick(page, "cd_resume")
+        page.page.reload()
+        page.wait_until_loaded()
+        page.open_training()
+        page.wait_for("cd_outcome", "Interrupted and saved", 60)
+        page.page.wait_for_function("() => document.querySelector('#cd_name textarea').value === 'continued'")
+        assert [page.value(part) for part in ("cd_embedding_1", "cd_class_1", "cd_steps")] == ["thing", "house", "5000"]
+        page.unfold("cd_more")
         page.fill("cd_steps", steps + 3)
-        page.press("cd_start")
+        page.press("cd_resume_now")
         page.wait_for("cd_outcome", f"Finished after {steps + 3} steps")
     finally:
         webui.post("/sdapi/v1/options", save_optimizer_state=False)
