@@ -333,7 +333,7 @@ class _stages:
 
 
 def _delta_outcome(host: Host, verb: str, done: Result, rows: Mapping[str, str]) -> Outcome:
-    shared = {"File": str(done.path), "Size": size_text(done.size), "Words": ", ".join(done.words)}
+    shared = {"File": str(done.path.absolute()), "Size": size_text(done.size), "Words": ", ".join(done.words)}
     report = _report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
     return Outcome(report, delta=done.path.name.removesuffix(SUFFIX))
 

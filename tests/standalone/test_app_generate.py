@@ -14,6 +14,7 @@ pytest.importorskip("gradio")
 import gradio as gr
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import Interrupted
 from lib_custom_diffusion.standalone.app import generate_tab
 from lib_custom_diffusion.standalone.app.generate_tab import add_generate_tab
 from lib_custom_diffusion.standalone.app.jobs import Jobs
@@ -99,6 +100,33 @@ def test_a_page_opened_later_shows_the_last_pictures_and_no_refusal(made: dict[s
     assert "there is no delta" in refused[1]
     *_, later = opened.fn()
     assert later == here
+
+
+def test_what_was_drawn_before_an_interruption_is_shown_and_that_is_no_error(
+    made: dict[str, Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(count: int) -> object:
+        yield from [SimpleNamespace(seed=seed, png=b"picture") for seed in range(5, 5 + count)]
+        raise Interrupted("interrupted")
+
+    for drawn in (2, 0):
+        monkeypatch.setattr(generate_tab, "draw", lambda *_, drawn=drawn: interrupted(drawn))
+        *_, (pictures, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", cd_gen_count=4, cd_gen_seed=5)
+        assert told == f"<p>Interrupted after {drawn} of 4 pictures.</p>"
+        if drawn:
+            assert [Path(path).read_bytes() for path, _ in pictures] == [b"picture"] * 2
+        else:
+            assert pictures == gr.update()  # those before
+
+
+@pytest.mark.parametrize(("part", "label"), [("cd_gen_steps", "Sampling steps"), ("cd_gen_count", "Batch count")])
+def test_an_emptied_number_is_asked_for_by_its_label(made: dict[str, Part], part: str, label: str) -> None:
+    *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", **{part: None})
+    assert told == f"<div class='error'>{label} is empty; give a number</div>"
+    *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", **{part: 0})
+    assert f"{label} should be 1 to " in told
+    *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", cd_gen_cfg=None)
+    assert "CFG Scale is empty" in told
 
 
 def test_half_a_size_is_refused(made: dict[str, Part]) -> None:

@@ -16,7 +16,7 @@ import gradio as gr
 
 from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
 from ...deltas_folder import named_deltas
-from ...errors import UserError
+from ...errors import Interrupted, UserError
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
@@ -117,21 +117,23 @@ def add_generate_tab(
         same = gr.update()
         try:
             sampling = _sampling(negative, steps, scale, width, height)
-            asked = _number(count, "number of pictures", 1, MAX_PICTURES)
+            asked = _number(count, "Batch count", 1, MAX_PICTURES)
             random_seed = seed is None or seed < 0
-            first = random.randrange(2**32) if random_seed else _number(seed, "seed", 0, MOST_SEED)
+            first = random.randrange(2**32) if random_seed else _number(seed, "Seed", 0, MOST_SEED)
         except UserError as error:
             yield same, error_html(error), same
             return
 
-        def work(job: Job[list[Path]]) -> list[Path]:
-            pictures = _draw(models, deltas_dir, job, prompt or "", sampling, first, asked)
+        pictures: list[Path] = []
+
+        def work(job: Job[None]) -> None:
+            _draw(models, deltas_dir, job, prompt or "", sampling, first, asked, pictures)
             with suppress(UserError):  # a full disk costs the prompt, not the pictures
                 history.add(prompt)
-            return pictures
 
         job = jobs.start(_of(asked), work)
-        yield from last.watch(job, lambda: _watched(job, _told(prompt or "", deltas_dir, first, asked), history))
+        told = _told(prompt or "", deltas_dir, first, asked)
+        yield from last.watch(job, lambda: _watched(job, pictures, asked, told, history))
 
     start.click(
         fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=shown,
@@ -152,18 +154,22 @@ def add_generate_tab(
     return prompt, scale
 
 
-def _watched(job: Job[list[Path]], seeds: str, history: PromptHistory) -> Iterator[tuple[Any, str, Any]]:
+def _watched(
+    job: Job[None], pictures: list[Path], asked: int, told: str, history: PromptHistory
+) -> Iterator[tuple[Any, str, Any]]:
     """What to show of drawing until it is over: pictures, what is told, and the choice of earlier prompts."""
     same = gr.update()
     for progress in job.watch():
         yield same, progress, same
     try:
-        pictures = job.result()
+        job.result()
+    except Interrupted:
+        told = f"<p>Interrupted after {len(pictures)} of {asked} pictures.</p>"
     except UserError as error:
         yield same, error_html(error), same
         return
     shown = [(str(path), path.stem.lstrip("0") or "0") for path in pictures]
-    yield shown, seeds, gr.update(choices=history.all())
+    yield shown or same, told, gr.update(choices=history.all())
 
 
 def _read(picture: Any) -> list[Any]:
@@ -189,13 +195,17 @@ def _sampling(negative: str, steps: float, scale: float, width: float, height: f
             )
     if any(size) and not all(size):
         raise UserError("give both width and height, or 0 for both")
-    chosen = _number(steps, "number of steps", 1, MAX_STEPS)
+    chosen = _number(steps, "Sampling steps", 1, MAX_STEPS)
+    if scale is None:
+        raise UserError("CFG Scale is empty; give a number")
     return Sampling(chosen, float(scale), negative or "", size if all(size) else None, _BATCH)
 
 
 def _number(value: float | None, what: str, least: int, most: int) -> int:
-    if value is None or not least <= value <= most:
-        raise UserError(f"the {what} should be {least} to {most}, not {value}")
+    if value is None:
+        raise UserError(f"{what} is empty; give a number")
+    if not least <= value <= most:
+        raise UserError(f"{what} should be {least} to {most}, not {value}")
     return int(value)
 
 
@@ -225,9 +235,10 @@ def _lacking(prompt: str, deltas: Mapping[str, Path]) -> Iterator[str]:
 
 
 def _draw(
-    models: Models, deltas_dir: Path, job: Job, prompt: str, sampling: Sampling, seed: int, count: int
-) -> list[Path]:
-    """The pictures, as files in a folder of their own that the page reads them from."""
+    models: Models, deltas_dir: Path, job: Job, prompt: str, sampling: Sampling, seed: int, count: int,
+    paths: list[Path],
+) -> None:  # fmt: skip
+    """Draw pictures as files in a folder of their own that the page reads them from, and add them to `paths`."""
     if not prompt.strip():
         raise UserError(f"write a prompt, such as {_EXAMPLE}")
     deltas = find_deltas(prompt, deltas_dir)
@@ -236,7 +247,6 @@ def _draw(
     steps = itertools.count()
     total = sampling.steps * math.ceil(count / sampling.batch_size)
     folder = Path(tempfile.mkdtemp(prefix="custom-diffusion-"))
-    paths: list[Path] = []
     with (
         before_each_step(backend, lambda: job(next(steps), total, _of(count).capitalize())),
         closing(draw(backend, prompt, deltas, sampling, seed, count)) as drawn,
@@ -244,7 +254,6 @@ def _draw(
         for picture in drawn:
             paths.append(folder / f"{picture.seed:05d}.png")
             paths[-1].write_bytes(picture.png)
-    return paths
 
 
 def _with_delta(prompt: str, name: str | None, deltas_dir: Path) -> tuple[str, str]:
