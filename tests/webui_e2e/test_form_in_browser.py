@@ -43,8 +43,13 @@ def test_there_is_one_error_at_a_time(webui: WebUI, page: Page) -> None:
         [told] = page.errors()
         assert text in told and f"({part})" in told
 
+    def enter(folder: str) -> None:
+        field = page.page.locator("#cd_pictures_1 textarea, #cd_pictures_1 input").first
+        field.fill(folder)
+        page.page.locator("#cd_class_1 textarea, #cd_class_1 input").first.click()  # Tab would open the presets
+
     page.open_training()
-    page.fill("cd_pictures_1", "/nowhere")
+    enter("/nowhere")
     only("there is no folder /nowhere", "cd_estimate")
     page.press("cd_start")
     only("Word is empty", "cd_outcome")
@@ -52,7 +57,7 @@ def test_there_is_one_error_at_a_time(webui: WebUI, page: Page) -> None:
     only("Word is empty", "cd_estimate")
     page.press("cd_start")
     only("Word is empty", "cd_outcome")  # the same again
-    page.fill("cd_pictures_1", "/nowhere/else")
+    enter("/nowhere/else")
     only("there is no folder /nowhere/else", "cd_estimate")
     page.tab("Custom Diffusion Utils")
     page.tab("Compress", "#cd_utils_tabs")
