@@ -96,7 +96,9 @@ def test_an_interrupted_training_goes_on_from_the_page(webui: WebUI, page: Page,
         page.wait_until_loaded()
         page.open_training()
         page.wait_for("cd_outcome", "Interrupted and saved", 60)
-        page.page.wait_for_function("() => document.querySelector('#cd_name textarea').value === 'continued'")
+        page.page.wait_for_function(
+            "() => document.querySelector('#cd_name :is(textarea, input)').value === 'continued'"
+        )
         assert [page.value(part) for part in ("cd_embedding_1", "cd_class_1", "cd_steps")] == ["thing", "house", "5000"]
         page.unfold("cd_more")
         page.fill("cd_steps", steps + 3)
