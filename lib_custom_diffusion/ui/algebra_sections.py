@@ -234,8 +234,8 @@ def _convert(host: Host) -> list[Action]:
             for number, path in enumerate(paths, start=1)
         }
         if kind == _LORA:
-            there = "" if host.loras_dir else " once the file is in the WebUI's folder models/Lora"
-            rows["In a prompt"] = f"<lora:{paths[0].stem}:1>{there}"
+            where = "In a prompt" if host.loras_dir else "In the WebUI's prompt"
+            rows[where] = " ".join([f"<lora:{paths[0].stem}:1>", *done.delta.embeddings])
         if kind in LORAS:
             rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""

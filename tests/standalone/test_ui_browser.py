@@ -351,6 +351,12 @@ def test_a_delta_is_inspected_and_compressed(page: Page, deltas: Path) -> None:
     page.press("cd_utils_open")
     assert "mug-small.delta.safetensors" in page.wait_for("cd_utils_opened", "Layers")
     page.look("app-compress")
+    page.tab("Convert", "#cd_utils_tabs")
+    page.choose("cd_convert_names", "mug-small.delta.safetensors")
+    page.page.locator("h1").click()  # a list of several stays open
+    page.press("cd_convert")
+    told = page.wait_for("cd_utils_outcome", "In the WebUI's prompt")
+    assert "<lora:mug-small:1> <new1>" in told and str(deltas / "mug-small.safetensors") in told
 
 
 def test_a_page_opened_later_shows_what_came_of_the_last_utility_and_the_last_pictures(page: Page) -> None:

@@ -109,7 +109,7 @@ def test_convert_writes_a_lora_and_reads_it_back_from_an_upload(made, tmp_path):
     entered = {"cd_convert_names": ["cat.delta.safetensors"], "cd_convert_rank": 1}
     told = report(made["cd_convert"].press(**entered))
     lora = tmp_path / "Lora" / "cat.safetensors"  # where the host finds it by <lora:cat:1>
-    assert str(lora) in told and "&lt;lora:cat:1&gt;" in told
+    assert str(lora) in told and "In a prompt</th><td>&lt;lora:cat:1&gt; &lt;new1&gt;</td>" in told
     assert f"Its word, for other programs</th><td>{tmp_path / 'deltas' / 'cat-words' / 'new1.pt'}" in told
     assert any(name.endswith("attn2_to_k.alpha") for name in load_file(lora))
     assert "cut to rank 1" in told and "write embedding:new1" in told
