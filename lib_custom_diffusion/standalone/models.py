@@ -241,7 +241,7 @@ def _pipeline_kind(folder: Path) -> tuple[type[DiffusionPipeline], Sequence[str]
             str(content.get("scheduler")),
         )  # fmt: skip
     for part in parts:
-        if not isinstance(content.get(part), list) or None in content[part]:
+        if not isinstance(content.get(part), list) or None in (content[part] or [None]):
             raise UserError(f"{folder} is incomplete: its model_index.json names no {part}")
         if content[part][0] not in _LIBRARIES:  # which diffusers would import, from the folder that one is in as well
             raise UserError(f"{folder} brings code of its own for its {part} ({content[part][0]}), which is not run")
