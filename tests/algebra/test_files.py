@@ -116,6 +116,21 @@ def test_a_merged_file_that_would_be_large_is_compressed_by_what_prompts_read(
     assert functional_error(whole, small, moment) < 0.99 * functional_error(whole, blind, moment)
 
 
+def test_of_many_captions_those_of_a_merge_are_from_all_over_the_file(
+    cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "captions.txt").write_text("".join(f"photo of a dog {number}\n" for number in range(10)))
+    monkeypatch.setattr(algebra, "MERGE_CAPTIONS", 5)
+    read: list[list[str]] = []
+    monkeypatch.setattr(
+        algebra, "spoken_features", lambda _, captions, *more: read.append(captions) or torch.eye(WIDTH)
+    )
+    assert (
+        merge_files([cat], tmp_path / "new.delta.safetensors", TinyBackend, (), tmp_path / "captions.txt").captions == 5
+    )
+    assert read == [[f"photo of a dog {number}" for number in (0, 2, 4, 6, 8)]]
+
+
 def test_a_layer_above_a_loras_rank_is_cut_and_the_error_told(cat: Path) -> None:
     whole = convert_files([cat], "lora", TinyBackend)
     assert whole.cut_layers == 0 and whole.error < 1e-3 and "exact" in whole.precision()

@@ -384,6 +384,22 @@ def test_names_of_pictures_alone_make_no_other_training(plan: TrainingPlan, tmp_
     assert run(replace(plan, resume_from_checkpoint="latest"), tmp_path / "out").step == 4
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_train_steps": 5}, {"checkpointing_steps": 1}, {"checkpoints_total_limit": 2},
+        {"num_validation_images": 1}, {"validation_prompt": "a <new1> cat", "validation_steps": 3},
+    ],
+    ids=lambda each: " ".join(each),
+)  # fmt: skip
+def test_what_does_not_change_what_is_learned_may_be_otherwise(
+    plan: TrainingPlan, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(plan, tmp_path / "out", stop_at(1))
+    asked = replace(plan, resume_from_checkpoint="latest", **change)
+    assert run(asked, tmp_path / "out").step == asked.max_train_steps
+
+
 def test_a_save_of_more_steps_than_are_asked_for_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
     run(plan, tmp_path / "out")
     with pytest.raises(UserError, match="has 4 steps behind it; give max_train_steps as many or more, not 3"):
