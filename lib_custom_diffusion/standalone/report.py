@@ -118,8 +118,8 @@ code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
 .cd-loss .raw {{ stroke: #bcd; }} .cd-loss .smooth {{ stroke: #247; stroke-width: 2; }}
 </style>
 <h1>Custom Diffusion: {esc(result.name)}</h1>
-<p>{esc(result.description)} It was learned in {m["steps"]:.0f} steps. With the drawing of all pictures it took
-{m["seconds"]:.0f} seconds, and at most {m["peak_memory_mb"]:.0f} MB of memory.</p>
+<p>{esc(result.description)} It was learned in {m["steps"]:.0f} steps. Including all drawing, this took
+{m["seconds"]:.0f} seconds and at most {m["peak_memory_mb"]:.0f} MB of memory.</p>
 {rows}
 <h2>Measured by the judge</h2>
 <p>A small picture–text model that took no part in training looked at {m["asked"]:.0f} pictures of the prompts with
@@ -129,7 +129,7 @@ the new word. <strong>Recognised as the concept:
 {m["both_right_after"]:.0f}; the background alone: {m["colour_right_after"] - m["both_right_after"]:.0f};
 the concept alone: {m["recognised_after"] - m["both_right_after"]:.0f}.</p>
 <table>
-<tr><th></th><th>before</th><th>after</th><th>good is</th></tr>
+<tr><th></th><th>before</th><th>after</th><th>what is good</th></tr>
 <tr><td>likeness to the concept's pictures, which are {m["likeness_ceiling"]:.3f} like each other</td>
 <td class=n>{m["likeness_before"]:.3f}</td>
 <td class=n>{m["likeness_after"]:.3f}</td><td>higher</td></tr>
@@ -140,8 +140,9 @@ the concept alone: {m["recognised_after"] - m["both_right_after"]:.0f}.</p>
 <tr><td>change of pictures of unrelated prompts</td><td></td><td class=n>{m["unrelated_change"]:.3f}</td>
 <td>near 0</td></tr>
 </table>
-<p>Likeness and agreement: 1 is the same, 0 nothing in common. Drift and change: 0 is as before. Likeness goes by colour
-more than recognition does.</p>
+<p>For likeness and agreement, 1 means the same and 0 nothing in common; for drift and change, 0 means as before.
+Likeness
+depends on colour more than recognition does.</p>
 <h2>Loss</h2>
 {_loss_curve(result.loss_csv)}
 <h2>Use it</h2>
