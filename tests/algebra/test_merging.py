@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from lib_custom_diffusion.algebra.blending import bundle_words
-from lib_custom_diffusion.algebra.merging import _residual, change_on, context_features, merge, target_features
+from lib_custom_diffusion.algebra.merging import (
+    _residual,
+    authors_skip,
+    change_on,
+    context_features,
+    merge,
+    target_features,
+)
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.errors import UserError
@@ -402,3 +409,8 @@ def test_prompts_say_the_words_as_each_file_has_them() -> None:
     [alone] = target_features(backend, deltas[1:], bundle_words(deltas[1:]), prompts[1:])
     assert torch.equal(second, alone)
     assert not torch.equal(first[0], second[0])
+
+
+def test_the_authors_leave_out_photo_of_a_where_a_text_begins_with_it() -> None:
+    told = {text: authors_skip(text) for text in ("photo of a cat", "a photo of a cat", "here is a photo of a cat")}
+    assert list(told.values()) == [3, 3, 0]

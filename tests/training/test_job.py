@@ -258,6 +258,14 @@ def test_what_overwrite_replaces_is_replaced_at_the_first_save(plan: TrainingPla
     assert (output / "loss.csv").read_text().count("\n") == 1 + 4
 
 
+def test_a_training_keeps_its_own_saves_of_the_steps_that_the_replaced_one_had_too(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        run(replace(plan, overwrite=True), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
 def test_without_overwrite_a_training_is_not_replaced_and_the_ways_out_are_named(
     plan: TrainingPlan, tmp_path: Path
 ) -> None:
