@@ -19,6 +19,7 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import Interrupted, NotSaved, UserError
 from lib_custom_diffusion.storage import FolderLock
 from lib_custom_diffusion.training import checkpoints, job
+from lib_custom_diffusion.training.checks import check_settings
 from lib_custom_diffusion.training.job import Host, Report, TrainingJob
 from lib_custom_diffusion.training.loop import Progress
 from lib_custom_diffusion.training.plan import PLAIN, TrainingPlan
@@ -100,6 +101,12 @@ def test_settings_on_the_disk_are_a_plan_again(plan: TrainingPlan, tmp_path: Pat
     assert TrainingPlan.of(stored) == plan
 
 
+def test_captions_are_looked_at_before_a_model_is_loaded(plan: TrainingPlan) -> None:
+    asked = replace(plan, caption_source="template", template=Path("nowhere.txt"))
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
+        check_settings(asked)
+
+
 def old_training(folder: Path) -> dict[str, bytes]:
     """What an earlier training has left, as a file's content by its path."""
     for name in ("checkpoint-9/old.bin", DELTA, "loss.csv", "config.json"):
@@ -124,6 +131,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"name": "x" * 300}, "too long"),
         ({"modifier_token": ("***",)}, "no letter or digit to use in a file name"),
         ({"modifier_token": ("<new1>", "new1")}, "the words <new1> and new1 are the same, or would be saved as"),
+        ({"modifier_token": ("<new1>", "<NEW1>")}, "the words <new1> and <NEW1> are the same, or would be"),
         ({"modifier_token": ("cat",)}, "cat is a word that tiny knows already"),
         ({"initializer_token": ("",)}, "the initializer token '' for <new1> is empty"),
         ({"resolution": 20}, "resolution must be a multiple of 8"),
