@@ -91,12 +91,13 @@ class TrainableDelta:
 
     def __init__(self, layers: Mapping[str, Projection], device: torch.device, rank: int = 0, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
+        # UNets of LDM's kind have their middle before the output, diffusers' have it last: all draw in one order.
+        in_order = sorted(layers, key=lambda key: ".middle_block." in key)
+        drawn = {key: _parameters(key, layers[key], device, rank, generator) for key in in_order}
         self.parameters: dict[str, nn.Parameter] = {}
-        self._factors: dict[str, tuple[nn.Parameter, ...]] = {}
-        for key, layer in layers.items():
-            own = _parameters(key, layer, device, rank, generator)
-            self.parameters |= own
-            self._factors[key] = tuple(own.values())
+        for key in layers:
+            self.parameters |= drawn[key]
+        self._factors = {key: tuple(own.values()) for key, own in drawn.items()}
         self._hooks = Hooks(
             (layer.module, (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self._factors[key]))
             for key, layer in layers.items()

@@ -156,6 +156,20 @@ def test_a_first_step_is_as_large_for_factors_of_any_rank_as_for_a_full_matrix(r
     assert change.pow(2).mean().sqrt().item() == pytest.approx(1e-4, rel=0.1)
 
 
+def test_factors_begin_alike_whether_the_middle_of_the_unet_stands_before_the_output_or_last() -> None:
+    """As in LDM's UNets and in diffusers'. What a training learns must not hang on the program that it runs in."""
+    sides = ("input_blocks.1", "middle_block.1", "output_blocks.3")
+    layers = {
+        (key := f"model.diffusion_model.{side}.attn2.to_k.weight"): Projection(key, "k", "mid", nn.Linear(6, 4))
+        for side in sides
+    }
+    middle_last = {key: layers[key] for key in sorted(layers, key=lambda key: "middle" in key)}
+    ldm, diffusers = (TrainableDelta(each, torch.device("cpu"), 2, 5) for each in (layers, middle_last))
+    assert list(ldm.parameters)[2].startswith("model.diffusion_model.middle_block.")
+    for name, parameter in diffusers.parameters.items():
+        assert torch.equal(ldm.parameters[name], parameter)
+
+
 def test_factors_have_no_more_rank_than_their_layer_and_are_drawn_alike_by_a_seed(unet: TinyUNet) -> None:
     layers = projections(unet)
     first, same, other = (TrainableDelta(layers, torch.device("cpu"), 999, seed) for seed in (1, 1, 2))
