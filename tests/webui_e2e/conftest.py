@@ -30,6 +30,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 from safetensors.torch import load_file, save_file
 
 import attack_page
+from lib_custom_diffusion.tokens import embedding_sdxl
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "lib_custom_diffusion" / "standalone" / "toy"
@@ -39,6 +40,10 @@ FLAGS = ["--use-cpu", "all", "--no-half", "--skip-torch-cuda-test", "--skip-prep
 OF_REFORGE = ["--always-cpu", "--all-in-fp32"]
 START_SECONDS = 1800
 PROMPT = "a cat on a red background"
+TABLES_OF_XL = (
+    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    "conditioner.embedders.1.model.token_embedding.weight",
+)
 
 
 def is_reforge() -> bool:
@@ -108,6 +113,28 @@ class WebUI:
         self.process.terminate()
         self.process.wait(30)
         self.log.close()
+
+    def load_toy_xl(self) -> None:
+        """Put the toy in SDXL's layout among the checkpoints, and choose it."""
+        folder = self.data / "models" / "Stable-diffusion"
+        shutil.copy(TOY / "toy-xl.safetensors", folder)
+        text = (TOY / "toy-xl.yaml").read_text()
+        text = text.replace("config-xl/tokenizer", str(TOY / "config-xl" / "tokenizer"))
+        (folder / "toy-xl.yaml").write_text(text)
+        self.post("/sdapi/v1/refresh-checkpoints")
+        # The host's own way of showing a picture on the way would download a model for SDXL.
+        self.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint="toy-xl.safetensors")
+
+    def make_word_of_toy_xl(self, word: str, like: str) -> Path:
+        """Write a word's file that has a known word's vectors in both text encoders, and have it read."""
+        tables = load_file(TOY / "toy-xl.safetensors")
+        numbers = json.loads((TOY / "config-xl" / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+        row = slice(numbers[f"{like}</w>"], numbers[f"{like}</w>"] + 1)
+        file = self.data / "embeddings" / f"{word}.safetensors"
+        file.write_bytes(embedding_sdxl([tables[name][row].float() for name in TABLES_OF_XL], 0))
+        os.utime(file.parent)
+        self.post("/sdapi/v1/refresh-embeddings")
+        return file
 
     def get(self, path: str) -> Any:
         return self._ask(urllib.request.Request(self.url + path))

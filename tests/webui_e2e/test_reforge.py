@@ -6,11 +6,12 @@ SCREENSHOTS also gets the pictures that are drawn here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 from safetensors.torch import load_file
 
 from conftest import PROMPT, TOY, Page, WebUI, difference, fingerprint, is_reforge
@@ -18,6 +19,7 @@ from lib_custom_diffusion import formats
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone import toy
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.train import run_training
 from lib_custom_diffusion.training.plan import TrainingPlan
 
@@ -143,6 +145,55 @@ def test_the_model_is_afterwards_as_it_was(webui: WebUI, trained: Delta, drawn: 
 def test_what_was_learned_acts(webui: WebUI, trained: Delta) -> None:
     with_it, without = (webui.images(f"photo of a thing house{end}")[0][0] for end in (" <delta:learned:1>", ""))
     assert difference(with_it, without)[1] > 1
+
+
+OF_XL = {"rank": 4, "resolution": 128}  # reForge takes every SDXL for one of 1024 pixels
+
+
+@pytest.fixture(scope="module")
+def toy_xl(webui: WebUI) -> Iterator[Image.Image]:
+    """What the toy in SDXL's layout draws before anything was done with it; the other is chosen again afterwards."""
+    before = fingerprint(webui.images(PROMPT)[0][0])
+    webui.load_toy_xl()
+    yield webui.images(PROMPT, steps=12)[0][0]
+    webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
+    assert fingerprint(webui.images(PROMPT)[0][0]) == before
+
+
+def test_sdxl_draws_what_the_command_line_draws(toy_xl: Image.Image) -> None:
+    """The corner is red, as the prompt says, which a model that is read wrongly does not draw."""
+    corner = ImageStat.Stat(toy_xl.crop((0, 0, 12, 12))).mean
+    assert corner[0] > 2 * max(corner[1:])
+
+
+@pytest.fixture(scope="module")
+def trained_xl(webui: WebUI, toy_xl: Image.Image, pictures: Path) -> Delta:
+    """What a training of the toy in SDXL's layout learns, its word first made of another's vectors."""
+    webui.make_word_of_toy_xl("thing", like="house")
+    done = webui.train("learned-xl", pictures, **asked_of_a_training(pictures), **OF_XL)
+    assert (done["steps"], done["interrupted"]) == (12, False)
+    return Delta.load(webui.delta("learned-xl"))
+
+
+def test_sdxl_learns_what_it_learns_in_diffusers(trained_xl: Delta, pictures: Path, tmp_path: Path) -> None:
+    plan = TrainingPlan.of({**asked_of_a_training(pictures), "initializer_token": ["house"], **OF_XL})
+    learned = run_training(load_model("toy-xl"), plan, tmp_path).result.delta
+    for key, entry in learned.entries.items():
+        torch.testing.assert_close(trained_xl.entries[key].dense(), entry.dense(), rtol=0.01, atol=1e-4)
+    [ours], [theirs] = learned.embeddings.values(), trained_xl.embeddings.values()
+    torch.testing.assert_close(theirs, ours, rtol=0.01, atol=1e-3)
+
+
+def test_sdxl_is_afterwards_as_it_was_and_draws_with_what_it_learned(
+    webui: WebUI, toy_xl: Image.Image, trained_xl: Delta
+) -> None:
+    assert fingerprint(webui.images(PROMPT, steps=12)[0][0]) == fingerprint(toy_xl)
+    prompt = "photo of a thing house"
+    strong, weak, without = (
+        webui.images(f"{prompt}{end}")[0][0] for end in (" <delta:learned-xl:1>", " <delta:learned-xl:0.3>", "")
+    )
+    assert difference(strong, without)[1] > difference(weak, without)[1] > 0.1
+    assert fingerprint(webui.images(PROMPT, steps=12)[0][0]) == fingerprint(toy_xl)
 
 
 def test_the_page_trains(webui: WebUI, trained: Delta, page: Page, pictures: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,27 +15,14 @@ from safetensors.torch import load_file
 from conftest import PROMPT, TOY, Page, WebUI, difference
 from lib_custom_diffusion.algebra.files import convert_files
 from lib_custom_diffusion.standalone.models import load_model
-from lib_custom_diffusion.tokens import embedding_sdxl
 
-TABLES = (
-    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
-    "conditioner.embedders.1.model.token_embedding.weight",
-)
-VOCABULARY = json.loads((TOY / "config-xl" / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.skipif(not (TOY / "toy-xl.safetensors").is_file(), reason="the model isn't there")
 
 
 @pytest.fixture
 def toy_xl(webui: WebUI, untouched: str) -> Iterator[str]:
     """The picture that it makes before anything was done with it; the other toy is chosen again afterwards."""
-    folder = webui.data / "models" / "Stable-diffusion"
-    shutil.copy(TOY / "toy-xl.safetensors", folder)
-    text = (TOY / "toy-xl.yaml").read_text()
-    text = text.replace("config-xl/tokenizer", str(TOY / "config-xl" / "tokenizer"))
-    (folder / "toy-xl.yaml").write_text(text)
-    webui.post("/sdapi/v1/refresh-checkpoints")
-    # The host's own way of showing a picture on the way would download a model for SDXL.
-    webui.post("/sdapi/v1/options", show_progress_type="Approx cheap", sd_model_checkpoint="toy-xl.safetensors")
+    webui.load_toy_xl()
     yield webui.picture(PROMPT)[0]
     webui.post("/sdapi/v1/options", sd_model_checkpoint="toy.safetensors")
     assert webui.picture(PROMPT)[0] == untouched
@@ -52,12 +37,7 @@ def test_it_draws_what_the_words_say_as_sdxl(webui: WebUI, toy_xl: str) -> None:
 
 
 def test_both_encoders_read_one_vocabulary_and_learn_a_word(webui: WebUI, toy_xl: str, pictures: Path) -> None:
-    file = webui.data / "embeddings" / "thing.safetensors"
-    parts = [load_file(TOY / "toy-xl.safetensors")[name] for name in TABLES]
-    number = VOCABULARY["house</w>"]
-    file.write_bytes(embedding_sdxl([table[number : number + 1].float() for table in parts], 0))
-    os.utime(file.parent)
-    webui.post("/sdapi/v1/refresh-embeddings")
+    file = webui.make_word_of_toy_xl("thing", like="house")
     # A word that has a known one's vectors in both encoders is that word.
     assert webui.picture("a thing on a red background")[0] == webui.picture("a house on a red background")[0]
     assert webui.picture("a thing, on a red background")[0] == webui.picture("a house, on a red background")[0]
