@@ -94,8 +94,8 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
         named.setdefault(path.relative_to(folder).with_name(delta_name(path)).as_posix(), path)
     if name not in named:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        there = ", ".join(names[:_SHOWN]) or "none"
-        raise UserError(f"there is no delta {name!r} in {folder}, which has {there}{more}{did_you_mean(name, names)}")
+        there = f"which has {', '.join(names[:_SHOWN])}{more}" if names else "which is empty"
+        raise UserError(f"there is no delta {name!r} in {folder}, {there}{did_you_mean(name, names)}")
     return named[name]
 
 

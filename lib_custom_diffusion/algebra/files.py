@@ -358,7 +358,7 @@ def plain_word_note(word: str) -> str:
     """What to tell of a new name that is written as ordinary words are; nothing of others."""
     if not word.isalpha():
         return ""
-    return f"Where this delta acts, {word} in a prompt always means the concept; <{word}> could not be mistaken."
+    return f"With this delta, any {word} in a prompt means the concept; <{word}> could not be mistaken for a word."
 
 
 def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:

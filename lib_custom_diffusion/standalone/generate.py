@@ -44,8 +44,12 @@ def generate(options: argparse.Namespace) -> int:
         words |= own.keys()
         if not any(word in options.prompt or word in options.negative_prompt for word in own):
             print(f"{path} is not used: neither prompt has {' or '.join(own)}")
-    for sentence in without_meaning(split_deltas(options.prompt)[0], options.negative_prompt, words, sampling):
+    prompt = split_deltas(options.prompt)[0]
+    for sentence in without_meaning(prompt, options.negative_prompt, words, sampling):
         print(sentence)
+    for delta, _ in deltas:
+        if delta.embeddings and not any(word in f"{prompt} {options.negative_prompt}" for word in delta.embeddings):
+            print(f"The prompt has none of its delta's words: {', '.join(delta.embeddings)}.")
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)

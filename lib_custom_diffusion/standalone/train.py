@@ -148,7 +148,11 @@ def _plan_of_flags(options: argparse.Namespace) -> TrainingPlan:
         return TrainingPlan.of({**given, "concepts": load_concepts_list(options.concepts_list)}, recipe, FLAGS)
     if options.instance_data_dir is None and getattr(options, "concepts", None):  # of a file of settings
         return TrainingPlan.of(given, recipe, FLAGS)
-    if options.instance_data_dir is None or not options.instance_prompt:
+    if options.instance_data_dir is not None and not options.instance_prompt:
+        raise UserError(
+            '--instance_prompt is missing; give the caption of the pictures, such as "photo of a <new1> cat"'
+        )
+    if options.instance_data_dir is None:
         raise UserError(
             'say what to learn: --instance_data_dir FOLDER --instance_prompt "photo of a <new1> cat",'
             " or --concepts_list FILE.json"

@@ -243,7 +243,7 @@ def test_a_word_is_renamed_and_nothing_else(cat: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("<new2>", "<cat>", "there is no word '<new2>' in it; it has <new1>"),
+        ("<new2>", "<cat>", "there is no word '<new2>' in it; its words are <new1>"),
         ("<new1>", "my cat", "should be one word"),
         ("<new1>", "", "should be one word"),
         ("<new1>", "<a>+<b>", "should be one word"),
@@ -270,7 +270,7 @@ def test_a_file_that_is_small_enough_is_copied_byte_for_byte_and_that_is_said(ca
 
 
 def test_a_name_that_is_written_as_ordinary_words_are_is_told_of() -> None:
-    assert "cat in a prompt always means the concept" in plain_word_note("cat")
+    assert "any cat in a prompt means the concept" in plain_word_note("cat")
     assert plain_word_note("<cat>") == plain_word_note("cat-7") == ""
 
 

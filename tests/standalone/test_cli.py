@@ -441,6 +441,8 @@ def test_bad_concepts_lists(
 def test_training_without_saying_what(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 2
     assert "say what to learn" in error(capsys)
+    assert main(["train", "--instance_data_dir", "photos"]) == 2
+    assert "--instance_prompt is missing" in error(capsys)
 
 
 def test_folder_of_another_training_is_not_overwritten_unasked(
@@ -522,6 +524,8 @@ def test_what_means_nothing_in_a_prompt_is_told(
     Delta({}, {"<new1>": torch.zeros(1, WIDTH)}).save(delta)
     assert main([*drawn, "--prompt", f"a <new1> cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / '00042.png'}\n"
+    assert main([*drawn, "--prompt", f"a cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
+    assert "The prompt has none of its delta's words: <new1>." in capsys.readouterr().out
 
 
 def generate(model: Path, delta: Path, output: Path) -> int:
