@@ -147,6 +147,14 @@ def test_what_was_learned_acts(webui: WebUI, trained: Delta) -> None:
     assert difference(with_it, without)[1] > 1
 
 
+def test_the_page_trains(webui: WebUI, trained: Delta, page: Page, pictures: Path) -> None:
+    page.fill_form("thing", pictures, "pressed", 3)
+    page.press("cd_start")
+    page.wait_for("cd_outcome", "Finished after 3 steps")
+    page.look("reforge-trained")
+    assert Delta.load(webui.delta("pressed")).provenance.steps == 3
+
+
 OF_XL = {"rank": 4, "resolution": 128}  # reForge takes every SDXL for one of 1024 pixels
 
 
@@ -194,11 +202,3 @@ def test_sdxl_is_afterwards_as_it_was_and_draws_with_what_it_learned(
     )
     assert difference(strong, without)[1] > difference(weak, without)[1] > 0.1
     assert fingerprint(webui.images(PROMPT, steps=12)[0][0]) == fingerprint(toy_xl)
-
-
-def test_the_page_trains(webui: WebUI, trained: Delta, page: Page, pictures: Path) -> None:
-    page.fill_form("thing", pictures, "pressed", 3)
-    page.press("cd_start")
-    page.wait_for("cd_outcome", "Finished after 3 steps")
-    page.look("reforge-trained")
-    assert Delta.load(webui.delta("pressed")).provenance.steps == 3
