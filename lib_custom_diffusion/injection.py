@@ -97,7 +97,7 @@ class TrainableDelta:
         self.parameters: dict[str, nn.Parameter] = {}
         for key in layers:
             self.parameters |= drawn[key]
-        self._factors = {key: tuple(own.values()) for key, own in drawn.items()}
+        self._factors = {key: tuple(drawn[key].values()) for key in layers}
         self._hooks = Hooks(
             (layer.module, (_LearnedTextTerm if layer.role in READ_TEXT else _LearnedTerm)(self._factors[key]))
             for key, layer in layers.items()
