@@ -39,7 +39,7 @@ def test_a_job_says_at_once_what_it_begins_with() -> None:
         pass
     assert "Loading &lt;sd&gt;…" in next(job.watch())
     may_end.set()
-    assert job.result() and len(list(job.watch())) == 1  # what is drawn before the result, which may be as the last
+    assert job.result() and list(job.watch()) == []
 
 
 def test_what_a_job_tells_is_shown() -> None:

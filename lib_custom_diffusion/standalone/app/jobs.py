@@ -88,14 +88,10 @@ class Job(Generic[T]):
             raise Interrupted("Interrupted. What was finished is kept.")
 
     def watch(self) -> Iterator[str]:
-        """How far it is, as HTML, at once, even if it is finished, and again and again until it is.
-
-        So an error that follows is never drawn over an equal one, which gradio would not do.
-        """
-        while True:
+        """How far it is, as HTML, at once, and again and again until it is finished."""
+        while not self.finished:
             yield _progress_html(*(self._progress or (0, 0, self._waiting())), time.monotonic() - self._started)
-            if self._finished.wait(_SECONDS_BETWEEN_LOOKS):
-                return
+            self._finished.wait(_SECONDS_BETWEEN_LOOKS)
 
     def result(self) -> T:
         """What came of it. Raises UserError if it failed, whatever the reason; the log has what users can't mend."""
