@@ -272,7 +272,6 @@ def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[An
 
 def _estimated(job: Job[str]) -> Iterator[tuple[Any, Any]]:
     """What to show of an estimate until it is there: the estimate, and progress."""
-    yield "", ""  # so that an error is never drawn over an equal one, which gradio would not do
     for waiting in job.watch():
         yield "", waiting
     try:
