@@ -248,6 +248,7 @@ def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: 
     page.fill("cd_word_1", "cat")
     page.press("cd_start")
     one_error(page, "cat is a word")
+    page.page.wait_for_timeout(2000)  # gradio tells the last state of an event once more when it ends
     page.drop("cd_upload", [Path(__file__)])  # alone, it is no picture
     one_error(page, "test_ui_browser.py: it is no picture")
     assert page.value("cd_pictures_1") == str(tmp_path)
