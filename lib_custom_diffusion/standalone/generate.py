@@ -21,7 +21,7 @@ from ..errors import UserError, check_range, check_text
 from ..formats import read_words
 from ..injection import Injection
 from ..storage import check_writable, write_atomically
-from ..tokens import tokens_in
+from ..tokens import split_at_tokens, tokens_in
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
@@ -38,17 +38,18 @@ def generate(options: argparse.Namespace) -> int:
     check_range(options, "num_images", 1, 1_000_000, "--{}".format)
     check_writable(options.output)
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
+    prompt = split_deltas(options.prompt)[0]
+    asked = f"{prompt} {options.negative_prompt}"
     words = {token for delta, _ in deltas for token in delta.embeddings}
     for path in options.embedding:
         own = read_words(path)
         words |= own.keys()
-        if not any(word in options.prompt or word in options.negative_prompt for word in own):
+        if not set(own).intersection(split_at_tokens(asked, own)):
             print(f"{path} is not used: neither prompt has {' or '.join(own)}")
-    prompt = split_deltas(options.prompt)[0]
     for sentence in without_meaning(prompt, options.negative_prompt, words, sampling):
         print(sentence)
     for delta, _ in deltas:
-        if delta.embeddings and not any(word in f"{prompt} {options.negative_prompt}" for word in delta.embeddings):
+        if delta.embeddings and not set(delta.embeddings).intersection(split_at_tokens(asked, delta.embeddings)):
             print(f"The prompt has none of its delta's words: {', '.join(delta.embeddings)}.")
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
