@@ -149,7 +149,7 @@ def test_what_peft_saves_is_read(settings: dict[str, Any], by: str, tmp_path: Pa
     torch.manual_seed(2)
     for name, parameter in unet.named_parameters():
         if "lora_" in name:
-            parameter.data.normal_()
+            parameter.data.normal_(std=0.2)  # large ones amplify the last digit from layer to layer
     layers = get_peft_model_state_dict(unet)
     if by == "peft":
         path = saved(
@@ -163,8 +163,9 @@ def test_what_peft_saves_is_read(settings: dict[str, Any], by: str, tmp_path: Pa
         (path,) = tmp_path.iterdir()
     found = formats.read(path)
     assert found.dropped == []
+    assert relative(output(base_unet), output(unet)) > 1e-3
     with Injection(base_unet, [(found.delta, 1.0)]):
-        assert relative(output(base_unet), output(unet)) < 1e-4
+        assert relative(output(base_unet), output(unet)) < 1e-5
 
 
 @pytest.mark.parametrize("decomposed", [False, True])
