@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..backend import PREDICTION_TYPES
 from ..errors import UserError, did_you_mean
+from ..finite import named, not_finite
 from ..storage import is_special, read_text, typed_path
 from ..text_features import captions_beside
 from .diffusers_backend import DiffusersBackend
@@ -112,6 +113,7 @@ def load_model(
             pipeline.vae = load_vae(vae, pipeline.vae.config.scaling_factor)
     if other_tokenizer is not None:
         pipeline.tokenizer = other_tokenizer
+    _refuse_not_finite(pipeline, path, vae)
     device = device or best_device()
     pipeline.unet.to(device, dtype)
     pipeline.text_encoder.to(device, dtype)
@@ -119,6 +121,31 @@ def load_model(
         pipeline.text_encoder_2.to(device, dtype)
     pipeline.vae.to(device, torch.float32)  # half-precision VAEs overflow on some pictures
     return DiffusersBackend(pipeline, path.stem, _hash_of(path), captions_beside(path), _parts(vae, tokenizer))
+
+
+def _refuse_not_finite(pipeline: DiffusionPipeline, path: Path, vae: Path | None) -> None:
+    """Raise UserError if a weight that is used is NaN or infinite: the loss would be, too.
+
+    Of SDXL's first text encoder the last layer is not used.
+    """
+    unused: tuple[str, ...] = ()
+    parts = {"UNet": pipeline.unet, "text encoder": pipeline.text_encoder}
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        parts |= {"second text encoder": pipeline.text_encoder_2}
+        last = pipeline.text_encoder.config.num_hidden_layers - 1
+        unused = (f"text_model.encoder.layers.{last}.", "text_model.final_layer_norm.")
+    for part, model in parts.items():
+        skipped = unused if part == "text encoder" else ()
+        broken = not_finite(each for each in model.state_dict().items() if not each[0].startswith(skipped))
+        if broken:
+            raise UserError(
+                f"the {part} of {path} is broken: {named(broken)} values that are NaN or infinite, as a merge in half"
+                " precision can leave them; merge it again in float32, or give another model"
+            )
+    broken = not_finite(pipeline.vae.state_dict().items())
+    if broken:
+        whose = vae or f"the VAE of {path}"
+        raise UserError(f"{whose} is broken: {named(broken)} values that are NaN or infinite; give another by --vae")
 
 
 def known_of_model(name: str, vae: Path | None, tokenizer: str | None) -> dict[str, str]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ from .layout import (
     unet_name,
     vae_name,
 )
+from .other_names import under_ldm_names
 from .weights import Weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,9 @@ _PREDICTIONS = {
     **dict.fromkeys(("v", "v_pred", "v_prediction"), "v_prediction"),
 }
 
-_OLD_TEXT_NAMES = re.compile(rf"^{re.escape(TEXT_PREFIX)}(?=embeddings\.|encoder\.|final_layer_norm\.)")
-_TURBO_PREFIX = "conditioner.embedders.0.model."
+_OF_TEXT_ENCODERS = ("cond_stage_model.", "text_encoder", "clip_l.", "clip_g.", "te1.", "te2.")
+"""How names of text encoders begin in files of other programs than those that are read."""
+_READ_OF_OPEN_CLIP = 23  # of 24 layers, by Stable Diffusion 2
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
@@ -93,11 +94,12 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
     Raises UserError for what is no checkpoint, one of a kind that cannot be used, or one that lacks a part.
     """
     weights = read_weights(path)
+    tensors = under_ldm_names(weights.tensors)
+    weights = replace(weights, tensors=tensors)
     refuse_other_kinds(weights)
-    described = read_description(_description_of(path, weights.tensors))
-    if is_sdxl(weights.tensors):
+    described = read_description(_description_of(path, tensors))
+    if is_sdxl(tensors):
         return _load_sdxl(weights, described, vae, prediction_type)
-    tensors = {_renamed(name): tensor for name, tensor in weights.tensors.items()}
     second = any(name.startswith(OPEN_CLIP_PREFIX) for name in tensors)
     if not second and not any(name.startswith(f"{TEXT_PREFIX}text_model.") for name in tensors):
         if any(name.startswith("cond_stage_model.") for name in tensors):
@@ -117,7 +119,7 @@ def load_checkpoint(path: Path, vae: Path | None = None, prediction_type: str | 
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(described, prediction, weights.tensors),
+        scheduler=_scheduler(described, prediction, tensors),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -130,6 +132,12 @@ def _load_sdxl(
     path, tensors = weights.path, weights.tensors
     prefixes = {"first": FIRST_TEXT_PREFIX, "second": SECOND_TEXT_PREFIX}
     lacking = [which for which, prefix in prefixes.items() if not any(name.startswith(prefix) for name in tensors)]
+    strange = min((name for name in tensors if name.startswith(_OF_TEXT_ENCODERS)), default=None)
+    if lacking and strange is not None:
+        raise UserError(
+            f"{path} names its text encoders in a way that is not known, such as {strange}; give a file with SDXL's own"
+            f" names ({FIRST_TEXT_PREFIX}…, {SECOND_TEXT_PREFIX}…)"
+        )
     if len(lacking) == 2:
         raise UserError(f"{path} has no text encoders: they were left out to save room; give the whole checkpoint")
     if lacking:
@@ -399,7 +407,8 @@ def _second_of_sdxl(
         tokenizer = copy.deepcopy(of_first)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     with _whole(path, "text encoder"):
-        projection = own["text_projection"].T
+        projection = own.get("text_projection.weight")
+        projection = own["text_projection"].T if projection is None else projection
     config["projection_dim"] = projection.shape[0]
     state = state | {"text_projection.weight": projection.contiguous()}
     return _text_model(path, config, state.get, tokenizer, CLIPTextModelWithProjection), tokenizer
@@ -410,17 +419,22 @@ def _open_clip_config(
 ) -> tuple[dict[str, Any], Tensors]:
     """The configuration of an OpenCLIP text encoder, and its tensors by transformers' names."""
     with _whole(path, "text encoder"):
-        words, width = own["token_embedding.weight"].shape
-        layers = _count(own, "transformer.resblocks.") - but_the_last
+        if any(name.startswith("text_model.") for name in own):
+            state, layers = own, _count(own, "text_model.encoder.layers.")
+            if but_the_last:  # which diffusers leaves out when it writes
+                layers = min(layers, _READ_OF_OPEN_CLIP)
+        else:
+            layers = _count(own, "transformer.resblocks.") - but_the_last
+            state = open_clip_state(own, layers)
+        words, width = state["text_model.embeddings.token_embedding.weight"].shape
         config = dict(
             vocab_size=words,
             hidden_size=width,
-            intermediate_size=own["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            intermediate_size=state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
             num_hidden_layers=layers,
-            max_position_embeddings=own["positional_embedding"].shape[0],
+            max_position_embeddings=state["text_model.embeddings.position_embedding.weight"].shape[0],
             hidden_act="gelu",
         )
-        state = open_clip_state(own, layers)
     if words != expected:
         whose = "OpenCLIP's" if expected == clip.WORDS else "its first text encoder's"
         raise UserError(f"{path} has a vocabulary of {words:,} words; {whose} has {expected:,}")
@@ -481,13 +495,6 @@ def _scheduler(described: Described, prediction_type: str, keys: Collection[str]
         rescale_betas_zero_snr=zero_terminal_snr,
         timestep_spacing="trailing" if zero_terminal_snr else "leading",
     )
-
-
-def _renamed(name: str) -> str:
-    """A name of a checkpoint's tensor as it is today: older files, and SD-Turbo's, name the text encoder otherwise."""
-    if name.startswith(_TURBO_PREFIX):
-        return OPEN_CLIP_PREFIX + name.removeprefix(_TURBO_PREFIX)
-    return _OLD_TEXT_NAMES.sub(f"{TEXT_PREFIX}text_model.", name)
 
 
 def _new_vae_name(name: str) -> str:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention import architecture
 from ..backend import LATENT_CELL, Conditioning, LatentDistribution, Sampling, Sizes
 from ..errors import UserError
+from ..finite import named, not_finite
 from ..reading.document import Header, read_header
 from ..text_features import captions_beside
 from . import host_text, reforge
@@ -62,6 +63,24 @@ class HostBackend:
         self.alphas_cumprod = _noise_schedule(model, header is not None and "ztsnr" in header.names)
         self.captions = captions_beside(Path(model.sd_checkpoint_info.filename))
         self.resolution = model_resolution(model)
+
+    @torch.no_grad()
+    def refuse_not_finite(self) -> None:
+        """Raise UserError if the UNet has weights, or the text encoder gives features, that are NaN or infinite.
+
+        What the VAE makes of pictures is looked at as they are encoded.
+        """
+        broken = not_finite(self.unet.named_parameters())
+        if broken:
+            raise UserError(
+                f"the UNet of {self.name} is broken: {named(broken)} values that are NaN or infinite, as a merge in"
+                " half precision can leave them; merge it again in float32, or choose another checkpoint"
+            )
+        if not torch.isfinite(self.encode_captions([""], {}).crossattn).all():
+            raise UserError(
+                f"the text encoder of {self.name} is broken: what it makes of an empty prompt is NaN or infinite;"
+                " choose another checkpoint"
+            )
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> LatentDistribution:

@@ -94,6 +94,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     refuse_without_checkpoint()
     refuse_untrainable(shared.sd_model)
     backend = HostBackend(plan.tokens)
+    backend.refuse_not_finite()
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
     plan = _as_the_host_has_it(plan, wording)
     _ask_before_words_are_trained_over(plan, wording)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 import tiny_checkpoints as tiny
@@ -18,6 +18,7 @@ from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.standalone import toy
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.models import load_model
+from lib_custom_diffusion.standalone.other_names import under_ldm_names
 from lib_custom_diffusion.standalone.single_file import load_checkpoint, measured_prediction_type
 from offline import offline  # noqa: F401 - a fixture
 
@@ -201,8 +202,7 @@ def test_a_text_encoder_of_another_kind_is_not_called_left_out(tmp_path: Path) -
 
 
 def _ldm_vae(folder: Path) -> Path:
-    own = {name: value for name, value in tiny.sd1().items() if name.startswith("first_stage_model.")}
-    return saved(folder / "vae.safetensors", own)
+    return saved(folder / "vae.safetensors", own_vae())
 
 
 def _webui_vae(folder: Path) -> Path:
@@ -360,3 +360,166 @@ def test_projections_are_those_of_the_files_own_names(tmp_path: Path) -> None:
     found = projections(load_checkpoint(saved(tmp_path / "a.safetensors", tensors)).unet)
     assert found.keys() == {name for name in tensors if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
     assert all(torch.equal(layer.module.weight, tensors[key]) for key, layer in found.items())
+
+
+OPEN_CLIP, SECOND = "cond_stage_model.model.", "conditioner.embedders.1.model."
+
+
+def second_of_sdxl(prefix: str, projection: str) -> tiny.Tensors:
+    """SDXL whose second text encoder is under transformers' names behind that prefix."""
+    state = tiny.sdxl_pipeline().text_encoder_2.state_dict()
+    own = {prefix + name: tensor for name, tensor in state.items() if name.startswith("text_model.")}
+    positions = {f"{prefix}text_model.embeddings.position_ids": torch.arange(77)[None]}
+    return parted(tiny.sdxl(), SECOND) | own | positions | {projection: state["text_projection.weight"]}
+
+
+def of_forge() -> tiny.Tensors:
+    """As Forge saves the checkpoint that it has loaded."""
+    renamed = {
+        name.replace("first_stage_model.", "vae.").replace(
+            "conditioner.embedders.0.", "text_encoders.clip_l."
+        ): tensor
+        for name, tensor in second_of_sdxl(
+            "text_encoders.clip_g.transformer.", "text_encoders.clip_g.transformer.text_projection.weight"
+        ).items()
+    }  # fmt: skip
+    unused = {
+        "text_encoders.clip_l.logit_scale": torch.tensor(4.6),
+        "text_encoders.clip_l.transformer.text_projection.weight": torch.ones(tiny.WIDTH, tiny.WIDTH),
+    }
+    return renamed | unused
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: second_of_sdxl(
+            "conditioner.embedders.1.model.transformer.", "conditioner.embedders.1.model.text_projection.weight"
+        ),
+        lambda: second_of_sdxl(
+            "conditioner.embedders.1.model.", "conditioner.embedders.1.model.transformer.text_projection.weight"
+        ),
+        lambda: second_of_sdxl(
+            "conditioner.embedders.1.transformer.", "conditioner.embedders.1.transformer.text_projection.weight"
+        ),
+        lambda: (
+            parted(tiny.sdxl(), f"{SECOND}text_projection")
+            | {f"{SECOND}text_projection.weight": tiny.sdxl_pipeline().text_encoder_2.text_projection.weight}
+        ),
+        of_forge,
+    ],
+    ids=["merged", "merged, short", "transformer", "playground 2", "forge"],
+)
+def test_sdxl_whose_text_encoders_have_other_programs_names(make: Callable[[], tiny.Tensors], tmp_path: Path) -> None:
+    loaded, original = load_checkpoint(saved(tmp_path / "a.safetensors", make())), tiny.sdxl_pipeline()
+    assert_same_tensors(loaded, original)
+    with torch.no_grad():
+        ours, theirs = (pipeline.encode_prompt("a cat", device="cpu") for pipeline in (loaded, original))
+    assert torch.allclose(ours[0], theirs[0], atol=1e-5) and torch.allclose(ours[2], theirs[2], atol=1e-5)
+
+
+def test_stable_diffusion_1_and_2_as_forge_saves_them(tmp_path: Path) -> None:
+    for number, (tensors, word, original) in enumerate(
+        ((tiny.sd1(), "clip_l", tiny.stable_diffusion_1()), (tiny.sd2(), "clip_h", tiny.stable_diffusion_2()))
+    ):
+        text = {
+            f"text_encoders.{word}.transformer.{name}": value
+            for name, value in original.text_encoder.state_dict().items()
+        }
+        rest = parted(tensors, "cond_stage_model.")
+        renamed = {name.replace("first_stage_model.", "vae."): tensor for name, tensor in rest.items()}
+        loaded = load_checkpoint(saved(tmp_path / f"{number}.safetensors", renamed | text))
+        assert_same_tensors(loaded, original)
+        assert same_answers(loaded, original)
+
+
+def test_openclip_under_transformers_names_is_told_by_its_width_and_its_last_layer_is_not_read() -> None:
+    """As older scripts wrote a Stable Diffusion 2 that was trained with diffusers."""
+    text = {"cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": torch.empty(3, 1024)}
+    assert under_ldm_names(text).keys() == {"cond_stage_model.model.text_model.embeddings.token_embedding.weight"}
+    of_clip = {name: torch.empty(3, 768) for name in text}
+    assert under_ldm_names(of_clip).keys() == of_clip.keys()
+
+
+@pytest.mark.parametrize("layers", [23, 24])
+def test_the_last_of_openclips_24_layers_is_not_read(layers: int, tmp_path: Path) -> None:
+    """Transformers' names, with and without it."""
+    original = tiny.make_stable_diffusion_2(tiny.WIDTH, layers, 1, 8)
+    text = {f"{OPEN_CLIP}{name}": value for name, value in original.text_encoder.state_dict().items()}
+    path = saved(tmp_path / "a.safetensors", parted(tiny.sd2(original), OPEN_CLIP) | text)
+    assert load_checkpoint(path).text_encoder.config.num_hidden_layers == 23
+
+
+def test_text_encoders_under_unknown_names_are_not_called_left_out(tmp_path: Path) -> None:
+    """As stable-diffusion.cpp converts SDXL."""
+    other = {
+        name.replace("conditioner.embedders.1.model.", "cond_stage_model.1.transformer."): tensor
+        for name, tensor in tiny.sdxl().items()
+    }
+    with pytest.raises(UserError, match=r"in a way that is not known, such as cond_stage_model\.1\.transformer\."):
+        load_checkpoint(saved(tmp_path / "a.safetensors", other))
+
+
+def with_a_nan(tensors: tiny.Tensors, *names: str, value: float = float("nan")) -> tiny.Tensors:
+    broken = {name: tensors[name].clone() for name in names}
+    for tensor in broken.values():
+        tensor.view(-1)[-1] = value
+    return tensors | broken
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (tiny.sd1, UNET_KEY, r"the UNet of .*a\.safetensors is broken: down_blocks.* holds values that are NaN or"),
+        (tiny.sd1, "cond_stage_model.transformer.text_model.final_layer_norm.bias", "the text encoder of .* is broken"),
+        (tiny.sd1, "first_stage_model.decoder.conv_out.weight", r"the VAE of .* give another by --vae"),
+        (tiny.sd2, f"{OPEN_CLIP}transformer.resblocks.1.mlp.c_fc.weight", "the text encoder of .* is broken"),
+        (tiny.sdxl, f"{SECOND}transformer.resblocks.2.ln_1.bias", "the second text encoder of .* is broken"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_told_on_loading(
+    make: Callable[[], tiny.Tensors], name: str, said: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "a.safetensors", with_a_nan(make(), name))
+    with pytest.raises(UserError, match=said):
+        load_model(str(path))
+
+
+def test_it_is_said_how_many_tensors_are_broken(tmp_path: Path) -> None:
+    broken = with_a_nan(tiny.sd1(), UNET_KEY, UNET_KEY.replace("to_k", "to_v"), value=float("inf"))
+    with pytest.raises(UserError, match=r"2 of its tensors, such as down_blocks.*, hold values that are NaN or inf"):
+        load_model(str(saved(tmp_path / "a.safetensors", broken)))
+
+
+def test_weights_that_nothing_reads_may_be_anything(tmp_path: Path) -> None:
+    """Of layers that Stable Diffusion 2 and SDXL leave out, averaged ones, buffers, and of a VAE that is replaced."""
+    first = "conditioner.embedders.0.transformer.text_model."
+    unread = with_a_nan(
+        tiny.sd1() | {"model_ema.x": torch.ones(3), "cond_stage_model.transformer.text_model.embeddings.position_ids":
+                      torch.arange(77.0)[None]},
+        "first_stage_model.encoder.conv_in.weight", "model_ema.x",
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    )  # fmt: skip
+    load_model(str(saved(tmp_path / "1.safetensors", unread)), vae=_ldm_vae(tmp_path))
+    last = with_a_nan(tiny.sd2(), f"{OPEN_CLIP}transformer.resblocks.2.ln_1.bias", f"{OPEN_CLIP}text_projection")
+    load_model(str(saved(tmp_path / "2.safetensors", last)))
+    last = with_a_nan(tiny.sdxl(), f"{first}encoder.layers.1.mlp.fc1.weight", f"{first}final_layer_norm.weight")
+    load_model(str(saved(tmp_path / "xl.safetensors", last)))
+
+
+def test_a_broken_vae_that_was_given_is_named_and_a_folder_is_looked_at_too(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", tiny.sd1())
+    decoder = "first_stage_model.decoder.conv_out.weight"
+    vae = saved(tmp_path / "vae.safetensors", with_a_nan(own_vae(), decoder))
+    with pytest.raises(UserError, match=r"^\S*/vae\.safetensors is broken: decoder\.conv_out\.weight holds"):
+        load_model(str(path), vae=vae)
+    tiny.stable_diffusion_1().save_pretrained(tmp_path / "folder")
+    weights = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    save_file(with_a_nan(tensors, "conv_in.bias"), weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"the UNet of \S*/folder is broken: conv_in\.bias holds"):
+        load_model(str(tmp_path / "folder"))
+
+
+def own_vae() -> tiny.Tensors:
+    return {name: value for name, value in tiny.sd1().items() if name.startswith("first_stage_model.")}

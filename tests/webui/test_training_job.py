@@ -92,6 +92,18 @@ def test_a_model_that_cannot_be_trained_is_refused_before_a_word_for_it_is_asked
         train(plan)
 
 
+def test_weights_that_are_no_numbers_are_told_before_pictures_are_encoded(host, plan, monkeypatch):
+    monkeypatch.setattr(host.first_stage_model, "encoder", None)
+    texts_forward = host.cond_stage_model.forward
+    monkeypatch.setattr(host.cond_stage_model, "forward", lambda texts: texts_forward(texts) * float("nan"))
+    with pytest.raises(UserError, match=r"the text encoder of tiny is broken: .* NaN or infinite"):
+        train(plan)
+    with torch.no_grad():
+        next(host.model.diffusion_model.parameters()).view(-1)[-1] = float("nan")
+    with pytest.raises(UserError, match=r"the UNet of tiny is broken: .* NaN or infinite"):
+        train(plan)
+
+
 def test_in_forge_it_is_told_where_to_train_before_anything_is_read(host, plan, tmp_path):
     host.forge_objects = host.first_stage_model = None
     with pytest.raises(UserError, match=r"Forge .* cannot be trained here; train in AUTOMATIC1111's WebUI, in reForge"):
