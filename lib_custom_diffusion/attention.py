@@ -95,6 +95,22 @@ class Projection:
         return self.module.out_features, self.module.in_features
 
 
+def check_blocks(blocks: Sequence[str]) -> None:
+    """Raise UserError for what is neither a block nor a pattern that some UNet's key can match."""
+    for block in blocks:
+        literal = re.split(r"[*?\[]", block, maxsplit=1)[0]
+        may_match = literal.startswith(KEY_PREFIX) or (literal != block and KEY_PREFIX.startswith(literal))
+        if block not in BLOCKS and not may_match:
+            raise _no_layer_in(block, "output_blocks.9.1")
+
+
+def _no_layer_in(block: str, example: str) -> UserError:
+    return UserError(
+        f"no cross-attention layer is in {block!r}; choose from {', '.join(BLOCKS)} or give a pattern such as"
+        f" *{example}.*"
+    )
+
+
 def projections(unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[str] = ()) -> dict[str, Projection]:
     """The selected cross-attention projections of a UNet by key, in the network's order.
 
@@ -111,10 +127,7 @@ def projections(unet: nn.Module, select: str = "crossattn_kv", blocks: Sequence[
         raise UserError("this UNet has no cross-attention layers (attn2.to_k, attn2.to_v) to train")
     for block in blocks:
         if not any(_in_block(projection, block) for projection in every):
-            raise UserError(
-                f"no cross-attention layer is in {block!r}; choose from {', '.join(BLOCKS)} or give a pattern"
-                f" such as *{every[0].key.removeprefix(KEY_PREFIX).split('.transformer_blocks')[0]}.*"
-            )
+            raise _no_layer_in(block, every[0].key.removeprefix(KEY_PREFIX).split(".transformer_blocks")[0])
     return {
         projection.key: projection
         for projection in every

@@ -113,19 +113,31 @@ class TrainableDelta:
         self._hooks.remove()
 
 
+def parameter_shapes(layers: Mapping[str, Projection], rank: int = 0) -> dict[str, tuple[int, int]]:
+    """The shapes of a `TrainableDelta`'s parameters, by name."""
+    return {name: shape for key, layer in layers.items() for name, shape in _shapes(key, layer, rank).items()}
+
+
+def _shapes(key: str, layer: Projection, rank: int) -> dict[str, tuple[int, int]]:
+    """Those of one projection, by the names of the delta file."""
+    out, width = layer.shape
+    if rank == 0:
+        return {key: (out, width)}
+    rank = min(rank, out, width)
+    return {f"{key}.US": (out, rank), f"{key}.Vh": (rank, width)}
+
+
 def _parameters(
     key: str, layer: Projection, device: torch.device, rank: int, generator: torch.Generator
 ) -> dict[str, nn.Parameter]:
-    """What is learned of one projection, by the names of the delta file."""
-    out, width = layer.shape
-    if rank == 0:
-        return {key: nn.Parameter(torch.zeros(out, width, device=device))}
-    rank = min(rank, out, width)
-    drawn = torch.randn(rank, width, generator=generator) * rank**-0.5
-    return {
-        f"{key}.US": nn.Parameter(torch.zeros(out, rank, device=device)),
-        f"{key}.Vh": nn.Parameter(drawn.to(device)),
-    }
+    """What is learned of one projection, all zero but Vh."""
+    shapes = _shapes(key, layer, rank)
+    made = {name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items()}
+    if rank:
+        name = f"{key}.Vh"
+        drawn = torch.randn(shapes[name], generator=generator) * shapes[name][0] ** -0.5
+        made[name] = nn.Parameter(drawn.to(device))
+    return made
 
 
 class _LearnedTerm:

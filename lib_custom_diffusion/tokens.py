@@ -44,6 +44,21 @@ def split_tokens(text: str) -> list[str]:
     return tokens
 
 
+def check_initializers(tokens: Sequence[str], initializers: Sequence[str]) -> None:
+    """Raise UserError unless each token has something to start from."""
+    if len(initializers) < len(tokens):
+        raise UserError(
+            f"{len(tokens)} modifier tokens but {len(initializers)} initializer tokens; give one each, joined by +"
+        )
+    for token, initializer in zip(tokens, initializers):
+        if not initializer.strip():
+            raise _stands_for_nothing(initializer, token)
+
+
+def _stands_for_nothing(initializer: str, token: str) -> UserError:
+    return UserError(f"the initializer token {initializer!r} for {token} is empty; give a word such as cat")
+
+
 def initial_vectors(
     backend: Backend, tokens: Sequence[str], initializers: Sequence[str], vectors_per_token: int
 ) -> dict[str, Tensor]:
@@ -54,17 +69,14 @@ def initial_vectors(
 
     Raises UserError for a token the model knows already, too few initializers, or one that stands for nothing.
     """
-    if len(initializers) < len(tokens):
-        raise UserError(
-            f"{len(tokens)} modifier tokens but {len(initializers)} initializer tokens; give one each, joined by +"
-        )
+    check_initializers(tokens, initializers)
     vectors = {}
     for token, initializer in zip(tokens, initializers):
         if backend.has_token(token):
             raise UserError(f"{token} is a word that {backend.name} knows already; choose a new one, such as <new1>")
         found = initializer_vectors(backend, initializer).float().cpu()
         if len(found) == 0:
-            raise UserError(f"the initializer token {initializer!r} for {token} is empty; give a word such as cat")
+            raise _stands_for_nothing(initializer, token)
         if len(found) != vectors_per_token:
             found = found.mean(dim=0, keepdim=True).repeat(vectors_per_token, 1)
         vectors[token] = found.clone()

@@ -3,7 +3,17 @@
 import pytest
 from torch import nn
 
-from lib_custom_diffusion.attention import architecture, beside_to_v, family, projections, reads_text, role, short_name
+from lib_custom_diffusion.attention import (
+    BLOCKS,
+    architecture,
+    beside_to_v,
+    check_blocks,
+    family,
+    projections,
+    reads_text,
+    role,
+    short_name,
+)
 from lib_custom_diffusion.errors import UserError
 from tiny import TinyUNet
 
@@ -87,6 +97,16 @@ def test_unknown_selection_lists_the_valid_ones() -> None:
 def test_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="down, mid, up"):
         projections(TinyUNet(), blocks=["middle"])
+
+
+@pytest.mark.parametrize("block", ["middle", "output_blocks.9.*", "model.diff", "", "up_blocks.1"])
+def test_what_is_no_block_of_any_network_is_refused_without_one(block: str) -> None:
+    with pytest.raises(UserError, match="choose from down, mid, up or give a pattern"):
+        check_blocks(["up", block])
+
+
+def test_what_may_be_a_block_is_not_refused_before_the_network_is_known() -> None:
+    check_blocks([*BLOCKS, "*output_blocks.9.*", "model.*", "[m]odel*", next(iter(projections(TinyUNet())))])
 
 
 def test_network_without_cross_attention_is_refused() -> None:

@@ -34,6 +34,7 @@ from ..training.place import check_place
 from ..training.plan import TrainingPlan, Wording
 from ..training.recipes import TOY, plan_settings
 from ..training.resuming import identity_of, refuse_other
+from ..training.words import stands_alone
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_for_diffusers
 from .follow_up import command
@@ -54,7 +55,7 @@ def train(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
     device = _join_processes()
     plan = plan_of(options)
-    check_settings(plan, FLAGS)
+    check_settings(plan, FLAGS, stands_alone)
     if options.torch_compile:
         _check_compiles(device)
     check_device(plan, device, FLAGS)

@@ -192,6 +192,21 @@ def load_state(checkpoint: Path) -> TrainingState:
         )  # fmt: skip
 
 
+def shapes_in(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a state's tensors, by name. Raises UserError if it is damaged."""
+    with _opened(checkpoint / _STATE) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def check_shapes(then: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError if something that a save and a training both have is of another shape in one of them."""
+    for name, shape in now.items():
+        if name in then and tuple(then[name]) != tuple(shape):
+            raise UserError(
+                f"the save cannot be resumed from: {name} is {tuple(then[name])} in it and {tuple(shape)} now"
+            )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:

@@ -6,7 +6,7 @@ All raise UserError, in the words of the face.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +23,11 @@ from ..tokens import file_name
 from .loop import check_precision
 from .optimizers import check_optimizer_works
 from .plan import NAME, PLAIN, TrainingPlan, Wording
+from .words import check_said, is_in
 
 
-def check_settings(plan: TrainingPlan, wording: Wording = PLAIN) -> None:
-    """Refuse what no training can have."""
+def check_settings(plan: TrainingPlan, wording: Wording = PLAIN, said: Callable[[str, str], bool] = is_in) -> None:
+    """Refuse what no training can have. said: see `words.check_said`."""
     label = wording.label
     if not plan.concepts:
         raise UserError("a training has 1 concept or more; say what to learn")
@@ -41,6 +42,7 @@ def check_settings(plan: TrainingPlan, wording: Wording = PLAIN) -> None:
     concepts = plan.named_concepts()
     for number, concept in enumerate(concepts, start=1):
         _check_concept(plan, number, concept, wording)
+    check_said(plan.tokens, [plan.captions_of(concept) for concept in concepts], said)
     if plan.with_prior_preservation:
         _check_classes(plan, concepts, wording)
 
@@ -97,7 +99,6 @@ def _check_concept(plan: TrainingPlan, number: int, concept: Concept, wording: W
     if not concept.instance_prompt.strip():
         raise UserError(f"{wording.of_concept('instance_prompt', number)} is empty; write photo of a [name]")
     check_usable(find_pictures(concept.instance_data_dir), plan.use_alpha)
-    plan.captions_of(concept)
 
 
 def _check_classes(plan: TrainingPlan, concepts: Sequence[Concept], wording: Wording) -> None:

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,16 +30,18 @@ from ..data.concepts import Concept, ConceptExamples, encode_concept
 from ..data.pictures import moving_text
 from ..delta import SUFFIX
 from ..errors import Interrupted, NotSaved, UserError
+from ..injection import parameter_shapes
 from ..storage import FolderLock, printable, write_atomically
+from ..text_features import read_captions
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .checks import check_device, check_settings
 from .event_file import LOGS
-from .loop import Progress, Trainer, TrainingResult
+from .loop import Progress, Trainer, TrainingResult, rank_of
 from .losslog import LOSS_CSV, LossTable, Recorder
-from .place import COPIES, PREVIEWS, check_place, check_results
+from .place import COPIES, PREVIEWS, check_place, check_results, class_folder
 from .plan import TrainingPlan, Wording
-from .resuming import class_folder, identity_of, refuse_other
+from .resuming import identity_of, refuse_other
 from .unused import unused
 from .words import check_words
 
@@ -182,12 +184,24 @@ class TrainingJob:
 
     def _prepare(self) -> None:
         """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""
-        make_recorder = self.host.recorder if parallel.rank() == 0 else None
-        recorder = None if make_recorder is None else make_recorder()
-        concepts = [self._with_class_pictures(*each) for each in enumerate(self.plan.named_concepts(), start=1)]
-        identity = identity_of(self.plan, self.host.folder, self.backend)
-        if self.resume is not None:
-            refuse_other(self.plan, self.face.wording, self.resume, identity)
+        with ExitStack() as undone:
+            recorder = None
+            if parallel.rank() == 0 and self.host.recorder is not None:
+                recorder = self.host.recorder()
+                undone.callback(recorder.close)
+            concepts = [self._with_class_pictures(*each) for each in enumerate(self.plan.named_concepts(), start=1)]
+            identity = identity_of(self.plan, self.host.folder, self.backend)
+            if self.resume is not None:
+                refuse_other(self.plan, self.face.wording, self.resume, identity)
+            self._encode(concepts)
+            self.trainer = Trainer(
+                self.backend, concepts, self.examples, self.plan.config(), self.host.folder, self.name, self.resume,
+                self.host.loss_table, identity, allow_changes=True, on_save=self._saved, recorder=recorder,
+                logging_dir=self.host.logging_dir,
+            )  # fmt: skip
+            undone.pop_all()  # the trainer closes it
+
+    def _encode(self, concepts: Sequence[Concept]) -> None:
         started = time.monotonic()
         self.examples = [
             encode_concept(
@@ -197,11 +211,6 @@ class TrainingJob:
             for number, concept in enumerate(concepts, start=1)
         ]  # fmt: skip
         self.encoding_seconds = time.monotonic() - started
-        self.trainer = Trainer(
-            self.backend, concepts, self.examples, self.plan.config(), self.host.folder, self.name, self.resume,
-            self.host.loss_table, identity, allow_changes=True, on_save=self._saved, recorder=recorder,
-            logging_dir=self.host.logging_dir,
-        )  # fmt: skip
 
     # What is refused.
 
@@ -209,7 +218,7 @@ class TrainingJob:
         plan, backend, label = self.plan, self.backend, self.face.wording.label
         check_device(plan, backend.device, self.face.wording)
         refuse_bypassed(cross_attentions(backend.unet))
-        projections(backend.unet, plan.freeze_model, plan.train_blocks)
+        layers = projections(backend.unet, plan.freeze_model, plan.train_blocks)
         multiple, resolution = size_multiple(backend.unet), plan.resolution or backend.resolution
         if resolution % multiple:
             near = max(1, round(resolution / multiple)) * multiple
@@ -220,6 +229,12 @@ class TrainingJob:
         config = plan.config()
         tokens = config.modifier_token, config.initializer_token
         vectors = initial_vectors(backend, *tokens, plan.vectors_per_token)
+        if self.resume is not None:
+            own = {f"embedding.{token}": tuple(each.shape) for token, each in vectors.items()}
+            shapes = {**own, **parameter_shapes(layers, rank_of(config, backend.architecture))}
+            checkpoints.check_shapes(checkpoints.shapes_in(self.resume), shapes)
+        if plan.prior != "none" and not plan.prior_captions:
+            read_captions(backend.captions)
         on_device = {token: each.to(backend.device) for token, each in vectors.items()}
         captions = [plan.captions_of(concept) for concept in plan.named_concepts()]
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]

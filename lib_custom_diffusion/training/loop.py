@@ -10,8 +10,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import SELECTIONS, cross_attentions, projections, refuse_bypassed
+from ..attention import SELECTIONS, check_blocks, cross_attentions, projections, refuse_bypassed
 from ..backend import MOST_SEED, Backend, Conditioning, Sizes, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import SUFFIX, Delta, Provenance
@@ -28,7 +28,7 @@ from ..errors import NotSaved, UserError, check_range
 from ..injection import TrainableDelta
 from ..storage import FolderLock, write_atomically
 from ..text_features import class_noun, concept_words, read_captions
-from ..tokens import file_name, initial_vectors
+from ..tokens import check_initializers, file_name, initial_vectors
 from . import checkpoints, parallel
 from .checkpoints import TrainingState
 from .event_file import LOGS, is_for_tensorboard
@@ -40,6 +40,7 @@ from .optimizers import OPTIMIZERS, OptimizerState, check_optimizer, make_optimi
 from .parametrisation import parametrisation
 from .prior import PRIORS, TextPrior, text_prior
 from .schedule import SHAPES, Schedule
+from .words import is_in
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class TrainingConfig:
         check_optimizer(self.optimizer, self.schedules(), label)
         for token in self.modifier_token:
             file_name(token)
+        check_initializers(self.modifier_token, self.initializer_token)
+        check_blocks(self.train_blocks)
         if self.prior_captions:
             read_captions(Path(self.prior_captions))
 
@@ -202,6 +205,11 @@ def _told_of(config: TrainingConfig) -> dict[str, Any]:
     """The settings that a delta's file tells of: those that made it what it is, and no folders of this machine."""
     told = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     return {**told, "max_train_steps": config.max_train_steps, "prior_captions": Path(config.prior_captions).name}
+
+
+def rank_of(config: TrainingConfig, architecture: str) -> int:
+    """That of the deltas of a model; 0 for full matrices."""
+    return RANKS.get(architecture, 0) if config.rank is None else config.rank
 
 
 def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:
@@ -296,11 +304,26 @@ class Trainer:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> TrainingResult:
         """As `run`, for a caller that holds the folder's lock. Interrupted before the first step, it writes nothing."""
-        config, total = self.config, self.config.max_train_steps
         main = parallel.rank() == 0
         log = self._log() if main else None
+        try:
+            with self._prepared():
+                self._take_steps(log, on_progress, on_pictures, interrupted)
+                delta = self.learned()
+                files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
+                return TrainingResult(delta, self.step, self.step < self.config.max_train_steps, files)
+        except NotSaved as error:
+            raise UserError(f"{error}. {self._rescued()}") from error
+        finally:
+            if log is not None:
+                log.close()
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Within the block the delta acts on the backend and can be learned; the backend is then as it was before."""
+        config = self.config
         self.text_prior = self._text_prior()
-        rank = RANKS.get(self.backend.architecture, 0) if config.rank is None else config.rank
+        rank = rank_of(config, self.backend.architecture)
         self.delta = TrainableDelta(self.layers, self.backend.device, rank, config.seed)
         try:
             self.backend.gradient_checkpointing(config.gradient_checkpointing)
@@ -309,49 +332,39 @@ class Trainer:
             self.backend.autoencoder_aside(True)
             prior = [example for concept in self.examples for example in concept.prior]
             self.fixed_conditioning = self._encode_fixed(prior)
-            pending: list[Tensor] = []
-            stop = parallel.any_process(interrupted(), self.backend.device)
-            while self.step < total and not stop:
-                pending.append(self._step())
-                self.step += 1
-                stop = parallel.any_process(interrupted(), self.backend.device)
-                save = self.step % config.checkpointing_steps == 0 or self.step == total or stop
-                validate = config.validation_prompt and self.step % config.validation_steps == 0
-                if self.step % LOG_EVERY == 0 or save or validate:
-                    on_progress(Progress(self.step, total, self._record(pending, log)))
-                    pending.clear()
-                else:
-                    on_progress(Progress(self.step, total, math.nan))
-                if save and main:
-                    try:
-                        self._save_checkpoint(log)
-                    except NotSaved as error:
-                        if self.step < total:
-                            raise
-                        logger.warning("%s. The delta, which is smaller, may still be saved", error)
-                if validate and main:
-                    try:
-                        pictures = self._validation_pictures()
-                        if log is not None:
-                            log.add_pictures(self.step, pictures)
-                        on_pictures(self.step, pictures)
-                    except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
-                        logger.warning(
-                            "the pictures of step %d are not kept: %s. The training continues", self.step, error
-                        )
-                if save or validate:
-                    parallel.wait_for_all()
-            delta = self.learned()
-            files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
-            return TrainingResult(delta, self.step, self.step < total, files)
-        except NotSaved as error:
-            raise UserError(f"{error}. {self._rescued()}") from error
+            yield
         finally:
             self.delta.remove()
             self.backend.gradient_checkpointing(False)
             self.backend.autoencoder_aside(False)
-            if log is not None:
-                log.close()
+
+    def _take_steps(
+        self,
+        log: LossLog | None,
+        on_progress: Callable[[Progress], None],
+        on_pictures: Callable[[int, list[Image.Image]], None],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        config, total, main = self.config, self.config.max_train_steps, parallel.rank() == 0
+        pending: list[Tensor] = []
+        stop = parallel.any_process(interrupted(), self.backend.device)
+        while self.step < total and not stop:
+            pending.append(self._step())
+            self.step += 1
+            stop = parallel.any_process(interrupted(), self.backend.device)
+            save = self.step % config.checkpointing_steps == 0 or self.step == total or stop
+            validate = config.validation_prompt and self.step % config.validation_steps == 0
+            if self.step % LOG_EVERY == 0 or save or validate:
+                on_progress(Progress(self.step, total, self._record(pending, log)))
+                pending.clear()
+            else:
+                on_progress(Progress(self.step, total, math.nan))
+            if save and main:
+                self._save_checkpoint(log)
+            if validate and main:
+                self._validate(log, on_pictures)
+            if save or validate:
+                parallel.wait_for_all()
 
     def _log(self) -> LossLog:
         logs = self.output_dir / self.logging_dir if is_for_tensorboard(self.config.report_to) else None
@@ -542,6 +555,16 @@ class Trainer:
             f" {self.config.embedding_learning_rate}) or use --mixed_precision no. What was saved before is kept"
         )
 
+    def _validate(self, log: LossLog | None, on_pictures: Callable[[int, list[Image.Image]], None]) -> None:
+        """Draw the validation pictures; one that cannot be drawn or kept costs no training."""
+        try:
+            pictures = self._validation_pictures()
+            if log is not None:
+                log.add_pictures(self.step, pictures)
+            on_pictures(self.step, pictures)
+        except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
+            logger.warning("the pictures of step %d are not kept: %s. The training continues", self.step, error)
+
     def _validation_pictures(self) -> list[Image.Image]:
         count = self.config.num_validation_images
         prompts = [self.config.validation_prompt or ""] * count
@@ -559,6 +582,7 @@ class Trainer:
         return {**self.delta.parameters, **{f"embedding.{token}": vectors for token, vectors in self.vectors.items()}}
 
     def _save_checkpoint(self, log: LossLog | None) -> None:
+        """Save all that there is. Raises NotSaved where that cannot be, but for the last one."""
         parameters = self._parameters()
         if not all(torch.isfinite(parameter.half()).all() for parameter in parameters.values()):
             raise self._diverged(f"what was learned by step {self.step} is too large for a file")
@@ -566,7 +590,13 @@ class Trainer:
         tensors = {**{name: parameter.data for name, parameter in parameters.items()}, **known.tensors}
         state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity, known.numbers, known.groups)
         keep = self.config.checkpoints_total_limit
-        checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
+        try:
+            checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
+        except NotSaved as error:
+            if self.step < self.config.max_train_steps:
+                raise
+            logger.warning("%s. The delta, which is smaller, may still be saved", error)
+            return
         self.saves += 1
         if log is not None:
             log.replace_old()
@@ -581,15 +611,10 @@ class Trainer:
             words = [token for token in self.vectors if f"embedding.{token}" in missing]
             what = [*words, "the layers"] if len(missing) > len(words) else words
             logger.warning("not in the save as they are trained now, and started again: %s", ", ".join(what))
+        checkpoints.check_shapes(*({name: each.shape for name, each in of.items()} for of in (tensors, parameters)))
         for name, parameter in parameters.items():
-            if name in missing:
-                continue
-            if tensors[name].shape != parameter.shape:
-                raise UserError(
-                    f"the save cannot be resumed from: {name} is {tuple(tensors[name].shape)} in it and"
-                    f" {tuple(parameter.shape)} now"
-                )
-            parameter.data.copy_(tensors[name])
+            if name not in missing:
+                parameter.data.copy_(tensors[name])
         restore(
             self.optimizer,
             parameters,
@@ -601,7 +626,7 @@ class Trainer:
     def _check_captions(self) -> None:
         captions = [example.caption for concept in self.examples for example in concept.instance]
         for token in self.vectors:
-            if not any(token in caption for caption in captions):
+            if not any(is_in(token, caption) for caption in captions):
                 raise UserError(
                     f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat"
                 )

@@ -6,7 +6,10 @@ import datetime
 from contextlib import nullcontext
 from pathlib import Path
 
+from ..data.captions import has_listing
+from ..data.concepts import Concept
 from ..data.pictures import find_pictures
+from ..data.regularization import check_same_prompt
 from ..delta import SUFFIX
 from ..errors import UserError
 from ..storage import FolderLock, check_writable
@@ -16,6 +19,16 @@ from .plan import TrainingPlan, Wording
 
 PREVIEWS, COPIES, CLASS_PICTURES = "images", "embeddings", "class_images-"
 """In a training's folder; the last one for each concept, with its number."""
+
+
+def class_folder(plan: TrainingPlan, folder: Path, number: int, concept: Concept) -> Path | None:
+    """Where the class pictures of a concept are, or will be. folder: the training's."""
+    if not plan.with_prior_preservation:
+        return None
+    made = folder / f"{CLASS_PICTURES}{number}"
+    if plan.real_prior:
+        return made
+    return concept.class_data_dir or (made if plan.num_class_images else None)
 
 
 def dated_folder(logs: Path, plan: TrainingPlan, wording: Wording) -> Path:
@@ -43,8 +56,8 @@ def check_place(
     """The save to go on from, if the plan is to and there is one. folder, delta, logging_dir: see `job.Host`.
 
     Raises UserError, in the words of the face, for folders that cannot be written or are read as well, where another
-    training is writing, for a save that is not there or has more steps behind it than there are to be, and for results
-    that nobody said may be replaced.
+    training is writing or has left class pictures of something else, for a save that is not there or has more steps
+    behind it than there are to be, and for results that nobody said may be replaced.
     """
     check_writable(folder)
     if delta is not None:
@@ -52,6 +65,7 @@ def check_place(
     if is_for_tensorboard(plan.report_to):
         check_writable(folder / logging_dir)
     _refuse_overlaps(plan, wording, folder, logging_dir)
+    _refuse_other_classes(plan, wording, folder)
     if folder.is_dir():
         with FolderLock(folder) if parallel.rank() == 0 else nullcontext():
             return check_results(plan, wording, folder, delta)
@@ -107,6 +121,22 @@ def _refuse_overlaps(plan: TrainingPlan, wording: Wording, folder: Path, logging
         what = "saves" if checkpoints.is_checkpoint_name(top) else {PREVIEWS: "previews", COPIES: "copies"}.get(top)
         if what is not None:
             raise UserError(f"{label} is {path}, where this training has its {what}; give another folder")
+
+
+def _refuse_other_classes(plan: TrainingPlan, wording: Wording, folder: Path) -> None:
+    """Refuse to go on drawing where the class pictures of an earlier training, of something else, are."""
+    if plan.real_prior:
+        return
+    for number, concept in enumerate(plan.named_concepts(), start=1):
+        own = class_folder(plan, folder, number, concept)
+        if own is None or own == concept.class_data_dir:
+            continue
+        if has_listing(own):
+            raise UserError(
+                f"{own} lists class pictures that {wording.label('real_prior')} has picked; remove it to have some"
+                f" drawn, or give {wording.of_concept('class_data_dir', number)}"
+            )
+        check_same_prompt(own, concept.class_prompt)
 
 
 def _top(path: Path, folder: Path) -> str:

@@ -7,21 +7,10 @@ from pathlib import Path
 
 from ..backend import Backend
 from ..data.captions import has_pictures
-from ..data.concepts import Concept
 from . import checkpoints, parallel
 from .identity import Identity, content_hash, identify, refuse_others
-from .place import CLASS_PICTURES
+from .place import class_folder
 from .plan import TrainingPlan, Wording
-
-
-def class_folder(plan: TrainingPlan, folder: Path, number: int, concept: Concept) -> Path | None:
-    """Where the class pictures of a concept are, or will be. folder: the training's."""
-    if not plan.with_prior_preservation:
-        return None
-    made = folder / f"{CLASS_PICTURES}{number}"
-    if plan.real_prior:
-        return made
-    return concept.class_data_dir or (made if plan.num_class_images else None)
 
 
 def identity_of(plan: TrainingPlan, folder: Path, backend: Backend | None = None) -> Identity:

@@ -1,8 +1,8 @@
-"""Whether the text encoder ever sees the words that are to be learned."""
+"""Whether captions have the words that are to be learned, and the text encoder ever sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,32 @@ from torch import Tensor
 from ..backend import Backend
 from ..errors import UserError
 from ..tokens import split_at_tokens
+
+
+def is_in(token: str, caption: str) -> bool:
+    """Whether a caption has the letters of a word, in either case, without which no text encoder sees it."""
+    return token.casefold() in caption.casefold()
+
+
+def stands_alone(token: str, caption: str) -> bool:
+    """Whether a caption has a word, and neither letters nor digits touch it: what `tokens.split_at_tokens` finds."""
+    return token in split_at_tokens(caption, [token])
+
+
+def check_said(
+    tokens: Collection[str], captions: Sequence[Sequence[str]], said: Callable[[str, str], bool] = is_in
+) -> None:
+    """As `check_words`, of what captions tell without a text encoder.
+
+    said: whether a word that a caption has in such a way may be seen; a host that reads text by itself knows more.
+    """
+    everywhere = [caption for own in captions for caption in own]
+    for token in tokens:
+        if not any(said(token, caption) for caption in everywhere):
+            raise UserError(_why_unseen(token, everywhere, tokens))
+    for number, own in enumerate(captions, start=1):
+        if not any(said(token, caption) for caption in own for token in tokens):
+            raise UserError(_without_words(number, own, tokens))
 
 
 def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Sequence[Sequence[str]]) -> list[str]:
@@ -31,10 +57,7 @@ def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Seque
         if len(lacking) == len(own) and not any(
             _sees(backend, caption, token, vectors) for caption in own for token in vectors
         ):
-            raise UserError(
-                f"the captions of concept {number}, such as {own[0]!r}, have none of the words {', '.join(vectors)};"
-                f" write, say, photo of a {next(iter(vectors))} cat"
-            )
+            raise UserError(_without_words(number, own, vectors))
         if lacking and len(lacking) < len(own):
             told.append(
                 f"{len(lacking)} of the {len(own)} captions of concept {number} have none of the new words, such as"
@@ -46,21 +69,28 @@ def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Seque
 @torch.no_grad()
 def _sees(backend: Backend, caption: str, token: str, vectors: Mapping[str, Tensor]) -> bool:
     """Whether what the encoder makes of a caption depends on the word's vectors."""
-    if token.casefold() not in caption.casefold():
+    if not is_in(token, caption):
         return False
     ones = [{**vectors, token: vectors[token] + shift} for shift in (0.0, 1.0)]
     first, second = (backend.encode_captions([caption], each).crossattn for each in ones)
     return not torch.equal(first, second)
 
 
-def _why_unseen(token: str, captions: Sequence[str], vectors: Mapping[str, Tensor]) -> str:
+def _without_words(number: int, captions: Sequence[str], tokens: Collection[str]) -> str:
+    return (
+        f"the captions of concept {number}, such as {captions[0]!r}, have none of the words {', '.join(tokens)};"
+        f" write, say, photo of a {next(iter(tokens))} cat"
+    )
+
+
+def _why_unseen(token: str, captions: Sequence[str], tokens: Collection[str]) -> str:
     having = next((caption for caption in captions if token in caption), None)
     if having is None:
         return (
             f"no caption or prompt has the modifier token {token}; the first is {captions[0]!r}: put {token} into it,"
             f" as in photo of a {token} cat"
         )
-    if token not in split_at_tokens(having, vectors):
+    if token not in split_at_tokens(having, tokens):
         return (
             f"in the caption {having!r} letters or digits touch {token}, so that the model does not see the word; put a"
             " space there"

@@ -20,7 +20,7 @@ from ..backend import Sampling
 from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError
-from ..storage import typed_path
+from ..storage import check_writable, typed_path
 from ..training.checks import check_settings
 from ..training.job import Host, Report
 from ..training.loop import Progress
@@ -34,7 +34,7 @@ from ..ui.training_page import Outcome
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import HostBackend, refuse_without_checkpoint
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
-from .host_text import steps_of, write_word
+from .host_text import home_of, steps_of, write_word
 from .reopened_page import JOB, last
 
 
@@ -54,7 +54,7 @@ def train(
     folder = dated_folder(logs, plan, wording)
     library.look_into(logs)
     target = library.folder / f"{plan.result_name}{SUFFIX}"
-    host = Host(backend, folder, target, True, _loss_table(plan), shared.opts.samples_format)
+    host = Host(backend, folder, target, True, _loss_table(plan), _picture_suffix())
     with ready_for_training(backend.model):
         report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), timings_file())
     return _deliver(report, backend.model)
@@ -90,7 +90,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     """
     shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
     shared.state.textinfo = "Preparing…"
-    check_settings(plan, wording)
+    check_settings(replace(plan, initializer_token=plan.tokens), wording)  # they start from what they are
     refuse_without_checkpoint()
     refuse_untrainable(shared.sd_model)
     backend = HostBackend(plan.tokens)
@@ -98,6 +98,8 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
     plan = _as_the_host_has_it(plan, wording)
     _ask_before_words_are_trained_over(plan, wording)
+    for token in plan.tokens:
+        check_writable(home_of(backend.model, token).parent)
     return plan, backend
 
 
@@ -151,6 +153,12 @@ def _loss_table(plan: TrainingPlan) -> LossTable:
     return LossTable("textual_inversion_loss.csv", columns, row, every)
 
 
+def _picture_suffix() -> str:
+    """What the host's own pictures are; PNG where it is set to what Pillow cannot write."""
+    suffix = str(shared.opts.samples_format)
+    return suffix if Image.registered_extensions().get(f".{suffix.lower()}") in Image.SAVE else "png"
+
+
 def timings_file() -> Path:
     """What trainings took on this machine."""
     return Path(paths.data_path, "custom-diffusion-timings.json")
@@ -197,7 +205,7 @@ def _deliver(report: Report, model: Any) -> Outcome:
     if report.preview is not None:
         # The card's; a picture that a person chooses is NAME.delta.png, and comes first.
         with suppress(OSError, ValueError):
-            report.preview.save(report.delta.with_suffix(f".preview.{shared.opts.samples_format}"))
+            report.preview.save(report.delta.with_suffix(f".preview.{_picture_suffix()}"))
     library.refresh()
     sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     return outcome_of(report, files, report.interrupted and shared.opts.save_optimizer_state, report.preview)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from lib_custom_diffusion.storage import FolderLock
 from lib_custom_diffusion.training import checkpoints, job
 from lib_custom_diffusion.training.checks import check_settings
 from lib_custom_diffusion.training.job import Host, Report, TrainingJob
-from lib_custom_diffusion.training.loop import Progress
+from lib_custom_diffusion.training.loop import Progress, Trainer
 from lib_custom_diffusion.training.plan import PLAIN, TrainingPlan
 from tiny import TinyBackend
 
@@ -442,8 +443,15 @@ def test_layers_that_a_save_does_not_have_begin_anew_and_other_shapes_are_refuse
     run(plan, tmp_path / "out", stop_at(1))
     asked = replace(plan, resume_from_checkpoint="latest", allow_changes=True)
     assert run(replace(asked, freeze_model="crossattn", max_train_steps=3), tmp_path / "out").step == 3
-    with pytest.raises(UserError, match="cannot be resumed from"):
-        run(replace(asked, vectors_per_token=2), tmp_path / "out")
+    for change, said in (
+        ({"vectors_per_token": 2}, r"embedding\.<new1> is \(1, 6\) in it and \(2, 6\) now"),
+        ({"rank": 3}, r"to_k\.weight\.US is \(8, 2\) in it and \(8, 3\) now"),
+    ):
+        run(replace(plan, rank=2, overwrite=True), tmp_path / "out", stop_at(1))
+        backend = TinyBackend()
+        with pytest.raises(UserError, match=f"the save cannot be resumed from: .*{said}"):
+            run(replace(asked, **change), tmp_path / "out", backend=backend)
+        assert backend.pictures_encoded == 0
 
 
 def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
@@ -637,3 +645,47 @@ def test_what_a_save_does_not_have_is_said_to_begin_anew(
     more = replace(words, resume_from_checkpoint="latest", allow_changes=True, **change)
     run(more, tmp_path / "out")
     assert said in caplog.text
+
+
+def test_captions_of_the_model_that_cannot_be_read_are_told_before_encoding(plan: TrainingPlan, tmp_path: Path) -> None:
+    (tmp_path / "model.captions.txt").write_text("\n")
+    backend = TinyBackend()
+    backend.captions = tmp_path / "model.captions.txt"
+    with pytest.raises(UserError, match=r"model\.captions\.txt has no captions"):
+        run(replace(plan, prior="text"), tmp_path / "out", backend=backend)
+    assert backend.pictures_encoded == 0
+    assert run(plan, tmp_path / "out", backend=backend).step == 4  # without the prior nobody reads them
+
+
+class Service:
+    """What a training may be followed by."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.closed = 0
+
+    def add(self, step: int, numbers: Any) -> None:
+        self.told.append(step)
+
+    def add_pictures(self, step: int, pictures: Any) -> None:
+        pytest.fail("there are none")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("ends", ["done", "while encoding", "before the first step"])
+def test_a_service_is_told_of_the_end_however_the_training_ends(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    service, face = Service(), Recorder(lambda face: ends == "while encoding")
+
+    def fails(*_: Any) -> None:
+        raise UserError("the GPU's memory is full")
+
+    if ends == "before the first step":
+        monkeypatch.setattr(Trainer, "_text_prior", fails)
+    with nullcontext() if ends == "done" else pytest.raises(UserError):
+        run(plan, tmp_path / "out", face, recorder=lambda: service)
+    assert service.told == ([1, 2, 3, 4] if ends == "done" else []) and service.closed == 1
+    assert not list((tmp_path / "out").glob(".*"))

@@ -590,3 +590,8 @@ def test_offset_noise_is_the_same_all_over_a_channel_and_changes_nothing_else(tm
     assert torch.equal(offset[0].latents[0], plain[0].latents[0])
     assert added.abs().min() > 0
     assert torch.allclose(added, added.mean(dim=(1, 2), keepdim=True).expand_as(added), atol=1e-6)
+
+
+def test_a_word_may_be_written_in_either_case_in_captions(tmp_path: Path) -> None:
+    shouted = [replace(example, caption="photo of a <NEW1> cat") for example in examples().instance]
+    assert Trainer(TinyBackend(), [CONCEPT], [ConceptExamples(shouted, [])], TrainingConfig(), tmp_path, "tiny")

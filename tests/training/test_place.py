@@ -79,3 +79,24 @@ def test_logs_of_tensorboard_go_neither_among_pictures_nor_into_saves(tmp_path: 
 def test_where_another_training_writes_none_begins(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="another training is writing into"):
         check_place(plan_of(with_picture(tmp_path / "pictures")), PLAIN, tmp_path / "out")
+
+
+@pytest.mark.parametrize("left", ["drawn", "picked"])
+def test_class_pictures_of_another_training_are_not_taken_for_those_to_be_drawn(tmp_path: Path, left: str) -> None:
+    plan = plan_of(with_picture(tmp_path / "pictures"), with_prior_preservation=True, overwrite=True)
+    dog = replace(plan.concepts[0], class_prompt="dog", class_data_dir=tmp_path / "dogs")
+    plan = replace(plan, concepts=(dog, *plan.concepts))
+    own = with_picture(tmp_path / "out" / "class_images-2")
+    assert check_place(plan, PLAIN, tmp_path / "out") is None
+    if left == "drawn":
+        (own / "a.png").rename(own / "0000.png")
+        (own / "0000.txt").write_text("dog")
+        said = "class_images-2 has pictures of 'dog', not 'cat'; choose another folder"
+    else:
+        for name in ("images.txt", "caption.txt"):
+            (own / name).write_text("a.png")
+        said = "class_images-2 lists class pictures that real_prior has picked; remove it to have some drawn, or give"
+    with pytest.raises(UserError, match=said):
+        check_place(plan, PLAIN, tmp_path / "out")
+    assert check_place(replace(plan, real_prior=True), PLAIN, tmp_path / "out") is None
+    assert check_place(replace(plan, num_class_images=0), PLAIN, tmp_path / "out") is None

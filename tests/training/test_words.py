@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.training.words import check_words
+from lib_custom_diffusion.training.words import check_said, check_words, stands_alone
 from tiny import WIDTH, TinyBackend
 
 ONE = {"<new1>": torch.ones(1, WIDTH)}
@@ -45,3 +45,30 @@ def test_several_words_of_one_concept_may_stand_in_one_caption() -> None:
 def test_captions_that_lack_a_word_beside_others_are_told() -> None:
     told = check_words(TinyBackend(), ONE, [["a <new1> cat", "a cat", "a dog"]])
     assert told == ["2 of the 3 captions of concept 1 have none of the new words, such as 'a cat'"]
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"),
+    [
+        ([["photo of a cat"]], "no caption or prompt has the modifier token <new1>; the first is 'photo of a cat'"),
+        (
+            [["a <new1> and a <new2>"], ["a dog"]],
+            "captions of concept 2, such as 'a dog', have none of the words <new1>,",
+        ),
+    ],
+)
+def test_a_word_that_no_caption_has_is_refused_without_a_model(captions: list[list[str]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_said(["<new1>", "<new2>"], captions)
+
+
+def test_only_who_reads_words_between_spaces_refuses_those_that_letters_touch() -> None:
+    touched = [["photo of a <new1>cat"]]
+    check_said(["<new1>"], touched)  # which the WebUI's tokenizer sees
+    with pytest.raises(UserError, match="in the caption 'photo of a <new1>cat' letters or digits touch <new1>"):
+        check_said(["<new1>"], touched, stands_alone)
+    check_said(["<new1>"], [["photo of a <new1>, of a cat", "photo of a cat"]], stands_alone)
+
+
+def test_a_word_may_be_written_in_either_case_where_the_model_takes_both_for_one() -> None:
+    check_said(["mycat"], [["photo of MyCat"]])

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.webui.host_backend import HostBackend
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 
@@ -72,7 +73,10 @@ def request_of(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 def by_command(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
     [concept] = asked["concepts"]
     flags = {**concept, **{name: value for name, value in asked.items() if name != "concepts"}}
-    flags |= {"modifier_token": "+".join(asked["modifier_token"]), "initializer_token": "mycat"}
+    flags |= {
+        "modifier_token": "+".join(asked["modifier_token"]),
+        "initializer_token": asked.get("initializer_token", "mycat"),
+    }
     given = [part for name, value in flags.items() for part in _flag(name, value)]
     capsys.readouterr()
     main(["train", "--model", "elsewhere", "--output_dir", str(tmp_path / "command"), *given])
@@ -97,12 +101,13 @@ def by_app(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
     ids = {
         "max_train_steps": "cd_steps", "train_batch_size": "cd_batch_size", "freeze_model": "cd_select",
         "hflip": "cd_flip", "instance_prompt": "cd_prompt", "caption_source": "cd_captions",
-        "gradient_accumulation_steps": "cd_accumulation",
+        "gradient_accumulation_steps": "cd_accumulation", "resume_from_checkpoint": "cd_resume",
     }  # fmt: skip
     entered = {ids.get(name, f"cd_{name}"): value for name, value in values.items()}
     entered = {each: value for each, value in entered.items() if each in made}
     entered |= {
-        "cd_word_1": asked["modifier_token"][0], "cd_initializer_1": "mycat", "cd_preview_every": 0,
+        "cd_word_1": asked["modifier_token"][0], "cd_preview_every": 0,
+        "cd_initializer_1": asked.get("initializer_token", "mycat"),
         "cd_pictures_1": concept["instance_data_dir"], "cd_class_1": concept["class_prompt"],
     }  # fmt: skip
     *_, last = made["cd_start"].press(**entered)
@@ -180,3 +185,34 @@ def test_the_same_mistake_is_the_same_sentence_in_the_words_of_the_face(
     folder, told = FACES[face](request_of(**change), tmp_path, capsys)
     assert told.replace("&#x27;", "'").startswith(said.format(**known))
     assert not list(folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("face", "change", "said"),
+    [
+        *(
+            (face, change, said)
+            for face in ("command", "app")
+            for change, said in (
+                ({"concept": {"instance_prompt": "a cat"}}, "no caption or prompt has the modifier token mycat"),
+                ({"concept": {"instance_prompt": "a mycat8"}}, "in the caption 'a mycat8' letters or digits touch"),
+                ({"initializer_token": " "}, "the initializer token '' for mycat is empty; give a word such as cat"),
+                ({"resume_from_checkpoint": "latest", "hflip": False}, "belongs to another training ("),
+            )
+        ),
+        ("command", {"train_blocks": "middle"}, "no cross-attention layer is in 'middle'; choose from down, mid, up"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    face, change, said, request_of, tmp_path, capsys, monkeypatch
+):
+    if "resume_from_checkpoint" in change:
+        assert FACES[face](request_of(), tmp_path, capsys)[1] == ""
+
+    def loaded(*_):
+        raise UserError("a model was loaded")
+
+    monkeypatch.setattr(command, "load_model", loaded)
+    monkeypatch.setattr(OneModel, "get", loaded)
+    _, told = FACES[face](request_of(**change), tmp_path, capsys)
+    assert said in told.replace("&#x27;", "'")

@@ -265,6 +265,24 @@ def test_a_caption_without_the_word_is_refused_with_the_caption(host, plan, tmp_
         train(replace(plan, concepts=(replace(concept, instance_prompt="a photo"),)), str(tmp_path / "log"))
 
 
+def test_a_word_that_cannot_be_written_is_refused_before_the_training(host, plan, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"no folder")
+    monkeypatch.setattr(training_job, "home_of", lambda *_: tmp_path / "file" / "mycat.pt")
+    with pytest.raises(UserError, match=r"cannot write to .*file: it is not a folder"):
+        train(plan, str(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(("chosen", "written"), [("jpg", "jpg"), ("nothing", "png"), ("psd", "png")])
+def test_previews_are_as_the_hosts_pictures_or_png_where_there_are_none_such(
+    host, plan, tmp_path, monkeypatch, chosen, written
+):
+    monkeypatch.setattr(shared.opts, "samples_format", chosen)
+    outcome = train(replace(plan, validation_prompt="a mycat", validation_steps=6), str(tmp_path / "log"))
+    assert {path.suffix for path in (outcome.log_directory / "images").iterdir()} == {f".{written}"}
+    assert outcome.delta.with_suffix(f".preview.{written}").is_file()
+
+
 def test_there_must_be_a_template_of_that_name():
     with pytest.raises(UserError, match=r"no prompt template 'none\.txt'"):
         template_file("none.txt")

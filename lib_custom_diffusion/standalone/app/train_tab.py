@@ -26,6 +26,8 @@ from ...training.loop import PRECISIONS
 from ...training.place import check_place, dated_folder
 from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
+from ...training.resuming import identity_of, refuse_other
+from ...training.words import stands_alone
 from ...ui.picture_strip import left_out_html
 from ...ui.preset_note import Loaded, preset_note
 from ...ui.regularization_sections import bundled_templates
@@ -263,7 +265,7 @@ def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[An
 
     def work(job: Job[str]) -> str:
         plan = _entered(fields, values)
-        check_settings(plan, PAGE)
+        check_settings(plan, PAGE, stands_alone)
         host = Host(place.models.get(), Path())
         return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
 
@@ -298,10 +300,14 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
 
 def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
     """Train as the plan says. Raises UserError for whatever a person can mend."""
-    check_settings(plan, PAGE)
+    check_settings(plan, PAGE, stands_alone)
     folder = dated_folder(place.logs, plan, PAGE)
     target = place.deltas_dir / f"{plan.result_name}{SUFFIX}"
-    check_place(plan, PAGE, folder, target)
+    save = check_place(plan, PAGE, folder, target)
+    if save is not None:
+        known = identity_of(plan.clipped(), folder)
+        settings = {name: value for name, value in known.settings.items() if name != "mixed_precision"}  # the model's
+        refuse_other(plan, PAGE, save, replace(known, settings=settings))
     host = Host(place.models.get(), folder, target, copies=True)
     report = run_on_page(_in_its_precision(plan, host), host, PageFace(screen, name=plan.result_name), place.timings)
     return outcome_of(report, report.result.files[1:], resumable=report.interrupted)
