@@ -26,6 +26,7 @@ from ..attention import cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, usual_sampling
 from ..data import regularization
 from ..data.buckets import size_multiple
+from ..data.captions import has_listing
 from ..data.concepts import Concept, ConceptExamples, encode_concept
 from ..data.pictures import moving_text
 from ..delta import SUFFIX
@@ -268,6 +269,8 @@ class TrainingJob:
     def _make_class_pictures(self, concept: Concept, folder: Path) -> None:
         plan, backend = self.plan, self.backend
         if plan.real_prior:
+            if self.resume is not None and has_listing(folder) and not plan.allow_changes:
+                return  # those of the save, whatever there is to pick from by now
             assert concept.class_data_dir is not None
             picked = regularization.pick(
                 backend, concept.class_data_dir, concept.class_prompt, plan.num_class_images or 200,

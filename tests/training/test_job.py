@@ -298,6 +298,19 @@ def test_interrupted_it_goes_on_to_the_same_bytes(plan: TrainingPlan, tmp_path: 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_training_that_goes_on_keeps_the_saves_before_it(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "out", stop_at(2))
+    before = contents(tmp_path / "out" / "checkpoint-2")
+    report = run(replace(plan, resume_from_checkpoint="latest"), tmp_path / "out")
+    assert report.step == 4 and not any("no save" in note for note in report.notes)
+    assert contents(tmp_path / "out" / "checkpoint-2") == before
+
+
+def test_a_training_that_was_to_go_on_from_nothing_begins_and_says_so(plan: TrainingPlan, tmp_path: Path) -> None:
+    report = run(replace(plan, resume_from_checkpoint="latest"), tmp_path / "out")
+    assert "There was no save to resume from; it started at the first step." in report.notes
+
+
 @pytest.mark.parametrize("when", ["while encoding", "before the first step"])
 def test_interrupted_before_the_first_step_nothing_is_saved_or_replaced(
     plan: TrainingPlan, tmp_path: Path, when: str
@@ -310,6 +323,7 @@ def test_interrupted_before_the_first_step_nothing_is_saved_or_replaced(
         with pytest.raises(Interrupted, match="before the first step; nothing was saved or replaced"):
             run(replace(plan, overwrite=True), output, face)
         assert face.steps == []
+    assert when == "before the first step" or not (tmp_path / "new").exists()
     kept = {path: content for path, content in contents(tmp_path / "old").items() if not path.startswith(".")}
     assert kept == before and not contents(tmp_path / "new").keys() - {"loss.csv"}
     assert run(plan, tmp_path / "new").step == 4  # the same command begins anew
@@ -530,6 +544,58 @@ def test_the_delta_goes_where_the_host_wants_it_with_copies_and_previews_beside_
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "log" / "images").iterdir()) == ["new1-4-0.jpg", "new1-4-1.jpg"]
     assert face.previews == 2 and report.preview is not None
+
+
+def test_copies_are_kept_as_often_as_was_asked_and_not_of_the_end(plan: TrainingPlan, tmp_path: Path) -> None:
+    face = Recorder()
+    run(replace(plan, max_train_steps=3), tmp_path / "out", face, copies=True)
+    assert face.copies == ["new1-2.delta.safetensors"]
+
+
+def captioned_cats(folder: Path) -> Path:
+    for name in ("a", "b"):
+        folder_of(folder, f"{name}.png")
+        (folder / f"{name}.txt").write_text("a cat")
+    return folder
+
+
+def with_classes(plan: TrainingPlan, source: Path, **more: Any) -> TrainingPlan:
+    [concept] = plan.concepts
+    return replace(plan, concepts=(replace(concept, class_data_dir=source),), with_prior_preservation=True, **more)
+
+
+def test_all_real_class_pictures_are_picked_where_no_number_is_given(plan: TrainingPlan, tmp_path: Path) -> None:
+    asked = with_classes(plan, captioned_cats(tmp_path / "cats"), real_prior=True, num_class_images=0)
+    assert "2 class pictures were used." in run(asked, tmp_path / "out").notes
+
+
+def test_class_pictures_that_a_file_lists_are_taken_though_more_could_be_drawn(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    cats = captioned_cats(tmp_path / "cats")
+    (cats / "list.txt").write_text("a.png\nb.png")
+    asked = with_classes(plan, cats / "list.txt", num_class_images=5)
+    assert "2 class pictures were used." in run(asked, tmp_path / "out").notes
+
+
+def test_a_training_goes_on_with_the_real_class_pictures_that_it_had(plan: TrainingPlan, tmp_path: Path) -> None:
+    cats = captioned_cats(tmp_path / "cats")
+    asked = with_classes(plan, cats, real_prior=True, num_class_images=2)
+    run(asked, tmp_path / "whole")
+    run(asked, tmp_path / "cut", stop_at(1))
+    folder_of(cats, "0.png")
+    (cats / "0.txt").write_text("cat")  # the class prompt itself, which nothing is nearer to
+    run(replace(asked, resume_from_checkpoint="latest"), tmp_path / "cut")
+    assert (tmp_path / "cut" / DELTA).read_bytes() == (tmp_path / "whole" / DELTA).read_bytes()
+
+
+def test_a_save_of_another_training_is_refused_before_class_pictures_are_drawn(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    run(plan, tmp_path / "out", stop_at(1))
+    asked = replace(plan, resume_from_checkpoint="latest", hflip=True)
+    with pytest.raises(UserError, match="hflip was False, is True"):
+        TrainingJob(asked, Host(TinyBackend(), tmp_path / "out"), Recorder())
 
 
 def test_a_compressed_result_says_so_and_the_whole_stays(plan: TrainingPlan, tmp_path: Path) -> None:

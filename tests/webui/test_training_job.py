@@ -283,6 +283,16 @@ def test_previews_are_as_the_hosts_pictures_or_png_where_there_are_none_such(
     assert outcome.delta.with_suffix(f".preview.{written}").is_file()
 
 
+def test_more_words_than_there_are_usual_initializers_start_from_what_they_are(host, plan, tmp_path):
+    [concept] = plan.concepts
+    words = ("mycat", "second", "third", "fourth")
+    for word in words[1:]:
+        create_embedding(word, "ktn", 2, overwrite=False)
+    concepts = tuple(replace(concept, instance_prompt=f"photo of a {word} cat") for word in words)
+    asked = replace(plan, concepts=concepts, modifier_token=words, max_train_steps=1)
+    assert len(train(asked, str(tmp_path / "log")).embeddings) == 4
+
+
 def test_there_must_be_a_template_of_that_name():
     with pytest.raises(UserError, match=r"no prompt template 'none\.txt'"):
         template_file("none.txt")
