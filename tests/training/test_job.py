@@ -468,6 +468,15 @@ def test_layers_that_a_save_does_not_have_begin_anew_and_other_shapes_are_refuse
         assert backend.pictures_encoded == 0
 
 
+def test_what_is_random_of_the_pictures_is_told_by_the_seed(plan: TrainingPlan, tmp_path: Path) -> None:
+    def views(seed: int, folder: str) -> list[str]:
+        made = TrainingJob(replace(plan, seed=seed), Host(TinyBackend(), tmp_path / folder), Recorder())
+        made.run()
+        return [example.caption for example in made.examples[0].instance]
+
+    assert views(1, "first") == views(1, "second") != views(2, "third")
+
+
 def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
     folder = plan.concepts[0].instance_data_dir
     (folder / "h.jpg").write_bytes(b"no picture")
