@@ -99,6 +99,13 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
     return named[name]
 
 
+def namesakes(folder: Path, path: Path) -> list[str]:
+    """By what names prompts call the other files in a folder and below it that have a file's own name."""
+    return [
+        name for name, other in named_deltas(folder).items() if other != path and delta_name(other) == delta_name(path)
+    ]
+
+
 def new_file(folder: Path, name: str, overwrite: bool, suffix: str = SUFFIX) -> Path:
     """Where a result of that name goes: directly into the folder, whatever the name says.
 

@@ -262,7 +262,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "inspect": lambda path: report_html(path).encode(),
     "info": described,
     "compress": lambda path: compress_file(path, Path("out"), Limit(max_bytes=3000)),
-    "blend": lambda path: blend_files([path, path], [1.0, 0.5], Path("out")),
+    "blend": lambda path: blend_files([path], [0.5], Path("out")),
     "lora": lambda path: convert_files([path], "lora"),
     "words of a lora": lambda path: convert_files([path], "embedding"),
     "lora of diffusers": lambda path: convert_files([path], "lora-diffusers"),

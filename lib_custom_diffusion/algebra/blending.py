@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..delta import Delta, Entry, Factors, Provenance
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..tokens import file_name, renamed_in
 
 
@@ -165,7 +165,9 @@ def rename_word(delta: Delta, old: str, new: str) -> Delta:
     Raises UserError if it has no such token, or if the new name is no token or taken.
     """
     if old not in delta.embeddings:
-        raise UserError(f"there is no word {old!r} in it; its words are {', '.join(delta.embeddings) or 'none'}")
+        there = ", ".join(delta.embeddings) or "none"
+        near = did_you_mean(old, delta.embeddings)
+        raise UserError(f"there is no word {old!r} in it; its words are {there}{near}")
     if not new or any(character in "+,:\0" or character.isspace() for character in new):
         raise UserError(f"{new!r} should be one word without spaces, commas, colons or +, such as <cat>")
     file_name(new)  # which it needs, too

@@ -19,7 +19,7 @@ from .. import formats
 from ..attention import projections
 from ..backend import Backend
 from ..delta import SUFFIX, Delta, Factors
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..formats import Base, Imported
 from ..prompt_tags import MOST_WEIGHT
 from ..storage import check_output, write_atomically
@@ -40,6 +40,7 @@ LORAS = ("lora", "lora-diffusers")
 _OF_DIFFUSERS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights")
 _EMBEDDING_BYTES = 1_000_000
 MERGED_BYTES = 2_000_000  # a merged file that would be larger is compressed
+KEPT = 0.1  # how far a concept may be off in a merged file, relative, to be called kept
 LORA_ERROR = 0.01  # relative, of a LoRA whose rank is not given
 
 
@@ -137,10 +138,33 @@ class Merged(Result):
     change: float
     change_of_sum: float
 
+    def report(self, names: Sequence[str]) -> dict[str, str]:
+        """What came of it, in a plain person's words, by heading. names: of the files."""
+        lost = [f"{name} is not" for name, off in zip(names, self.off, strict=True) if off > KEPT]
+        kept = "every concept is kept" if len(names) > 1 else "the concept is kept"
+        all_words = self.target_rows[0] == self.target_rows[1]
+        of = "" if all_words else f" of {self.target_rows[1]}, the others being alike"
+        rows = {
+            "Result": f"{', '.join(lost)} kept well; give prompts that it is used in, or try blend" if lost else kept,
+            "Difference from its own file, on its own prompts": ", ".join(
+                f"{name} {off:.1%}" for name, off in zip(names, self.off, strict=True)
+            ),
+            "Solved for": f"{self.target_rows[0]} words of the prompts{of}; what the file does to them is"
+            f" {self.stored_residual:.2%} off (0 is exact)",
+        }
+        if self.change_of_sum:
+            share = self.change / self.change_of_sum
+            rows["Change of other prompts"] = (
+                f"{share:.0%} of what adding the deltas up (blend) would change, over {self.captions} captions"
+            )
+        return rows
+
 
 @dataclass(frozen=True)
 class Converted:
     """files: the new format's, by name, made of the delta. dropped: as in `Result`.
+
+    beside: files that were not named, from beside the one that was, by what words they gave.
 
     rank: of a LoRA's layers, 0 where none is low-rank. cut_layers lost something by it, all layers `error`, relative.
     """
@@ -148,6 +172,7 @@ class Converted:
     files: dict[str, bytes]
     delta: Delta
     dropped: dict[Path, list[str]]
+    beside: dict[Path, list[str]]
     rank: int = 0
     cut_layers: int = 0
     error: float = 0.0
@@ -157,6 +182,10 @@ class Converted:
         if not self.cut_layers:
             return "exact up to rounding to float16"
         return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
+
+    def taken(self) -> list[str]:
+        """What to tell of words that were not asked for."""
+        return [f"{', '.join(words)} was taken from {path.name} beside it" for path, words in self.beside.items()]
 
 
 def check_delta_name(output: Path) -> None:
@@ -242,6 +271,7 @@ def blend_files(
     check_outputs([output], sources)
     check_delta_name(output)
     read = _Read.all(sources)
+    _check_each_once(sources, read.deltas, "with a weight of that much more")
     blended = blend(read.deltas, weights)
     delta, error = blended.delta, None
     if limit is not None:
@@ -274,6 +304,7 @@ def merge_files(
     check_delta_name(output)
     read = _Read.all(sources)
     deltas = read.deltas
+    _check_each_once(sources, deltas)
     if len(target_prompts) not in (0, len(deltas)):
         raise UserError(f"target prompts are given {len(target_prompts)} times for {len(deltas)} files")
     for source, delta, prompts in zip(sources, deltas, target_prompts):
@@ -330,18 +361,19 @@ def convert_files(
     tell("Reading the files")
     delta, found = _joined(sources, base)
     dropped = {path: imported.dropped for path, imported in found.items() if imported.dropped}
+    beside = {path: list(imported.delta.embeddings) for path, imported in found.items() if path not in sources}
     delta.provenance.architecture = delta.provenance.architecture or (backend.architecture if backend else "")
     if not (delta.entries or delta.embeddings):
         raise UserError(f"{sources[0]} has neither layers nor words: nothing would be written")
     if kind not in LORAS:
-        return Converted(formats.write(delta, kind, base), delta, dropped)
+        return Converted(formats.write(delta, kind, base), delta, dropped, beside)
     cut, error = 0, 0.0
     if not exact:
         tell("Finding the factors")
         delta, cut, error = _low_rank(delta, rank)
     ranks = [entry.us.shape[1] for entry in delta.entries.values() if isinstance(entry, Factors)]
     files = formats.write(delta, kind, base)
-    return Converted(files, delta, dropped, max(ranks, default=0), cut, error)
+    return Converted(files, delta, dropped, beside, max(ranks, default=0), cut, error)
 
 
 def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
@@ -413,6 +445,20 @@ def _about(path: Path, delta: Delta) -> tuple[Path, int, list[str]]:
     return path, path.stat().st_size, list(delta.embeddings)
 
 
+def _check_each_once(sources: Sequence[Path], deltas: Sequence[Delta], instead: str = "") -> None:
+    """Raise UserError if two files are one, or have the same layers. instead: how one may be given."""
+    for (first, one), (second, other) in itertools.combinations(zip(sources, deltas), 2):
+        if one.entries and _same_layers(one, other):
+            what = f"{first} is given twice" if first.samefile(second) else f"{second} has the same layers as {first}"
+            raise UserError(f"{what}; give each concept once{instead and ', '}{instead}")
+
+
+def _same_layers(one: Delta, other: Delta) -> bool:
+    return one.entries.keys() == other.entries.keys() and all(
+        torch.equal(dense(entry), dense(other.entries[key])) for key, entry in one.entries.items()
+    )
+
+
 def _check_prompts(source: Path, delta: Delta, prompts: Sequence[str]) -> None:
     """Raise UserError if prompts have a word in angle brackets that the file lacks, or lack a word that it has."""
     for prompt in prompts:
@@ -421,6 +467,7 @@ def _check_prompts(source: Path, delta: Delta, prompts: Sequence[str]) -> None:
             raise UserError(
                 f"the target prompt {prompt!r} has the word {strange[0]}, and {source} has"
                 f" {', '.join(delta.embeddings) or 'none'}; write words as their file has them"
+                f"{did_you_mean(strange[0], delta.embeddings)}"
             )
     asked = {part for prompt in prompts for part in split_at_tokens(prompt, delta.embeddings)}
     for token in delta.embeddings:

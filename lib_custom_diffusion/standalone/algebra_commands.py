@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 from ..algebra.compression import Limit
 from ..algebra.files import (
@@ -30,7 +33,7 @@ from ..backend import Backend
 from ..delta import SUFFIX
 from ..deltas_folder import delta_name
 from ..errors import UserError
-from ..formats import KINDS, dropped_text, how_to_use, kind_of_name, may_be_called
+from ..formats import KINDS, dropped_text, how_to_use, kind_of_name, may_be_called, read_words
 from ..interrupts import ended_at_once
 from ..reading.document import read_header
 from ..storage import given_path, size, size_text, write_atomically
@@ -162,15 +165,9 @@ def _merge(options: argparse.Namespace) -> int:
     )
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
-    print(
-        f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}\n"
-        "difference of each concept from its own file, on its own prompts:"
-        f" {', '.join(f'{off:.1%}' for off in done.off)}\n"
-        f"{done.captions} other captions are changed by {done.change:.4g}; adding the deltas up would change them by"
-        f" {done.change_of_sum:.4g}\n"
-        f"word positions fitted: {done.target_rows[0]} of {done.target_rows[1]}, the others being alike; missed by"
-        f" {done.residual:.1e} of their effect, {done.stored_residual:.1e} after rounding for the file"
-    )
+    print(f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}")
+    for heading, told in done.report(list(map(str, options.files))).items():
+        print(f"{heading.lower()}: {told}")
     return 0
 
 
@@ -227,7 +224,9 @@ def _convert(options: argparse.Namespace) -> int:
     done = convert_files(options.files, kind, load_model, options.rank, exact=options.exact)
     paths = _paths(options.output, kind, done.files)
     check_outputs(paths, options.files)
+    _check_words_there(paths, kind)
     _tell_dropped(done.dropped)
+    print("".join(f"{line}\n" for line in done.taken()), end="")
     for path, content in paths.items():
         write_atomically(path, content)
         print(f"{path}: {size_text(len(content))}")
@@ -264,6 +263,28 @@ def _paths(output: Path, kind: str, files: dict[str, bytes]) -> dict[Path, bytes
     if any(name.casefold() == output.name.casefold() for name in others):
         raise UserError(f"the word beside it is {output.name}, too; give another --output")
     return paths
+
+
+def _check_words_there(paths: Mapping[Path, bytes], kind: str) -> None:
+    """Raise UserError if a file beside a LoRA, which nobody named, would take the place of another word's."""
+    for path, content in list(paths.items())[1:] if kind in LORAS else ():
+        if path.exists() and not _same_words(path, content):
+            raise UserError(
+                f"{path} is there already and holds something else; give another folder as --output, or give the word"
+                " another name first (rename)"
+            )
+
+
+def _same_words(path: Path, content: bytes) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) / path.name
+        new.write_bytes(content)
+        with suppress(UserError):
+            there, wanted = read_words(path), read_words(new)
+            return there.keys() == wanted.keys() and all(
+                torch.equal(there[token].half(), wanted[token].half()) for token in wanted
+            )
+    return False
 
 
 def _is_file_name(output: Path) -> bool:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..backend import TOY_SAMPLING
 from ..data.concepts import Concept, find_pictures
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, did_you_mean
 from ..injection import Injection
 from ..storage import write_atomically
 from ..training.checks import check_settings
@@ -50,7 +50,8 @@ def demo(options: argparse.Namespace) -> int:
     names = list(concepts) if options.concept == "all" else [options.concept or next(iter(concepts))]
     for name in names:
         if name not in concepts:
-            raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all")
+            near = did_you_mean(name, concepts)
+            raise UserError(f"there is no bundled concept {name!r}; choose from {', '.join(concepts)}, all{near}")
     backend, judge = load_model(options.model), Judge.load()
     metrics, started = {}, time.monotonic()
     for number, name in enumerate(names, start=1):

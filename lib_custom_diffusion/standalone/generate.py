@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from ..backend import TOY_SAMPLING, Sampling
 from ..delta import Delta
-from ..deltas_folder import find_delta
-from ..errors import UserError, check_range, check_text
+from ..deltas_folder import find_delta, namesakes
+from ..errors import UserError, check_range, check_text, did_you_mean
 from ..formats import read_words
 from ..injection import Injection
-from ..storage import check_writable, write_atomically
+from ..storage import check_writable, given_path, write_atomically
 from ..tokens import split_at_tokens, tokens_in
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
@@ -38,6 +38,8 @@ def generate(options: argparse.Namespace) -> int:
     check_range(options, "num_images", 1, 1_000_000, "--{}".format)
     check_writable(options.output)
     deltas = find_deltas(options.prompt, options.deltas_dir)  # before the model: a mistyped name is told at once
+    for sentence in found_deltas(options.prompt, options.deltas_dir):
+        print(sentence)
     prompt = split_deltas(options.prompt)[0]
     asked = f"{prompt} {options.negative_prompt}"
     words = {token for delta, _ in deltas for token in delta.embeddings}
@@ -54,7 +56,7 @@ def generate(options: argparse.Namespace) -> int:
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
-    with tqdm(total=options.num_images, unit="picture") as bar:
+    with tqdm(desc="drawing", total=options.num_images, unit="picture") as bar:
         for drawn in draw(
             backend, options.prompt, deltas, sampling, options.seed, options.num_images, options.embedding
         ):
@@ -71,7 +73,8 @@ def without_meaning(prompt: str, negative_prompt: str, words: Collection[str], s
         yield f"{tag} is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs."
     for token in tokens_in(_OTHER_TAG.sub("", asked)):
         if token not in words:
-            yield f"{token} is plain text: no delta in the prompt has that word, and no --embedding."
+            near = did_you_mean(token, words)
+            yield f"{token} is plain text: no delta in the prompt has that word, and no --embedding{near or '.'}"
     if negative_prompt.strip() and sampling.guidance_scale <= 1:
         yield f"--negative_prompt has no effect, as --guidance_scale is {sampling.guidance_scale:g}."
 
@@ -92,6 +95,21 @@ def find_deltas(prompt: str, deltas_dir: Path) -> list[tuple[Delta, float]]:
     return [
         (Delta.load(find_delta(deltas_dir, name, by_path=True)), weight) for name, weight in split_deltas(prompt)[1]
     ]
+
+
+def found_deltas(prompt: str, deltas_dir: Path) -> list[str]:
+    """Which files the names in a prompt's tags are; nothing of tags that have a path.
+
+    Raises UserError as `find_deltas` does.
+    """
+    told = []
+    for name in dict.fromkeys(name for name, _ in split_deltas(prompt)[1]):
+        path = find_delta(deltas_dir, name, by_path=True)
+        if path != given_path(name):
+            others = [f"<delta:{other}>" for other in namesakes(deltas_dir, path) if other != name]
+            more = f"; {', '.join(others)} would be another" if others else ""
+            told.append(f"<delta:{name}> is {path}{more}.")
+    return told
 
 
 def draw(

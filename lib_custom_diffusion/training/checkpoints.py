@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..delta import SUFFIX, Delta
-from ..errors import NotSaved, UserError
+from ..errors import NotSaved, UserError, did_you_mean
 from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
 from .identity import Identity
@@ -152,7 +152,8 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     for candidate in (folder / asked, given_path(asked)):
         if (candidate / _STATE).is_file():
             return candidate
-    raise UserError(f"there is no save {asked} in {folder}; use latest, or leave the option out to start again")
+    near = did_you_mean(asked, [path.name for path in _checkpoints(folder)])
+    raise UserError(f"there is no save {asked} in {folder}; use latest, or leave the option out to start again{near}")
 
 
 def results_in(folder: Path, name: str) -> list[Path]:

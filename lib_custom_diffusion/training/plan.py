@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from ..algebra.compression import Limit
 from ..data.captions import captions_of_pictures
 from ..data.concepts import Concept, PictureSettings, find_pictures, read_concept
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..storage import size
 from ..text_features import concept_words
 from ..tokens import DEFAULT_INITIALIZERS, file_name, tokens_in
@@ -104,7 +104,8 @@ class TrainingPlan(TrainingConfig, PictureSettings):
         known = get_type_hints(cls)
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise UserError(f"there is no setting {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+            near = did_you_mean(unknown[0], known)
+            raise UserError(f"there is no setting {', '.join(map(repr, unknown))}; there are {', '.join(known)}{near}")
         asked = {name: value for name, value in given.items() if value is not None or may_be_none(known[name])}
         if asked.get("learning_rate") is not None:
             asked.setdefault("embedding_learning_rate", asked["learning_rate"])

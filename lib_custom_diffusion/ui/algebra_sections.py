@@ -143,13 +143,7 @@ def _merge(host: Host) -> list[Action]:
         output = new_file(host.deltas_dir, _given(result), overwrite)
         asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
-        rows = {
-            "Difference from each file on its own prompts": ", ".join(f"{off:.1%}" for off in done.off),
-            f"Effect on {done.captions} other captions": f"{done.change:.4g}; added up {done.change_of_sum:.4g}",
-            "Solved for": f"{done.target_rows[0]} of {done.target_rows[1]} word positions; the others repeat them",
-            "Error there (0 is exact)": f"{done.residual:.1e}; after rounding for the file {done.stored_residual:.1e}",
-        }
-        return _delta_outcome(host, "Merged", done, rows)
+        return _delta_outcome(host, "Merged", done, done.report(names))
 
     return [Action(button, run, [names, prompts, result, overwrite])]
 
@@ -239,7 +233,7 @@ def _convert(host: Host) -> list[Action]:
         if kind in LORAS:
             rows["Precision"] = done.precision()
         delta = file_name(name) if kind == "delta" else ""
-        notes = how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else []
+        notes = done.taken() + (how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else [])
         return Outcome(_report("Converted", rows, done.dropped, notes), delta=delta)
 
     return [Action(button, run, [names, uploads, kind, rank, fits, result, overwrite])]

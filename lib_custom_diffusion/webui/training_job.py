@@ -19,7 +19,7 @@ from PIL import Image
 from ..backend import Sampling
 from ..data.pictures import find_pictures
 from ..delta import SUFFIX
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..storage import check_writable, typed_path
 from ..training.checks import check_settings
 from ..training.job import Host, Report
@@ -215,7 +215,8 @@ def _vectors_per_token(plan: TrainingPlan) -> int:
     words = sd_hijack.model_hijack.embedding_db.word_embeddings
     for token in plan.tokens:
         if token not in words:
-            raise UserError(f"there is no embedding {token!r} that fits this model; create it first")
+            near = did_you_mean(token, words)
+            raise UserError(f"there is no embedding {token!r} that fits this model; create it first{near}")
     counts = {words[token].vectors for token in plan.tokens}
     if len(counts) > 1:
         raise UserError("the embeddings of one training need the same number of vectors; create them alike")

@@ -86,11 +86,10 @@ def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -
     assert not Path("c.delta.safetensors").exists()
     with pytest.raises(UserError, match="1 times for 2 files"):
         run(*command, "--target_prompts", "a")
-    save("a.delta.safetensors", 1)
-    save("b.delta.safetensors", 1)
-    assert run(*command) == 0
+    assert run("merge", "a.delta.safetensors", "--output", "c.delta.safetensors") == 0
     printed = capsys.readouterr().out
-    assert "missed by" in printed and "adding the deltas up" in printed
+    assert "result: the concept is kept" in printed and "a.delta.safetensors 0." in printed
+    assert "adding the deltas up" in printed and "% off (0 is exact)" in printed
 
 
 @pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert"])
@@ -199,6 +198,17 @@ def test_a_lora_is_told_with_its_precision_and_what_to_write_where(capsys: pytes
     assert list(Delta.load(Path("b.delta.safetensors")).embeddings) == ["<new1>"]
 
 
+def test_another_words_file_beside_a_lora_is_not_replaced() -> None:
+    """Each LoRA's word is in a file that is called by the word, which two trainings have in common."""
+    save("cat.delta.safetensors", 1), save("dog.delta.safetensors", 2)
+    assert run("convert", "cat.delta.safetensors", "--to", "lora", "--output", "out/cat.safetensors") == 0
+    assert run("convert", "cat.delta.safetensors", "--to", "lora", "--output", "out/cat2.safetensors") == 0
+    before = Path("out/new1.pt").read_bytes()
+    with pytest.raises(UserError, match=r"new1\.pt is there already and holds something else; give another folder"):
+        run("convert", "dog.delta.safetensors", "--to", "lora", "--output", "out/dog.safetensors")
+    assert Path("out/new1.pt").read_bytes() == before and not Path("out/dog.safetensors").exists()
+
+
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
     monkeypatch.setenv("USERPROFILE", str(Path("home").absolute()))
@@ -220,12 +230,14 @@ def test_convert_to_full_weights_takes_the_model_and_the_words_beside_them() -> 
     assert not Path("again").exists()
 
 
-def test_convert_finds_diffusers_words_beside_its_weights() -> None:
+def test_convert_finds_diffusers_words_beside_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
     delta = save("a.delta.safetensors", 1)
     for kind in ("diffusers", "embedding-diffusers"):
         assert run("convert", "a.delta.safetensors", "--to", kind, "--output", "d", "--model", "toy") == 0
     weights = "d/pytorch_custom_diffusion_weights.safetensors"
+    capsys.readouterr()
     assert run("convert", weights, "--output", "back.delta.safetensors", "--model", "toy") == 0
+    assert "<new1> was taken from new1.safetensors beside it" in capsys.readouterr().out
     back = Delta.load(Path("back.delta.safetensors"))
     assert torch.equal(back.embeddings["<new1>"].float(), delta.embeddings["<new1>"].float())
 
@@ -248,7 +260,7 @@ def test_sizes_that_are_none(text: str) -> None:
     [
         ("compress", "a.delta.safetensors", "--rank", "2"),
         ("blend", "a.delta.safetensors", "--rank", "2"),
-        ("merge", "a.delta.safetensors", "b.delta.safetensors"),
+        ("merge", "a.delta.safetensors"),
     ],
     ids=lambda arguments: arguments[0],
 )

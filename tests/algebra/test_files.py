@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,36 @@ def test_a_merge_tells_what_the_file_does_to_its_targets(cat: Path, tmp_path: Pa
     merged = merge_files([cat], tmp_path / "merged.delta.safetensors", TinyBackend)
     assert merged.residual < 1e-5 and merged.residual < merged.stored_residual < 1e-2
     assert merged.change < merged.change_of_sum
+    told = merged.report(["my cat"])
+    assert told["Result"] == "the concept is kept"
+    assert f"my cat {merged.off[0]:.1%}" in told["Difference from its own file, on its own prompts"]
+    assert f"is {merged.stored_residual:.2%} off" in told["Solved for"]
+    assert told["Change of other prompts"].startswith(f"{merged.change / merged.change_of_sum:.0%} of what adding")
+
+
+def test_a_concept_that_a_merge_does_not_keep_is_named(cat: Path, tmp_path: Path) -> None:
+    done = merge_files([cat], tmp_path / "merged.delta.safetensors", TinyBackend)
+    told = replace(done, off=[0.02, 0.38]).report(["cat", "dog"])
+    assert told["Result"].startswith("dog is not kept well; give prompts") and "dog 38.0%" in " ".join(told.values())
+    assert replace(done, off=[0.02, 0.03]).report(["cat", "dog"])["Result"] == "every concept is kept"
+
+
+@pytest.mark.parametrize("name", ["cat", "copy", "kitty"])
+@pytest.mark.parametrize("way", ["blend", "merge"])
+def test_one_concept_given_twice_is_refused_under_any_name(way: str, name: str, cat: Path, tmp_path: Path) -> None:
+    again = tmp_path / f"{name}.delta.safetensors"
+    if name == "copy":
+        shutil.copy(cat, again)
+    elif name == "kitty":
+        rename_file(cat, "<new1>", "<kitty>", again)
+    dog, output = save(tmp_path / "dog.delta.safetensors", 2), tmp_path / "new.delta.safetensors"
+    what = f"{cat} is given twice" if name == "cat" else f"{again} has the same layers as {cat}"
+    with pytest.raises(UserError, match=re.escape(f"{what}; give each concept once")):
+        if way == "blend":
+            blend_files([cat, dog, again], [1.0, 1.0, 1.0], output)
+        else:
+            merge_files([cat, dog, again], output, never)
+    assert not output.exists()
 
 
 def test_a_merged_file_that_would_be_large_is_compressed_by_what_prompts_read(

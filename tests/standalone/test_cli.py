@@ -30,6 +30,7 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.standalone import cli
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
+from lib_custom_diffusion.standalone.generate import found_deltas
 from lib_custom_diffusion.standalone.train import until_interrupt
 from tiny_pipeline import WIDTH
 
@@ -526,6 +527,16 @@ def test_what_means_nothing_in_a_prompt_is_told(
     assert capsys.readouterr().out == f"{tmp_path / '00042.png'}\n"
     assert main([*drawn, "--prompt", f"a cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
     assert "The prompt has none of its delta's words: <new1>." in capsys.readouterr().out
+
+
+def test_which_file_a_name_in_a_prompt_is_and_which_others_have_it_is_told(tmp_path: Path) -> None:
+    for folder in ("dog", "cat"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "new1.delta.safetensors").touch()
+    near = tmp_path / "cat" / "new1.delta.safetensors"
+    told = f"<delta:new1> is {near}; <delta:dog/new1> would be another."
+    assert found_deltas("a <delta:new1> and <delta:new1:0.5>", tmp_path) == [told]
+    assert found_deltas(f"a <delta:{near}>", tmp_path) == []
 
 
 def generate(model: Path, delta: Path, output: Path) -> int:

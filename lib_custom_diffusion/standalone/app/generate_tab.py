@@ -20,7 +20,7 @@ from ...errors import Interrupted, UserError
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
-from ..generate import draw, find_deltas
+from ..generate import draw, find_deltas, found_deltas
 from ..infotext import read_parameters
 from ..prompts import split_deltas
 from .drawing import before_each_step
@@ -218,6 +218,7 @@ def _told(prompt: str, deltas_dir: Path, first: int, count: int) -> str:
     seeds = f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
     told = f"<p>{seeds}. Pictures are not kept: save the ones you want.</p>"
     with suppress(UserError):  # of a tag, which drawing tells
+        told += "".join(f"<p>{html.escape(each)}</p>" for each in found_deltas(prompt, deltas_dir))
         told += "".join(f"<p>{html.escape(each)}</p>" for each in _lacking(prompt, named_deltas(deltas_dir)))
     return told
 

@@ -5,6 +5,7 @@ Features are rows, one a picture or caption. Cosines are of rows of unit length.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -75,3 +76,13 @@ def score(likeness: float, greatest: float, obedience: float) -> float:
     """
     parts = [min(max(part, 0.0), 1.0) for part in (likeness / max(greatest, 1e-6), obedience)]
     return 2 * parts[0] * parts[1] / sum(parts) if all(parts) else 0.0
+
+
+def chance(one: Sequence[float], other: Sequence[float]) -> float:
+    """The standard error of the difference of two figures of the same prompts and seeds, by the jackknife.
+
+    one, other: each figure without every part of its pictures in turn. Infinite for fewer than two parts.
+    """
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    count = len(differences)
+    return ((count - 1) * statistics.pvariance(differences)) ** 0.5 if count > 1 else float("inf")

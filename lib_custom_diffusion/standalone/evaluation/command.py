@@ -40,7 +40,8 @@ def evaluate(options: argparse.Namespace) -> int:
         words_of(backend, [each.delta])
     class_count = options.num_class_images if options.class_prompt else 0
     total = (len(candidates) + 1) * (len(lines) * options.num_images + class_count)
-    with tqdm(total=total + (0 if of_class else class_count), unit="picture") as bar, torch.no_grad():
+    total += 0 if of_class else class_count
+    with tqdm(desc="drawing", total=total, unit="picture") as bar, torch.no_grad():
         seeds = range(options.seed, options.seed + options.num_images)
         measuring = Measuring(backend, eyes, dino, own, sampling, seeds, bar.update)
         if class_count:
@@ -50,10 +51,11 @@ def evaluate(options: argparse.Namespace) -> int:
         measured = [alone] + [measuring.of(each, lines, options.class_prompt, alone) for each in candidates]
     report.write(options.output, measured, own, eyes.name, options.dino)
     print(report.text_table(measured))
+    for told in filter(None, (report.verdict(measured), report.kid_note(measured))):
+        print(told)
     best = report.best_of(measured).candidate
-    assert best is not None
-    if len(candidates) > 1:
-        print(f"the highest score: {best.path}")
+    if best is not None and len(candidates) > 1:
+        print(f"{best.name} is {best.path}")
     print(f"look at {options.output / 'evaluation.html'}")
     return 0
 

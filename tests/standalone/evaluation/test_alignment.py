@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_custom_diffusion.standalone.evaluation.alignment import (
+    chance,
     image_alignment,
     kernel_distance,
     likeness_of_references,
@@ -80,3 +81,13 @@ def test_kernel_distance_is_nought_on_average_for_pictures_of_one_kind() -> None
 )
 def test_score_wants_both_likeness_and_obedience(likeness: float, obedience: float, expected: float) -> None:
     assert score(likeness, greatest=0.8, obedience=obedience) == pytest.approx(expected)
+
+
+def test_chance_is_the_standard_error_where_that_is_known_of_a_mean() -> None:
+    values, others = [1.0, 2.0, 6.0], [0.0, 1.0, 1.0]  # differences 1, 1 and 5: deviation 4/√3, over √3 of them
+
+    def without_each(numbers: list[float]) -> list[float]:
+        return [(sum(numbers) - number) / 2 for number in numbers]
+
+    assert chance(without_each(values), without_each(others)) == pytest.approx(4 / 3)
+    assert chance([], []) == chance([1.0], [0.0]) == math.inf

@@ -62,7 +62,8 @@ def test_every_save_of_a_training_is_measured_against_the_model_alone(
     alone, *deltas = found["results"]
     assert alone["score"] is None and all(0 <= each["score"] <= 1 for each in deltas)
     best = max(deltas, key=lambda each: each["score"])["file"]
-    assert found["best"] == best and best in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert found["best"] == best and best in told.out and "drawing:" in told.err
     captions = json.loads((out / "step-10" / "prompts.json").read_text())
     assert captions == {
         "00000": "cat on a red background", "00001": "cat on a red background",
@@ -70,8 +71,8 @@ def test_every_save_of_a_training_is_measured_against_the_model_alone(
     }  # fmt: skip
     assert sorted(path.stem for path in (out / "step-10" / "samples").glob("*.png")) == sorted(captions)
     page = (out / "evaluation.html").read_text()
-    assert "The highest score has" in page
-    assert page.count("<polyline") == 3 and "20 steps" in page and "KID" in page
+    assert "scores highest" in page and set(found["as_good_within_chance"]) <= {each["file"] for each in deltas}
+    assert page.count("<polyline") == 3 and "step 20" in page and "KID" in page
     assert Image.open(out / "pictures.png").width > 128
 
 
@@ -90,6 +91,18 @@ def test_the_model_and_each_delta_draw_from_the_same_seeds(
     page = (out / "evaluation.html").read_text()
     assert "<polyline" not in page
     assert "highest" not in page + capsys.readouterr().out  # of one
+
+
+def test_a_delta_and_its_copy_are_said_to_be_as_good_as_each_other(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{name}.delta.safetensors" for name in "ab"]
+    for file in files:
+        saved(file, 5)
+    assert main([*flags, "--delta", *map(str, files)]) == 0
+    assert "with 4 pictures each, that may be chance: b could be just as good" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["best"] == str(files[0]) and found["as_good_within_chance"] == [str(files[1])]
 
 
 def test_pictures_of_the_concept_are_read_as_those_of_a_training(
