@@ -57,7 +57,8 @@ def main() -> None:
     command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
     if command is None and importlib.util.find_spec("launch") is None:
         print(__doc__.strip())  # a person, or a program that has no use for the page
-        print(f"\nNothing was installed: {Path.cwd()} is not the WebUI's. To begin: python install.py demo")
+        here = f"{Path.cwd()} is not the folder of a WebUI"
+        print(f"\nNothing was installed: {here}. To begin without one: python install.py demo")
     elif command is None:
         install_missing()
     elif command in ("demo", "ui"):

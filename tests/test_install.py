@@ -102,7 +102,7 @@ def test_where_there_is_no_webui_a_person_is_told_of_the_commands_and_nothing_is
     done = hook(tmp_path, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "python install.py demo" in done.stdout and "pip\n" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith(f"Nothing was installed: {tmp_path} is not the WebUI's.")
+    assert done.stdout.splitlines()[-1].startswith(f"Nothing was installed: {tmp_path} is not the folder of a WebUI.")
 
 
 @pytest.mark.parametrize(("typed", "said"), [("dmeo", "; did you mean demo?"), ("train", "; there are demo, ui")])

@@ -45,10 +45,10 @@ _FILES = "delta files, or any files that convert reads"
 def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool = True) -> None:
     """What a file is compressed to: one of --max_size, --rank and --energy."""
     add = command.add_mutually_exclusive_group(required=required).add_argument
-    add("--max_size", help="of the file, such as 5MB")
+    add("--max_size", help="maximum size of the file, such as 5MB")
     if rank:
-        add("--rank", type=int, help="of every layer")
-    add("--energy", type=float, help="share of its effect that is kept (squared), such as 0.99")
+        add("--rank", type=int, help="rank of every layer: how much detail it keeps")
+    add("--energy", type=float, help="share of its effect to keep, by squares, such as 0.99")
 
 
 def limit_of(options: argparse.Namespace) -> Limit | None:

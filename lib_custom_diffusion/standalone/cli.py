@@ -206,7 +206,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "--model", choices=("toy", "toy-xl"), default="toy", help="in Stable Diffusion 1's layout, or in SDXL's"
     )
     command.add_argument(
-        "--concept", default=None, help="which bundled concept to teach, or all; the first if not given"
+        "--concept", default=None, help="name of the bundled concept to teach, or all; the first one if not given"
     )
     command.add_argument("--output", type=given_path, default=Path("demo"), help="folder for the results")
     command.add_argument(
@@ -304,7 +304,12 @@ def _add_prior_preservation(command: argparse.ArgumentParser) -> None:
         default=200,
         help="number of regularization pictures per concept; 0 uses those in --class_data_dir as they are",
     )
-    add("--prior_loss_weight", type=float, default=_D.prior_loss_weight, help="weight of their loss")
+    add(
+        "--prior_loss_weight",
+        type=float,
+        default=_D.prior_loss_weight,
+        help="weight of the loss of the regularization pictures",
+    )
     add("--sample_batch_size", type=int, default=4, help="how many pictures are drawn at once")
 
 
@@ -395,7 +400,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--noise_offset", type=float, default=_D.noise_offset,
         help="add noise that is the same all over a picture, for very dark and bright ones; 0.05 to 0.1 are usual",
     )  # fmt: skip
-    add("--seed", type=int, default=_D.seed, help="seed of everything random")
+    add("--seed", type=int, default=_D.seed, help="seed of everything that is random")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -416,7 +421,12 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     add("--allow_changes", action="store_true", help="resume even if pictures, captions or settings have changed")
     add("--validation_prompt", help="prompt to draw every --validation_steps steps")
     add("--validation_steps", type=int, default=_D.validation_steps, help="steps between previews; 0 for none")
-    add("--num_validation_images", type=int, default=_D.num_validation_images, help="pictures each time")
+    add(
+        "--num_validation_images",
+        type=int,
+        default=_D.num_validation_images,
+        help="number of previews to draw each time",
+    )
     add(
         "--report_to",
         choices=REPORTS,
@@ -454,14 +464,19 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         required=True,
         help='such as "photo of a <new1> cat <delta:new1:0.8>"; NAME is a path or looked up in --deltas_dir',
     )
-    add("--deltas_dir", type=given_path, default=Path("."), help="folder with deltas")
+    add(
+        "--deltas_dir",
+        type=given_path,
+        default=Path("."),
+        help="folder in which, and in whose folders, NAME is looked up",
+    )
     add(
         "--embedding",
         type=given_path,
         action="append",
         default=[],
         metavar="FILE",
-        help="an embedding to use without a delta; its word is <FILE'S NAME>",
+        help="an embedding to use without a delta; its word is the file's name in < and >",
     )
     add("--num_images", type=int, default=4, help="pictures; each has the seed after the one before")
     add("--output", type=given_path, default=Path("pictures"), help="folder for the pictures")
@@ -471,10 +486,19 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--negative_prompt", default="", help="what not to draw")
     add("--num_inference_steps", type=int, default=25, help="sampling steps")
-    add("--guidance_scale", type=float, help="how strictly pictures follow the prompt; 6 if not given, 4 with the toy")
+    add(
+        "--guidance_scale",
+        type=float,
+        help="how strictly pictures follow the prompt; if not given, 6, or 4 for the toy",
+    )
     add("--resolution", type=int, help="width and height in pixels; the model's own if not given")
     add("--sample_batch_size", type=int, default=4, help="how many pictures are drawn at once")
-    add("--seed", type=int, default=_D.seed, help="of the first picture")
+    add(
+        "--seed",
+        type=int,
+        default=_D.seed,
+        help="of the first picture; always this one if not given, while the app chooses one at random",
+    )
 
 
 def _add_regularize(commands: argparse._SubParsersAction) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backend import TOY_SAMPLING, Sampling
-from ..delta import Delta
+from ..delta import SUFFIX, Delta
 from ..deltas_folder import find_delta, namesakes
 from ..errors import UserError, check_range, check_text, did_you_mean
 from ..formats import read_words
@@ -98,15 +98,15 @@ def find_deltas(prompt: str, deltas_dir: Path) -> list[tuple[Delta, float]]:
 
 
 def found_deltas(prompt: str, deltas_dir: Path) -> list[str]:
-    """Which files the names in a prompt's tags are; nothing of tags that have a path.
+    """Which files the names in a prompt's tags are, where it is neither said by a path nor plain.
 
     Raises UserError as `find_deltas` does.
     """
     told = []
     for name in dict.fromkeys(name for name, _ in split_deltas(prompt)[1]):
         path = find_delta(deltas_dir, name, by_path=True)
-        if path != given_path(name):
-            others = [f"<delta:{other}>" for other in namesakes(deltas_dir, path) if other != name]
+        others = [f"<delta:{other}>" for other in namesakes(deltas_dir, path) if other != name]
+        if path != given_path(name) and (others or path != deltas_dir / f"{name}{SUFFIX}"):
             more = f"; {', '.join(others)} would be another" if others else ""
             told.append(f"<delta:{name}> is {path}{more}.")
     return told

@@ -70,10 +70,11 @@ def _compress(host: Host) -> list[Action]:
             info="Keeps best what prompts use; needs the loaded model",
         )  # fmt: skip
         float16 = gr.Checkbox(
-            label="Readable by the first extension", value=False, info="Stores all numbers in float16; larger",
+            label="Readable by the first Custom Diffusion extension", value=False,
+            info="Stores all numbers in float16, which makes the file larger",
             elem_id="cd_compress_float16",
         )  # fmt: skip
-    result, overwrite = _result_fields("cd_compress", "small file", "NAME-small")
+    result, overwrite = _result_fields("cd_compress", "compressed delta", "NAME-small")
     button = gr.Button("Compress", variant="primary", elem_id="cd_compress")
 
     def run(

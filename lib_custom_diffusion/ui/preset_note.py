@@ -39,6 +39,12 @@ def preset_note(preset: str, recipe: Mapping[str, Any], folder: str, loaded: Loa
     return f"<p class='cd-note'>{html.escape(f'{PURPOSES[preset]} {_cost(recipe, folder, loaded, timings)}')}</p>"
 
 
+def amended(recipe: Mapping[str, Any], steps: Any = None, batch: Any = None, layers: Any = None) -> dict[str, Any]:
+    """The recipe with what the form has by now; None and 0 are nothing entered."""
+    entered = {"max_train_steps": steps, "train_batch_size": batch, "freeze_model": layers}
+    return {**recipe, **{name: value for name, value in entered.items() if value}}
+
+
 def _cost(recipe: Mapping[str, Any], folder: str, loaded: Loaded | None, timings: Path) -> str:
     steps = recipe["max_train_steps"]
     known = [
@@ -52,7 +58,10 @@ def _cost(recipe: Mapping[str, Any], folder: str, loaded: Loaded | None, timings
         return f"{steps} steps; how long they take is known after the first training on this machine."
     pictures = _count(folder)
     amounts = Amounts(
-        pictures * PictureSettings().drawn_variants, steps, min(_BATCH, pictures), loaded.resolution**2 / 1e6
+        pictures * PictureSettings().drawn_variants,
+        steps,
+        min(recipe.get("train_batch_size", _BATCH), pictures),
+        loaded.resolution**2 / 1e6,
     )
     memory = f" Memory: {known[-1].memory}." if known[-1].memory else ""
     return f"About {duration(sum(known[-1].seconds(amounts)))} for {steps} steps on this machine.{memory}"

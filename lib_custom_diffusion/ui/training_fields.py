@@ -35,7 +35,8 @@ class Face:
     more:     makes the fields of a concept's word that belong to Advanced.
     template: makes the field for a template of captions.
     presets:  what each kind of thing fills in; the form starts with the first.
-    note:     what is said of a preset (HTML), with the folder of pictures that was entered, "" for none.
+    note:     what is said of a preset (HTML), with the folder of pictures that was entered, "" for none, and, as the
+              form has them by now, steps, batch size and layers (see `preset_note.amended`).
     keep:     keeps pictures that were dragged in (their files), beside those in the folder that is chosen if they were
               dragged in before, and gives the folder that they are in ("" for none), and what to tell of files that are
               left out (HTML, "" for none); None if none can be dragged in.
@@ -46,7 +47,7 @@ class Face:
     more: Callable[[int], Fields]
     template: Callable[[], gr.components.IOComponent]
     presets: Mapping[str, Mapping[str, Any]]
-    note: Callable[[str, str], str]
+    note: Callable[..., str]
     keep: Callable[[Sequence[str], str], tuple[str, str]] | None = None
 
 
@@ -81,6 +82,12 @@ class FormFields:
     def inputs(self) -> list[gr.components.IOComponent]:
         """What an event must be given for `entered` to understand its values."""
         return [self.count, *(part for each in self.concepts for part in each.values()), *self.settings.values()]
+
+    @property
+    def noted(self) -> list[gr.components.IOComponent]:
+        """What `Face.note` is given."""
+        amounts = [self.settings[name] for name in ("max_train_steps", "train_batch_size", "freeze_model")]
+        return [self.preset, self.concepts[0]["instance_data_dir"], *amounts]
 
     @property
     def filled(self) -> Fields:
@@ -135,9 +142,8 @@ def advanced_fields(face: Face, essentials: Essentials, told: gr.HTML, also: Cal
     essentials.preset.input(
         fn=fields.filled_by, inputs=[fields.preset], outputs=[*fields.filled.values()], queue=False, show_progress=False
     )
-    essentials.preset.change(
-        fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
-    )
+    for noted in fields.noted:
+        noted.change(fn=face.note, inputs=fields.noted, outputs=[essentials.note], queue=False, show_progress=False)
     shape, alpha = settings["resize_mode"], settings["use_alpha"]
     for changed in (folder.change, shape.change, alpha.change):  # while a folder is typed, it is mostly not there yet
         changed(
@@ -151,9 +157,6 @@ def advanced_fields(face: Face, essentials: Essentials, told: gr.HTML, also: Cal
     )  # fmt: skip
     if face.keep and essentials.uploads:
         _keep_uploads(face.keep, essentials.uploads, folder, told)
-    folder.change(
-        fn=face.note, inputs=[fields.preset, folder], outputs=[essentials.note], queue=False, show_progress=False
-    )
     return fields
 
 
@@ -245,7 +248,7 @@ def _result(face: Face) -> Fields:
     with group("Result"), face.row():
         fields["name"] = gr.Textbox(
             label=LABELS["name"],
-            info="The delta is the file with what was learned, and prompts name it; leave empty to use the word",
+            info="The file with what was learned; prompts use this name. Leave empty to use the word",
             max_lines=1,
             elem_id="cd_name",
         )
@@ -373,7 +376,7 @@ def _preservation(face: Face) -> Fields:
         )  # fmt: skip
         fields["text_prior_weight"] = gr.Number(
             label=LABELS["text_prior_weight"], value=0.1, elem_id="cd_text_prior_weight",
-            info="Higher keeps more as it was, but your thing is learned less closely; try 0.03 to 0.3",
+            info="Higher keeps more as it was, but your concept is learned less closely; try 0.03 to 0.3",
         )  # fmt: skip
     with face.row():
         fields["prior_loss_weight"] = gr.Slider(
@@ -388,7 +391,7 @@ def _saves(face: Face) -> Fields:
     with group("Saves and previews"), face.row():
         fields["checkpointing_steps"] = gr.Number(
             label=LABELS["checkpointing_steps"], value=0, precision=0, elem_id="cd_save_every",
-            info="To choose the best from, and to resume from after a crash",
+            info="To choose the best from, and to resume from after a crash; each takes disk space, so none by default",
         )  # fmt: skip
         fields["validation_steps"] = gr.Number(
             label=LABELS["validation_steps"], value=50, precision=0, elem_id="cd_preview_every",

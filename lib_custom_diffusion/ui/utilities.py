@@ -120,7 +120,7 @@ class Host:
         return (lambda: self.backend("")) if use else None
 
 
-DELTA = "<abbr title='The small file that a training makes: what the model has learned of your thing.'>delta</abbr>"
+DELTA = "<abbr title='The small file that a training makes: it holds your concept.'>delta</abbr>"
 """For the first mention in a part of a page that may be the first that is read (HTML)."""
 
 
@@ -144,7 +144,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
                 tabs.append(tab)
             host.lists.ask_when_selected(*tabs)
         with gr.Column(scale=2, elem_id="cd_utils_results"):
-            report = gr.HTML(elem_id="cd_utils_outcome")
+            report = gr.HTML("<p class='cd-note'>Results are shown here.</p>", elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")
             opens = gr.Button("Open", visible=False, elem_id="cd_utils_open")

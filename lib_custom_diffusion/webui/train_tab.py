@@ -22,7 +22,7 @@ from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
-from ..ui.preset_note import Loaded, preset_note
+from ..ui.preset_note import Loaded, amended, preset_note
 from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
@@ -109,16 +109,16 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         "outputs": shown,
         "show_progress": False,
     }
+    noted = {  # what a training of this kind takes here is known after one
+        "fn": _note, "inputs": fields.noted, "outputs": [essentials.note], "queue": False, "show_progress": False,
+    }  # fmt: skip
     goes_on = fields.settings["resume_from_checkpoint"]
     resume.click(
         fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**begin).then(
         fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
-    )  # fmt: skip
-    start.click(**begin).then(  # what a training of this kind takes here is known now
-        fn=_note, inputs=[fields.preset, fields.concepts[0]["instance_data_dir"]], outputs=[essentials.note],
-        queue=False, show_progress=False,
-    )  # fmt: skip
+    ).then(**noted)  # fmt: skip
+    start.click(**begin).then(**noted)
     # Pressed by the page, if a training runs while it is opened, or was the last.
     reopened.click(
         fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
@@ -177,11 +177,11 @@ def _remembered_apart(block: Any) -> None:
         _remembered_apart(child)
 
 
-def _note(preset: str, folder: str) -> str:
-    """What is said of a preset; the model is not loaded for it."""
+def _note(preset: str, folder: str, *entered: Any) -> str:
+    """What is said of a preset; the model is not loaded for it. entered: of the form, see `amended`."""
     model = sd_models.model_data.sd_model
     loaded = Loaded(architecture(model.model.diffusion_model), model_resolution(model)) if model is not None else None
-    return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, timings_file())
+    return preset_note(preset, amended({**RECIPES, **TOY_RECIPES}[preset], *entered), folder, loaded, timings_file())
 
 
 def _log_fields() -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _told_of(created: str, asked: str) -> str:
         )
     if is_ordinary(created):
         said.append(
-            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that use it would get your thing"
+            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that use it would draw your concept"
             " instead; a made-up word is better."
         )
     return f"<p>{' '.join(said)}</p>"

@@ -59,8 +59,11 @@ def test_what_was_drawn_is_in_the_history_and_in_the_picture(made: dict[str, Par
     assert "Seed 5" in told and earlier["choices"] == history.all() == ["a cat"]
     [chosen] = made["cd_gen_history"].events
     assert chosen.fn("a cat") == "a cat"
-    prompt, negative, *numbers, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=pictures[0][0]))
-    assert (prompt, negative, numbers) == ("a cat", "", [1, 6.0, 16, 8, 5]) and "settings of that picture" in said
+    prompt, negative, *numbers, seen, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=pictures[0][0]))
+    assert (prompt, negative, numbers) == ("a cat", "", [1, 6.0, 16, 8, 5]) and [path for path, _ in seen] == [
+        pictures[0][0]
+    ]
+    assert "from this picture: Prompt, Sampling steps 1, CFG Scale 6, Width 16, Height 8, Seed 5. Press" in said
 
 
 def test_a_word_without_its_delta_is_told_with_what_to_add(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_a_word_without_its_delta_is_told_with_what_to_add(tmp_path: Path) -> No
 def test_a_picture_that_does_not_say_how_it_was_made_changes_nothing(made: dict[str, Part], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     *same, said = made["cd_gen_read"].press(cd_gen_read=SimpleNamespace(name=str(tmp_path / "photo.png")))
-    assert same == [gr.update()] * 7 and "<div class='error'>photo.png does not say" in said
+    assert same == [gr.update()] * 8 and "<div class='error'>photo.png does not say" in said
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", "a dog\nSeed: 3")
     Image.new("RGB", (8, 8)).save(tmp_path / "half.png", pnginfo=text)

@@ -175,8 +175,9 @@ def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pi
     assert shown[-1][6]["visible"]
     step = Delta.load(page.deltas / "new1.delta.safetensors").provenance.steps
     assert 0 < step < 100000
-    tick, run, untick = page.parts["cd_resume_now"].events
+    tick, run, untick, noted = page.parts["cd_resume_now"].events
     assert tick.fn() is True and untick.fn() is False
+    assert [part.elem_id for part in noted.outputs] == ["cd_note"]
     assert [part.elem_id for event in (tick, untick) for part in event.outputs] == ["cd_resume"] * 2
     start = page.parts["cd_start"].events[0]
     assert [part.elem_id for part in run.inputs] == [part.elem_id for part in start.inputs]

@@ -536,7 +536,8 @@ def test_which_file_a_name_in_a_prompt_is_and_which_others_have_it_is_told(tmp_p
     near = tmp_path / "cat" / "new1.delta.safetensors"
     told = f"<delta:new1> is {near}; <delta:dog/new1> would be another."
     assert found_deltas("a <delta:new1> and <delta:new1:0.5>", tmp_path) == [told]
-    assert found_deltas(f"a <delta:{near}>", tmp_path) == []
+    (tmp_path / "mug.delta.safetensors").touch()
+    assert found_deltas(f"a <delta:{near}> and <delta:mug>", tmp_path) == []
 
 
 def generate(model: Path, delta: Path, output: Path) -> int:

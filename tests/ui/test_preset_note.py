@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lib_custom_diffusion.training.recipes import RECIPES, TOY_RECIPES
-from lib_custom_diffusion.ui.preset_note import PURPOSES, Loaded, preset_note
+from lib_custom_diffusion.ui.preset_note import PURPOSES, Loaded, amended, preset_note
 from lib_custom_diffusion.ui.timings import Circumstances, Timing, keep_timing
 
 PET = RECIPES["thing or pet"]
@@ -33,6 +33,16 @@ def test_the_cost_is_that_of_the_machine_the_model_and_the_pictures(timings: Pat
     for number in range(2):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     assert "About 33 min" in preset_note("thing or pet", PET, f'"{tmp_path}"', Loaded("sd1", 1000), timings)
+
+
+def test_what_the_form_has_by_now_counts_and_what_it_lacks_is_the_presets(timings: Path) -> None:
+    def told(*entered: object) -> str:
+        return preset_note("thing or pet", amended(PET, *entered), "", Loaded("sd1", 1000), timings)
+
+    assert "About 33 min for 125 steps" in told(125, 4, "crossattn_kv")
+    assert "About 50 min for 250 steps" in told(250, 3, "crossattn_kv")
+    assert "250 steps; how long they take is known after" in told(250, 4, "crossattn")
+    assert told(None, 0, None) == told() and "About 67 min for 250 steps" in told()
 
 
 @pytest.mark.parametrize(

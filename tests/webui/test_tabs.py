@@ -149,7 +149,8 @@ def test_a_page_opened_later_has_the_form_of_a_training_that_can_go_on(made, hos
         "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(tmp_path), "cd_class_1": "cat", "cd_steps": 30,
         "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_preview_every": 0,
     }  # fmt: skip
-    tick, run, untick = made["cd_resume_now"].events
+    tick, run, untick, noted = made["cd_resume_now"].events
+    assert [part.elem_id for part in noted.outputs] == ["cd_note"]
     reopened = made["cd_reopened"].events[0]
 
     def train(task, event, **more):

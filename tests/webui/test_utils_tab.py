@@ -237,7 +237,7 @@ def test_interrupt_keeps_whole_batches_and_the_same_settings_go_on(made, tmp_pat
     drawn = drawing_backend.HostBackend.generate
 
     def interrupted_in_the_second_batch(backend, prompts, seeds, sampling, vectors):
-        if seeds[0] == 3:
+        if seeds[0] == 44:
             made["cd_reg_stop"].press()
         return drawn(backend, prompts, seeds, sampling, vectors)
 

@@ -59,7 +59,7 @@ def add_generate_tab(
             with gr.Row():
                 delta = gr.Dropdown(
                     label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
-                    info="A delta is the small file that a training makes: what was learned of your thing",
+                    info="A delta is the small file that a training makes: it holds your concept",
                 )  # fmt: skip
                 lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
             with gr.Row():
@@ -143,8 +143,8 @@ def add_generate_tab(
         fn=lambda chosen: chosen or gr.update(), inputs=[earlier], outputs=[prompt], queue=False, show_progress=False
     )
     read.upload(
-        fn=_read, inputs=[read], outputs=[prompt, negative, steps, scale, width, height, seed, told], queue=False,
-        show_progress=False,
+        fn=_read, inputs=[read], outputs=[prompt, negative, steps, scale, width, height, seed, gallery, told],
+        queue=False, show_progress=False,
     )  # fmt: skip
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     delta.input(
@@ -177,12 +177,16 @@ def _read(picture: Any) -> list[Any]:
     try:
         said = read_parameters(Path(picture.name))
     except UserError as error:
-        return [*[gr.update()] * 7, error_html(error)]
+        return [*[gr.update()] * 8, error_html(error)]
     width, height = said.size or (None, None)
     numbers = (said.steps, said.cfg_scale, width, height, said.seed)
+    names = ("Sampling steps", "CFG Scale", "Width", "Height", "Seed")
+    found = ["Prompt", *(["Negative prompt"] if said.negative_prompt else [])]
+    found += [f"{name} {number:g}" for name, number in zip(names, numbers) if number is not None]
     return [
         said.prompt, said.negative_prompt, *(gr.update() if number is None else number for number in numbers),
-        "<p>Read the settings of that picture.</p>",
+        [(picture.name, "the picture that was read")],
+        f"<p>Filled in from this picture: {', '.join(found)}. Press Generate to draw it again.</p>",
     ]  # fmt: skip
 
 

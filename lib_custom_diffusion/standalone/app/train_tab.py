@@ -29,7 +29,7 @@ from ...training.recipes import RECIPES, TOY_RECIPES
 from ...training.resuming import identity_of, refuse_other
 from ...training.words import stands_alone
 from ...ui.picture_strip import left_out_html
-from ...ui.preset_note import Loaded, preset_note
+from ...ui.preset_note import Loaded, amended, preset_note
 from ...ui.regularization_sections import bundled_templates
 from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
 from ...ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
@@ -39,6 +39,7 @@ from .jobs import Job, Jobs
 from .models import Models
 from .reopened_pages import ReopenedPages
 
+_EMPTY = "<p class='cd-note'>Progress, previews and the finished delta are shown here.</p>"
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 
@@ -55,11 +56,11 @@ class _Place:
         """What trainings took on this machine."""
         return self.logs / "timings.json"
 
-    def note(self, preset: str, folder: str) -> str:
-        """What is said of a preset."""
+    def note(self, preset: str, folder: str, *entered: Any) -> str:
+        """What is said of a preset. entered: of the form, see `amended`."""
         backend = self.models.loaded
         loaded = Loaded(backend.architecture, backend.resolution) if backend else None
-        return preset_note(preset, {**RECIPES, **TOY_RECIPES}[preset], folder, loaded, self.timings)
+        return preset_note(preset, amended({**RECIPES, **TOY_RECIPES}[preset], *entered), folder, loaded, self.timings)
 
     def keep(self, files: Sequence[str], before: str) -> tuple[str, str]:
         """Copy pictures that were dragged in to a folder of their own; the folder, and what is left out (HTML).
@@ -139,7 +140,7 @@ def build_train_tab(
                 stop = gr.Button("Interrupt and save", elem_id="cd_stop")
             told = gr.HTML(elem_id="cd_estimate")
         with gr.Column(elem_id="cd_side"):
-            outcome = gr.HTML(elem_id="cd_outcome")
+            outcome = gr.HTML(_EMPTY, elem_id="cd_outcome")
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
             with gr.Row():
                 use = gr.Button("Send to Generate", visible=False, variant="primary", elem_id="cd_send")
@@ -172,14 +173,17 @@ def build_train_tab(
 
     form = [fields.preset, *inputs]
     Context.root_block.load(fn=opened, inputs=[], outputs=[*form, essentials.note], queue=False, show_progress=False)
-    start.click(fn=run, inputs=form, outputs=shown, show_progress=False)
+    noted = {
+        "fn": place.note, "inputs": fields.noted, "outputs": [essentials.note], "queue": False, "show_progress": False,
+    }  # fmt: skip
+    start.click(fn=run, inputs=form, outputs=shown, show_progress=False).then(**noted)  # how long it takes is known now
     goes_on = fields.settings["resume_from_checkpoint"]
     resume.click(
         fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(fn=run, inputs=form, outputs=shown, show_progress=False).then(
         fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
-    )  # fmt: skip
-    ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False)
+    ).then(**noted)  # fmt: skip
+    ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False).then(**noted)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
     return fields
@@ -196,7 +200,7 @@ def _initializer(number: int) -> dict[str, Any]:
     return {
         "initializer_token": gr.Textbox(
             label=label_of_concept("initializer_token", number), value=_INITIALIZERS[number - 1],
-            info="What the word starts from: a rare word, or one close to your thing",
+            info="What the word starts from: a rare word, or one close to your concept",
             max_lines=1, elem_id=f"cd_initializer_{number}",
         )
     }  # fmt: skip
