@@ -73,7 +73,7 @@ def compress(delta: Delta, limit: Limit, moment: Tensor | None = None, quantized
     effect, where nothing smaller is. Raises UserError if the byte limit is below what the smallest such file takes.
     """
     readable = quantized or not any(isinstance(entry, QuantizedFactors) for entry in delta.entries.values())
-    if limit.max_bytes is not None and readable and len(delta.to_bytes()) <= limit.max_bytes:
+    if limit.max_bytes is not None and readable and _within(delta, limit.max_bytes):
         return delta
     if limit.rank is not None and readable and _ranks_within(delta, limit.rank):
         return delta
@@ -99,7 +99,7 @@ def _within_loss(
         small = replace(delta, entries=_entries(_best(spectra, quantized, fits, cheap=True)))
         measured = functional_error(delta, small, moment) ** 2
         if measured <= loss:
-            return small if len(small.to_bytes()) < len(delta.to_bytes()) else delta
+            return delta if _within(delta, len(small.to_bytes())) else small
         aim *= 0.97 * loss / measured
     return delta
 
@@ -116,6 +116,12 @@ def _within_bytes(delta: Delta, spectra: Sequence[Spectrum], quantized: bool, ma
     raise UserError(
         f"this delta cannot be made as small as {max_bytes} bytes: its words and names take as much already"
     )
+
+
+def _within(delta: Delta, max_bytes: int) -> bool:
+    """Whether its file is no larger; of matrices that are larger by themselves no file is made."""
+    matrices = sum(entry.numel() for entry in delta.entries.values() if isinstance(entry, Tensor))
+    return matrices * torch.float16.itemsize <= max_bytes and len(delta.to_bytes()) <= max_bytes
 
 
 def _ranks_within(delta: Delta, rank: int) -> bool:
@@ -341,11 +347,10 @@ def _entries(choices: Sequence[_Choice]) -> dict[str, Entry]:
 
 
 def _float16_entries(choice: _Choice) -> dict[str, Entry]:
-    spectrum, rank = choice.spectrum, choice.rank
-    vh = spectrum.vh(rank)
+    u, vh = choice.spectrum.factors(choice.rank)
     balance = vh.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny).sqrt()  # keeps both in float16's range
-    (key,) = spectrum.outs
-    return {key: Factors(spectrum.u[:, :rank] * balance, vh / balance[:, None])}
+    (key,) = choice.spectrum.outs
+    return {key: Factors(u * balance, vh / balance[:, None])}
 
 
 def _quantized_entries(choice: _Choice) -> dict[str, Entry]:
@@ -353,7 +358,7 @@ def _quantized_entries(choice: _Choice) -> dict[str, Entry]:
     assert choice.bits is not None
     us_bits, vh_bits = (torch.from_numpy(bits).to(torch.uint8) for bits in choice.bits)
     spectrum = choice.spectrum
-    vh, _ = quantize(spectrum.vh(choice.rank), vh_bits)
+    vh, _ = quantize(spectrum.factors(choice.rank)[1], vh_bits)
     parts = spectrum.us(vh, NOISE[choice.bits[0]])
     entries: dict[str, Entry] = {}
     for key, part, bits in zip(spectrum.outs, parts, us_bits):

@@ -1,8 +1,13 @@
-"""The spectrum of a layer: how much each singular direction of its delta does to text."""
+"""The spectrum of a layer: how much each singular direction of its delta does to text.
+
+Of SDXL's 140 matrices the singular vectors are four times as large as the matrices. So what is kept of a layer is
+numbers, a few of each direction, and of the vectors those of the strongest; weaker ones are worked out anew where a
+limit leaves room for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,40 +22,51 @@ from .factors import Factors
 _RIDGE = 1e-4  # of the moment, relative to its mean eigenvalue: captions nobody thought of
 _MADE_GOOD = 0.9  # of errors within what vh spans; all of small ones, but in few bits they are not small
 _NEGLIGIBLE = 1e-9  # of the squared effect: less than a delta in float16 loses by rounding
+_HELD = 256  # directions whose vectors are kept
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The SVD of ΔL, of one entry or of several stacked.
+    """The singular values of ΔL, falling, of one entry or of several stacked, Δ = entries on top of each other.
 
-    outs:   rows of each entry by key.
-    u:      (Σ outs, n), orthonormal. s: singular values (n,). effect: uᵀΔL (n, in).
-    inner, turn: Δ = basis · inner and u = basis · turn for some orthonormal basis, so that uᵀΔ = turnᵀ · inner.
-    half:   L (in, in), or None for the identity.
-    lost:   squared effect of what n leaves out.
+    half:     L (in, in), or None for the identity.
+    s:        (n,).
+    parts:    squared effect of each direction in each entry, (entries, n).
+    rounding: squared effect of errors in the rows of vh that are as large as the rows and in no direction of their
+              own, of each that is not negligible.
+    inside:   the share of such errors that lies in each direction, likewise.
+    held:     the strongest left singular vectors, (Σ outs, at most n).
+    lost:     squared effect of what n leaves out.
     """
 
-    outs: dict[str, int]
-    u: Tensor
-    s: Tensor
-    effect: Tensor
-    inner: Tensor
-    turn: Tensor
+    entries: Mapping[str, Entry]
     half: Tensor | None
+    s: Tensor
+    parts: npt.NDArray[np.float64]
+    rounding: npt.NDArray[np.float64]
+    inside: npt.NDArray[np.float64]
+    held: Tensor
     lost: float = 0.0
+
+    @cached_property
+    def outs(self) -> dict[str, int]:
+        """Rows of each entry by key."""
+        return {key: entry.shape[0] for key, entry in self.entries.items()}
 
     @property
     def width(self) -> int:
-        return self.inner.shape[1]
+        return next(iter(self.entries.values())).shape[1]
 
     @property
     def numbers(self) -> int:
         """Numbers that one more rank takes."""
         return sum(self.outs.values()) + self.width
 
-    def vh(self, rank: int) -> Tensor:
-        """uᵀΔ (rank, in), which makes u · vh the best Δ̂ of the rank."""
-        return self.turn[:, :rank].T @ self.inner
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """u (Σ outs, rank), orthonormal, and vh = uᵀΔ (rank, in): u · vh is the best Δ̂ of the rank."""
+        enough = rank <= self.held.shape[1]
+        u = self.held[:, :rank] if enough else _decomposed(self.entries, self.half).u[:, :rank]
+        return u, _read_by(u, self.entries)
 
     def us(self, vh: Tensor, noise: npt.NDArray[np.float64]) -> list[Tensor]:
         """Of each entry (out, rank), the best to go with some other vh (rank, in) once it is rounded itself.
@@ -59,11 +75,12 @@ class Spectrum:
         the effect, that of the rounding included: without it columns that nearly cancel out could grow without bound.
         """
         read = (vh if self.half is None else vh @ self.half).double()
-        gram, wanted = read @ read.T, read @ self.effect.double().T
+        gram, seen = read @ read.T, read.T if self.half is None else self.half.double() @ read.T
         spoils = torch.from_numpy(noise / np.maximum(1 - noise, 1e-9)) * gram.diagonal()
+        least = _NEGLIGIBLE * gram.diagonal().mean()
         return [
-            part @ torch.linalg.solve(gram + torch.diag(spoil + _NEGLIGIBLE * gram.diagonal().mean()), wanted).T.float()
-            for part, spoil in zip(self.u.split(list(self.outs.values())), spoils)
+            torch.linalg.solve(gram + torch.diag(spoil + least), _times(entry, seen).T).T.float()
+            for entry, spoil in zip(self.entries.values(), spoils)
         ]
 
     @cached_property
@@ -73,7 +90,7 @@ class Spectrum:
 
     @cached_property
     def _tails(self) -> npt.NDArray[np.float64]:
-        return np.append(np.cumsum(self.squares[::-1])[::-1], 0.0) + self.lost
+        return _tails(self.s, self.lost)
 
     def tail(self, rank: int) -> float:
         """Squared effect of what is beyond a rank."""
@@ -83,34 +100,14 @@ class Spectrum:
         """How many directions have a squared effect above this, negligible ones aside."""
         return int(np.searchsorted(-self.squares, -max(square, _NEGLIGIBLE * self.tail(0))))
 
-    @cached_property
-    def parts(self) -> npt.NDArray[np.float64]:
-        """Squared effect of each direction in each entry, (entries, n)."""
-        shares = [part.double().square().sum(dim=0) for part in self.u.split(list(self.outs.values()))]
-        return torch.stack(shares).numpy() * self.squares
-
-    @cached_property
-    def rounding(self) -> npt.NDArray[np.float64]:
-        """Squared effect of errors in the rows of vh that are as large as the rows and in no direction of their own."""
-        power = 1.0 if self.half is None else self.half.double().square().sum().item() / self.width
-        return power * self.vh(self.above(0.0)).double().square().sum(dim=1).numpy()
-
     def outside(self, noise: npt.NDArray[np.float64]) -> float:
-        """The share of such errors in a vh of some rank that `us` cannot make good.
+        """The share of the errors of `rounding` in a vh of some rank that `us` cannot make good.
 
         That is all that lies outside what vh spans, of the rest as much as the rounding of `us` itself spoils, and some
         for errors too large to be made good one by one.
         noise: (rank,) squared error of that rounding, relative to the squares of each column of `us`.
         """
-        return 1 - _MADE_GOOD * float(self._inside[: len(noise)] @ (1 - noise))
-
-    @cached_property
-    def _inside(self) -> npt.NDArray[np.float64]:
-        """The share of such errors that lies in each direction, (n,)."""
-        directions = self.effect[: self.above(0.0)] / self.s[: self.above(0.0), None]
-        seen = directions if self.half is None else directions @ self.half.T
-        total = self.width if self.half is None else self.half.double().square().sum().item()
-        return seen.double().square().sum(dim=1).numpy() / total
+        return 1 - _MADE_GOOD * float(self.inside[: len(noise)] @ (1 - noise))
 
 
 def square_root(moment: Tensor) -> Tensor:
@@ -120,17 +117,44 @@ def square_root(moment: Tensor) -> Tensor:
 
 
 def spectrum_of(entries: Mapping[str, Entry], half: Tensor | None) -> Spectrum:
-    """Of entries on top of each other that read the same.
+    """Of entries on top of each other that read the same."""
+    found = _decomposed(entries, half)
+    worth = found.above()
+    shares = [part.double().square().sum(dim=0) for _, part in _split(found.u, entries)]
+    right, width = found.right[:worth], found.right.shape[1]
+    power = float(width) if half is None else half.double().square().sum().item()
+    seen = right if half is None else right @ half.T
+    return Spectrum(
+        entries, half, found.s,
+        parts=torch.stack(shares).numpy() * found.s.double().square().numpy(),
+        rounding=power / width * _read_by(found.u[:, :worth], entries).double().square().sum(dim=1).numpy(),
+        inside=seen.double().square().sum(dim=1).numpy() / power,
+        held=found.u[:, :_HELD].clone(),
+        lost=found.lost,
+    )  # fmt: skip
 
-    Of dense ones by one SVD, of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank.
-    """
+
+@dataclass(frozen=True)
+class _Decomposition:
+    """ΔL = u · diag(s) · right, but for a squared effect of `lost`."""
+
+    u: Tensor
+    s: Tensor
+    right: Tensor
+    lost: float = 0.0
+
+    def above(self) -> int:
+        """How many directions are not negligible."""
+        return int((self.s.double().square() > _NEGLIGIBLE * _tails(self.s, self.lost)[0]).sum())
+
+
+def _decomposed(entries: Mapping[str, Entry], half: Tensor | None) -> _Decomposition:
+    """Of dense entries by one SVD, of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank."""
     if len(entries) > 1 and any(isinstance(entry, Factors) for entry in entries.values()):
-        return _stacked([spectrum_of({key: entry}, half) for key, entry in entries.items()])
+        return _stacked([_decomposed({key: entry}, half) for key, entry in entries.items()])
     basis, inner = _basis(list(entries.values()))
     turn, s, right = torch.linalg.svd(inner if half is None else inner @ half, full_matrices=False)
-    u = turn if basis is None else basis @ turn
-    outs = {key: entry.shape[0] for key, entry in entries.items()}
-    return Spectrum(outs, u, s, s[:, None] * right, inner, turn, half)
+    return _Decomposition(turn if basis is None else basis @ turn, s, right)
 
 
 def _basis(entries: Sequence[Entry]) -> tuple[Tensor | None, Tensor]:
@@ -143,18 +167,38 @@ def _basis(entries: Sequence[Entry]) -> tuple[Tensor | None, Tensor]:
     return torch.linalg.qr(matrix) if tall else (None, matrix)
 
 
-def _stacked(spectra: Sequence[Spectrum]) -> Spectrum:
+def _stacked(found: Sequence[_Decomposition]) -> _Decomposition:
     """Of all together, without directions that are negligible in each."""
-    ranks = [spectrum.above(0.0) for spectrum in spectra]
-    effects = torch.cat([spectrum.effect[:rank] for spectrum, rank in zip(spectra, ranks)])
+    ranks = [each.above() for each in found]
+    effects = torch.cat([each.s[:rank, None] * each.right[:rank] for each, rank in zip(found, ranks)])
     turn, s, right = torch.linalg.svd(effects, full_matrices=False)  # their u are orthonormal already
-    return Spectrum(
-        outs={key: out for spectrum in spectra for key, out in spectrum.outs.items()},
-        u=torch.block_diag(*(spectrum.u[:, :rank] for spectrum, rank in zip(spectra, ranks))) @ turn,
-        s=s,
-        effect=s[:, None] * right,
-        inner=torch.cat([spectrum.vh(rank) for spectrum, rank in zip(spectra, ranks)]),
-        turn=turn,
-        half=spectra[0].half,
-        lost=sum(spectrum.tail(rank) for spectrum, rank in zip(spectra, ranks)),
-    )
+    u = torch.block_diag(*(each.u[:, :rank] for each, rank in zip(found, ranks))) @ turn
+    return _Decomposition(u, s, right, sum(float(_tails(each.s, each.lost)[rank]) for each, rank in zip(found, ranks)))
+
+
+def _tails(s: Tensor, lost: float) -> npt.NDArray[np.float64]:
+    """Squared effect of what is beyond each rank, (n + 1,)."""
+    return np.append(np.cumsum(s.double().square().numpy()[::-1])[::-1], 0.0) + lost
+
+
+def _split(u: Tensor, entries: Mapping[str, Entry]) -> Iterator[tuple[Entry, Tensor]]:
+    """Each entry with its own rows of u."""
+    yield from zip(entries.values(), u.split([entry.shape[0] for entry in entries.values()]))
+
+
+def _read_by(u: Tensor, entries: Mapping[str, Entry]) -> Tensor:
+    """uᵀΔ."""
+    parts = [
+        (part.T @ entry.us.float().cpu()) @ entry.vh.float().cpu()
+        if isinstance(entry, Factors)
+        else part.T @ entry.detach().float().cpu()
+        for entry, part in _split(u, entries)
+    ]
+    return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+
+def _times(entry: Entry, columns: Tensor) -> Tensor:
+    """Δ · columns, in double precision."""
+    if isinstance(entry, Factors):
+        return entry.us.double().cpu() @ (entry.vh.double().cpu() @ columns)
+    return entry.detach().double().cpu() @ columns
