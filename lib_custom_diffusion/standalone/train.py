@@ -117,7 +117,8 @@ def _hand_on(
     """Write and put elsewhere what was asked for, beside the training's own files."""
     files = [report.delta, *report.result.files[1:]]
     if options.as_diffusers or options.no_safe_serialization:
-        more = write_for_diffusers(report.delta, report.folder, backend, not options.no_safe_serialization)
+        written = write_for_diffusers(report.delta, report.folder, backend, not options.no_safe_serialization)
+        more = [path for path in written if path not in files]  # SDXL's words are in the same files
         print(*(f"wrote {path}" for path in more), sep="\n")
         files += more
     if repository is None:

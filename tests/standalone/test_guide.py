@@ -133,3 +133,18 @@ def test_only_who_writes_the_scripts_flag_gets_the_scripts_files(model: Path, fo
     flags = ["--instance_data_dir=data/cat", "--instance_prompt=a <new1> cat", "--max_train_steps=1", "--prior=none"]
     assert main(["train", f"--model={model}", *flags]) == 0
     assert not list(Path("custom-diffusion-model").glob("*custom_diffusion_weights*"))
+
+
+def test_pivotal_tuning_of_sdxl_by_the_flags_of_the_table_names_each_file_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/coming-from.md, what it says of diffusers' advanced SDXL script."""
+    flags = (
+        "--instance_data_dir=data/cat --instance_prompt='photo of a <new1> cat' --modifier_token '<new1>' --rank=4"
+        " --vectors_per_token=2 --learning_rate=1e-4 --embedding_learning_rate=1e-3 --max_train_steps=1 --prior=none"
+        " --train_batch_size=1 --resolution=64"
+    )
+    assert main(["train", "--pretrained_model_name_or_path=toy-xl", "--output_dir=out", *shlex.split(flags)]) == 0
+    wrote = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote ")]
+    names = ["new1.delta.safetensors", "new1.safetensors", "pytorch_custom_diffusion_weights.safetensors"]
+    assert [Path(line.removeprefix("wrote ")).name for line in wrote] == names
