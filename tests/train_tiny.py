@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.training import checkpoints
-from lib_custom_diffusion.training.loop import Trainer, TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
+from lib_custom_diffusion.training.loop import Trainer
 from tiny import TinyBackend
 
 CONCEPT = Concept("photo of a <new1> cat", Path("pictures"), "cat")

@@ -27,8 +27,8 @@ from ..errors import NO_TEXT, UserError, did_you_mean
 from ..interrupts import INTERRUPTED, ended_at_once
 from ..storage import given_path
 from ..tokens import DEFAULT_INITIALIZERS
+from ..training.config import PRECISIONS, REPORTS, TrainingConfig
 from ..training.event_file import LOGS
-from ..training.loop import PRECISIONS, REPORTS, TrainingConfig
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
 from ..training.recipes import TOY

@@ -26,9 +26,10 @@ from ..errors import Interrupted, UserError
 from ..storage import given_path
 from ..training import parallel
 from ..training.checks import check_device, check_settings
+from ..training.config import PRECISIONS
 from ..training.event_file import LOGS
 from ..training.job import Host, Report, TrainingJob
-from ..training.loop import PRECISIONS, Progress
+from ..training.loop import Progress
 from ..training.losslog import Recorder
 from ..training.place import check_place
 from ..training.plan import TrainingPlan, Wording

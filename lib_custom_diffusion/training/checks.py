@@ -20,7 +20,7 @@ from ..data.regularization import check_same_prompt, to_pick_from
 from ..errors import UserError, check_range, check_text
 from ..storage import check_writable
 from ..tokens import file_name
-from .loop import check_precision
+from .config import check_precision
 from .optimizers import check_optimizer_works
 from .plan import NAME, PLAIN, TrainingPlan, Wording
 from .words import check_said, is_in

@@ -37,8 +37,9 @@ from ..text_features import read_captions
 from ..tokens import embedding_file, file_name, initial_vectors
 from . import checkpoints, parallel
 from .checks import check_device, check_settings
+from .config import rank_of
 from .event_file import LOGS
-from .loop import Progress, Trainer, TrainingResult, rank_of
+from .loop import Progress, Trainer, TrainingResult
 from .losslog import LOSS_CSV, LossTable, Recorder
 from .place import COPIES, PREVIEWS, check_place, check_results, class_folder
 from .plan import TrainingPlan, Wording

@@ -20,142 +20,33 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import SELECTIONS, check_blocks, cross_attentions, projections, refuse_bypassed
-from ..backend import MOST_SEED, Backend, Conditioning, Sizes, usual_sampling
+from ..attention import cross_attentions, projections, refuse_bypassed
+from ..backend import Backend, Conditioning, Sizes, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import SUFFIX, Delta, Provenance
-from ..errors import NotSaved, UserError, check_range
+from ..errors import NotSaved, UserError
 from ..injection import TrainableDelta
 from ..storage import FolderLock, write_atomically
-from ..text_features import class_noun, concept_words, read_captions
-from ..tokens import check_initializers, file_name, initial_vectors
+from ..text_features import class_noun, concept_words
+from ..tokens import initial_vectors
 from . import checkpoints, parallel
+from .batches import Batch, Sample, batches_of, draw_sample
 from .checkpoints import TrainingState
+from .config import PRECISIONS, TrainingConfig, check_precision, rank_of
 from .event_file import LOGS, is_for_tensorboard
 from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
 from .objective import masked_errors, prior_preservation_loss, step_generator
-from .optimizers import OPTIMIZERS, OptimizerState, check_optimizer, make_optimizer, restore, state_of
+from .optimizers import OptimizerState, make_optimizer, restore, state_of
 from .parametrisation import parametrisation
-from .prior import PRIORS, TextPrior, text_prior
-from .schedule import SHAPES, Schedule
+from .prior import TextPrior, text_prior
 from .words import is_in
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-RANKS = {"sdxl": 32}
-"""Of the deltas of models whose full matrices are many: SDXL's keys and values have 341 million numbers, 14.5 at rank
-32. Those of other models are full matrices."""
 LOG_EVERY = 10
 """Steps between read-backs of the loss: each makes the CPU wait for the GPU."""
-REPORTS = ("none", "tensorboard", "wandb", "comet_ml", "all")
-_CHOICES = {
-    "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
-    "report_to": REPORTS, "optimizer": OPTIMIZERS,
-}  # fmt: skip
-_RANGES: dict[str, tuple[float, float]] = {
-    "vectors_per_token": (1, 75), "max_train_steps": (1, 10_000_000), "train_batch_size": (1, 1_000_000),
-    "gradient_accumulation_steps": (1, 10_000), "checkpointing_steps": (1, 10_000_000),
-    "checkpoints_total_limit": (1, 1_000_000), "validation_steps": (1, 10_000_000), "num_validation_images": (1, 100),
-    "lr_warmup_steps": (0, 10_000_000), "prior_loss_weight": (0, 1000), "adam_weight_decay": (0, 1000),
-    "seed": (0, MOST_SEED), "rank": (0, 1280), "noise_offset": (0, 1),
-}  # fmt: skip
-"""The least and the most that a setting may be. A text has room for 75 vectors."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The settings of a training, named as in diffusers' script where it has them.
-
-    Learning rates are written as `Schedule.parse` reads them, and multiplied by `learning_rate_scale`. The default is
-    the published recipe, 1e-5 times the batch of 8 that it was used with. Weight decay pulls deltas towards zero, that
-    is towards the base model; vectors do not decay. `optimizer` is one of those in `optimizers`. `prior` and the two
-    settings after it are those of `prior.text_prior`: what preserves the model without regularization pictures, or
-    beside them. `rank` is that of `injection.TrainableDelta`, by RANKS if None. `noise_offset` is how much noise is
-    added that is the same all over a channel, so that very dark and bright pictures can be learned; 0.05 to 0.1 are
-    usual.
-    """
-
-    modifier_token: tuple[str, ...] = ("<new1>",)
-    initializer_token: tuple[str, ...] = ("ktn",)
-    vectors_per_token: int = 1
-    freeze_model: str = "crossattn_kv"
-    train_blocks: tuple[str, ...] = ()
-    rank: int | None = None
-    learning_rate: str = "8e-5"
-    embedding_learning_rate: str = "8e-5"
-    learning_rate_scale: float = 1.0
-    lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 0
-    max_train_steps: int = 250
-    train_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    prior: str = PRIORS[0]
-    text_prior_weight: float = 0.1
-    prior_captions: str = ""
-    prior_loss_weight: float = 1.0
-    snr_gamma: float | None = None
-    noise_offset: float = 0.0
-    optimizer: str = OPTIMIZERS[0]
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 1e-2
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float | None = 1.0
-    max_grad_value: float | None = None
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    checkpointing_steps: int = 250
-    checkpoints_total_limit: int | None = None
-    validation_prompt: str | None = None
-    validation_steps: int = 50
-    num_validation_images: int = 2
-    report_to: str = "none"
-    seed: int = 42
-
-    def check(self, label: Callable[[str], str] = str) -> None:
-        """Raise UserError for a value that no training can have, or a file of captions that cannot be read.
-
-        label: what the user knows a setting as.
-        """
-        for name, (low, high) in _RANGES.items():
-            check_range(self, name, low, high, label)
-        for name in ("snr_gamma", "adam_epsilon", "max_grad_norm", "max_grad_value", "learning_rate_scale",
-                     "text_prior_weight"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{label(name)} must be above 0, not {value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{label(name)} must be 0 or more and below 1, not {getattr(self, name)}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{label(name)} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("learning_rate", "embedding_learning_rate"):
-            try:
-                self._schedule(getattr(self, name))
-            except UserError as error:
-                raise UserError(f"{label(name)}: {error}") from error
-        if not any(rate for schedule in self.schedules() for rate, _ in schedule.pieces):
-            raise UserError(
-                f"nothing would be learned: {label('learning_rate')} and {label('embedding_learning_rate')} are 0"
-            )
-        check_optimizer(self.optimizer, self.schedules(), label)
-        for token in self.modifier_token:
-            file_name(token)
-        check_initializers(self.modifier_token, self.initializer_token)
-        check_blocks(self.train_blocks)
-        if self.prior_captions:
-            read_captions(Path(self.prior_captions))
-
-    def _schedule(self, rate: str) -> Schedule:
-        return Schedule.parse(rate, self.lr_scheduler, self.lr_warmup_steps, self.learning_rate_scale)
-
-    def schedules(self) -> list[Schedule]:
-        """The learning rates of deltas and of vectors. Raises UserError as `Schedule.parse` does."""
-        return [self._schedule(rate) for rate in (self.learning_rate, self.embedding_learning_rate)]
 
 
 @dataclass(frozen=True)
@@ -181,18 +72,6 @@ _Asked = tuple[str, Sizes | None]
 """A caption, and how the picture that it belongs to came to its size, if the model reads that."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Samples of one size, for one pass of the UNet: instance samples first, then regularization samples."""
-
-    latents: Tensor  # (batch, channels, h, w)
-    noise: Tensor  # the same
-    timesteps: Tensor  # (batch,)
-    mask: Tensor  # (batch, 1, h, w)
-    examples: list[Example]
-    instances: int
-
-
 def _is_short(caption: str, vectors: Mapping[str, Tensor]) -> bool:
     """Whether any text encoder reads a caption at once, whatever its tokenizer: a token is a byte or more.
 
@@ -205,19 +84,6 @@ def _told_of(config: TrainingConfig) -> dict[str, Any]:
     """The settings that a delta's file tells of: those that made it what it is, and no folders of this machine."""
     told = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     return {**told, "max_train_steps": config.max_train_steps, "prior_captions": Path(config.prior_captions).name}
-
-
-def rank_of(config: TrainingConfig, architecture: str) -> int:
-    """That of the deltas of a model; 0 for full matrices."""
-    return RANKS.get(architecture, 0) if config.rank is None else config.rank
-
-
-def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:
-    """Raise UserError for a precision that the device cannot train in. label: what the user knows a setting as."""
-    if mixed_precision == "fp16" and device.type == "cpu":
-        raise UserError(f"{label('mixed_precision')} fp16 needs a GPU; use bf16 or no")
-    if mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError(f"{label('mixed_precision')} bf16 needs a newer GPU than this; use fp16 or no")
 
 
 class Trainer:
@@ -407,7 +273,7 @@ class Trainer:
         loss, instance, prior = torch.stack(losses).mean(dim=0)
         return torch.stack([loss + penalty, instance, prior, penalty])
 
-    def _errors(self, batch: _Batch) -> Tensor:
+    def _errors(self, batch: Batch) -> Tensor:
         """The weighted squared error of each sample (batch,): noise, predict, compare."""
         with self._autocast():
             conditioning = self._conditioning(batch.examples)
@@ -452,7 +318,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return penalty
 
-    def _draw(self) -> list[list[_Batch]]:
+    def _draw(self) -> list[list[Batch]]:
         """The micro-batches of this step for this process, each parted by the sizes of its samples.
 
         The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
@@ -465,9 +331,9 @@ class Trainer:
         slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
         first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
         batches = [slots[start : start + size] for start in first]
-        return [_batches(each, self._more_positions, self.backend.device) for each in batches]
+        return [batches_of(each, self._more_positions, self.backend.device) for each in batches]
 
-    def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[_Sample]:
+    def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[Sample]:
         """The instance sample at a position of the training, and its regularization sample if the concept has any.
 
         begin: the first position of the step.
@@ -479,7 +345,7 @@ class Trainer:
         if prior is not None:
             examples.append(prior.take_like(examples[0], turn, first))
         return [
-            _sample(example, is_prior, self.parametrisation.timesteps, generator, self.config.noise_offset)
+            draw_sample(example, is_prior, self.parametrisation.timesteps, generator, self.config.noise_offset)
             for example, is_prior in zip(examples, (False, True))
         ]
 
@@ -638,53 +504,9 @@ def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -
     return any(words.lower() in example.caption.lower() for example in examples)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    example: Example
-    is_prior: bool
-    latents: Tensor
-    noise: Tensor
-    timestep: Tensor
-
-
-def _sample(
-    example: Example, is_prior: bool, timesteps: int, generator: torch.Generator, noise_offset: float
-) -> _Sample:
-    """An example with its posterior sampled, its noise and its timestep."""
-    latents = example.mean + example.std * torch.randn(example.mean.shape, generator=generator)
-    noise = torch.randn(example.mean.shape, generator=generator)
-    if noise_offset:
-        noise += noise_offset * torch.randn(len(noise), 1, 1, generator=generator)
-    return _Sample(example, is_prior, latents, noise, torch.randint(timesteps, (), generator=generator))
-
-
 def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleOrder | None]:
     """The order of a concept's own examples, and that of its regularization examples if it has any."""
     return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
-
-
-def _batches(
-    slots: Sequence[Sequence[_Sample]], more_positions: Callable[[str], int], device: torch.device
-) -> list[_Batch]:
-    """The samples by size and length of their captions, as a pass of the UNet takes one of either only."""
-    by_size: dict[tuple[torch.Size, int], list[_Sample]] = {}
-    for sample in sorted((sample for slot in slots for sample in slot), key=lambda sample: sample.is_prior):
-        by_size.setdefault((sample.latents.shape, more_positions(sample.example.caption)), []).append(sample)
-    return [_batch(samples, device) for samples in by_size.values()]
-
-
-def _batch(samples: Sequence[_Sample], device: torch.device) -> _Batch:
-    def stacked(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors).to(device, non_blocking=True)
-
-    return _Batch(
-        stacked([sample.latents for sample in samples]),
-        stacked([sample.noise for sample in samples]),
-        stacked([sample.timestep for sample in samples]),
-        stacked([sample.example.mask for sample in samples]),
-        [sample.example for sample in samples],
-        sum(not sample.is_prior for sample in samples),
-    )
 
 
 def _gradient_scaler(config: TrainingConfig, device: torch.device) -> Any:

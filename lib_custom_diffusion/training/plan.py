@@ -15,7 +15,7 @@ from ..storage import size
 from ..text_features import concept_words
 from ..tokens import DEFAULT_INITIALIZERS, file_name, tokens_in
 from . import parallel
-from .loop import TrainingConfig
+from .config import TrainingConfig
 from .values import may_be_none, read_value
 
 NAME = "[name]"

@@ -16,7 +16,7 @@ from ..data.captions import class_captions
 from ..data.concepts import Concept, PictureSettings
 from ..data.pictures import find_pictures
 from ..storage import write_atomically
-from ..training.loop import TrainingConfig
+from ..training.config import TrainingConfig
 
 _KEPT = 50
 

@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
-from lib_custom_diffusion.training.loop import Trainer, TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
+from lib_custom_diffusion.training.loop import Trainer
 
 CONCEPT = Concept("photo of a <new1> cat", Path("pictures"), "cat")
 PAPER = {"steps": 250, "batch": 8}

@@ -44,7 +44,8 @@ from lib_custom_diffusion.backend import LATENT_CELL, Sizes
 from lib_custom_diffusion.data.concepts import Concept, ConceptExamples, Example, views_at_once
 from lib_custom_diffusion.injection import TrainableDelta
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
-from lib_custom_diffusion.training.loop import Trainer, TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
+from lib_custom_diffusion.training.loop import Trainer
 
 MODELS = {"sd1": "stable_diffusion_1", "sdxl": "sdxl"}
 CONCEPT = Concept("photo of a <new1> cat", Path("pictures"), "cat")

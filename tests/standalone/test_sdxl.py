@@ -22,7 +22,8 @@ from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.models import load_model
 from lib_custom_diffusion.standalone.single_file import load_checkpoint
 from lib_custom_diffusion.training import checkpoints
-from lib_custom_diffusion.training.loop import Trainer, TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
+from lib_custom_diffusion.training.loop import Trainer
 from offline import offline  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("offline")

@@ -23,7 +23,8 @@ from lib_custom_diffusion.errors import NotSaved, UserError
 from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.injection import Injection
 from lib_custom_diffusion.training import checkpoints
-from lib_custom_diffusion.training.loop import Progress, Trainer, TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
+from lib_custom_diffusion.training.loop import Progress, Trainer
 from lib_custom_diffusion.training.parametrisation import parametrisation
 from tiny import TinyBackend
 from train_tiny import CONCEPT, Trainings, examples, trainer

@@ -12,7 +12,7 @@ from torch import nn
 from lib_custom_diffusion.attention import projections, recorded_attention
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.text_features import class_prompts, read_captions
-from lib_custom_diffusion.training.loop import TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
 from lib_custom_diffusion.training.prior import TextPrior, attention_shares, moments_by_kind, text_prior
 from tiny import WIDTH, TinyBackend
 from train_tiny import examples, trainer

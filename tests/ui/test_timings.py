@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lib_custom_diffusion.data.concepts import Concept, PictureSettings
-from lib_custom_diffusion.training.loop import TrainingConfig
+from lib_custom_diffusion.training.config import TrainingConfig
 from lib_custom_diffusion.ui.timings import (
     Amounts,
     Circumstances,

@@ -21,8 +21,8 @@ from ...delta import SUFFIX
 from ...errors import UserError
 from ...tokens import DEFAULT_INITIALIZERS, split_tokens
 from ...training.checks import check_settings
+from ...training.config import PRECISIONS
 from ...training.job import Host
-from ...training.loop import PRECISIONS
 from ...training.place import check_place, dated_folder
 from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
