@@ -157,3 +157,16 @@ def test_a_folder_that_another_process_trains_into_is_refused(tmp_path: Path) ->
     with FolderLock(tmp_path):  # whoever is killed lets go
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_of_a_step_that_has_one_replaces_it_and_takes_nothing_of_a_killed_one(tmp_path: Path) -> None:
+    other = TrainingState(5, {"x": torch.zeros(2)}, {}, IDENTITY)
+    delta = Delta({"model.diffusion_model.x": torch.zeros(2, 2)}, {"<new1>": torch.zeros(1, 2)})
+    names = {path.name for path in save(tmp_path, 5).iterdir()}
+    (tmp_path / ".checkpoint-5.tmp").mkdir()
+    (tmp_path / ".checkpoint-5.tmp" / "half.bin").write_bytes(b"of a killed run")
+    again = checkpoints.save_checkpoint(tmp_path, "cat", delta, other)
+    assert checkpoints.load_state(again).tensors["x"].tolist() == [0.0, 0.0]
+    assert {path.name for path in again.iterdir()} == names and [path.name for path in tmp_path.iterdir()] == [
+        again.name
+    ]

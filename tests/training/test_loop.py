@@ -596,3 +596,12 @@ def test_offset_noise_is_the_same_all_over_a_channel_and_changes_nothing_else(tm
 def test_a_word_may_be_written_in_either_case_in_captions(tmp_path: Path) -> None:
     shouted = [replace(example, caption="photo of a <NEW1> cat") for example in examples().instance]
     assert Trainer(TinyBackend(), [CONCEPT], [ConceptExamples(shouted, [])], TrainingConfig(), tmp_path, "tiny")
+
+
+def test_a_rate_that_holds_until_step_1_is_that_of_the_first_step_alone(tmp_path: Path) -> None:
+    one, two = (
+        trainer(tmp_path / str(steps), learning_rate="1e-2:1, 0", max_train_steps=steps).run().delta.entries
+        for steps in (1, 2)
+    )
+    assert any(entry.any() for entry in one.values())
+    assert all(torch.equal(one[key], two[key]) for key in one)
