@@ -15,6 +15,7 @@ a folder of its own within it.
    clock) for --steps.
 2. Two concepts: learned together, or apart and then merged, added up, or learned one after the other.
 3. Ours, compressed.
+4. Ours in another style, of things held out from the toy.
 
 Figures are means ± standard deviations over seeds: in the rows of all concepts, of the means over concepts.
 
@@ -22,7 +23,8 @@ All of it takes hours. `--quick` takes less of everything: two concepts, one see
 fewer pictures, and a sweep of three rates that is not carried on beyond them. So it says which way is far ahead of
 which, and not which of two near ones is the better. What is named on the command line as well is as it says there.
 
-`held-out` stands for the twelve concepts of held_out.py, without the tables of two concepts and of compression.
+`held-out` stands for the twelve concepts of held_out.py, without the tables of two concepts and of compression. The
+table of styles is of the six of them that are things; where a coat is what was learned, a style would paint it over.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from held_out import HELD_OUT, held_out_concept
+from styles import styled
 from ways import WAYS, Task, Taught, train
 
 from lib_custom_diffusion.algebra.blending import blend
@@ -350,6 +353,21 @@ class Study:
 
         return self.cell(f"{whole.name.partition('.delta')[0]}-compressed{ratio}", measure)
 
+    # Styles.
+
+    def styled(self, bundled: BundledConcept, seed: int | None) -> Figures | None:
+        """A held-out thing in other styles, ours learned with `seed`; with none, its class by the model as it is."""
+        whole = None if seed is None else self.alone(bundled, seed)
+        if whole is None and seed is not None:
+            return None
+        name = f"{bundled.name}-class" if whole is None else whole.name.partition(".delta")[0]
+
+        def measure() -> Figures:
+            delta = None if whole is None else Delta.load(whole)
+            return styled(self.judge, self.backend, bundled.name, delta, self.amount.seeds)
+
+        return self.cell(f"{name}-styled", measure)
+
 
 def best_of(found: Mapping[float, Figures]) -> float:
     """The rate with the best figures, each counting alike."""
@@ -372,6 +390,7 @@ PAIR_COLUMNS = {
     "both recognised": "recognised", "likeness": "likeness", "likeness of the other": "likeness_of_the_other",
     "text alignment": "text_alignment", "drift of the classes": "drift",
 }  # fmt: skip
+STYLE_COLUMNS = {"thing recognised": "thing", "style recognised": "style", "both recognised": "both"}
 SMALL_COLUMNS = {"kB": "kilobytes", "error on text": "error", **dict(list(COLUMNS.items())[:-1])}
 
 
@@ -392,6 +411,12 @@ def tables(study: Study) -> str:
         for bundled in concepts
         if bundled_only
     }
+    things = [bundled for bundled in concepts if bundled.name in HELD_OUT and HELD_OUT[bundled.name].coat is None]
+    in_styles = {
+        (bundled.name, label): [study.styled(bundled, seed) for seed in trained]
+        for label, trained in (("the class, before", (None,)), ("ours", seeds))
+        for bundled in things
+    }
     head = (
         f"{'quick, ' * study.options.quick}{study.backend.checkpoint_hash or study.backend.name},"
         f" {study.options.steps} steps of ours, equal"
@@ -405,6 +430,7 @@ def tables(study: Study) -> str:
             orderings(first),
             table(pairs, PAIR_COLUMNS, "two concepts"),
             table(small, SMALL_COLUMNS, "compressed"),
+            table(in_styles, STYLE_COLUMNS, "in other styles"),
         ]
     )
 

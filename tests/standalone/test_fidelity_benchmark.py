@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,11 @@ import torch
 from PIL import Image
 
 from lib_custom_diffusion.data.concepts import Concept
+from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.standalone import demo
 from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.toy import world
+from lib_custom_diffusion.standalone.toy.judge import Judge
 from lib_custom_diffusion.standalone.toy.looks import HELD_OUT_COATS
 from lib_custom_diffusion.training.plan import TrainingPlan
 from tiny_pipeline import stable_diffusion_2
@@ -200,3 +203,26 @@ def test_held_out_stands_for_twelve_concepts_that_the_model_never_saw(
     monkeypatch.setattr("sys.argv", command.split())
     fidelity.main()
     assert "wolf" not in capsys.readouterr().out  # nothing is measured yet
+
+
+@pytest.mark.skipif(not any(path.exists() for path in world.FONT_PATHS), reason="the drawings need Noto Color Emoji")
+@pytest.mark.parametrize(("drawn", "expected"), [("wolf", (4, 4)), ("fox", (0, 4)), ("plain wolf", (2, 0))])
+def test_in_other_styles_both_the_thing_and_the_style_count(
+    benchmark_script: Load, monkeypatch: pytest.MonkeyPatch, drawn: str, expected: tuple[int, int]
+) -> None:
+    """Judged are true drawings: of the wolf in the style, of a fox, and of the wolf as it is."""
+    styles, judge = benchmark_script("styles"), Judge.load()
+    backend = DiffusersBackend(stable_diffusion_2(), "tiny")
+
+    def generate(prompts: list[str], seeds: list[int], *_: Any) -> list[Image.Image]:
+        looks = [prompt.split(" of ")[1].split()[0] for prompt in prompts]
+        assert prompts[0] == f"a <new1> fox in the style of {looks[0]} art on a yellow background"
+        thing, rng = drawn.split()[-1], random.Random(5)
+        return [
+            world.draw(world.scene_of(rng, thing, "yellow", look=None if "plain" in drawn else look)) for look in looks
+        ]
+
+    monkeypatch.setattr(backend, "generate", generate)
+    delta = Delta({}, {"<new1>": torch.zeros(1, 48)}, Provenance("sd1"))
+    found = styles.styled(judge, backend, "wolf", delta, [1000])
+    assert (found["asked"], found["thing"], found["style"], found["both"]) == (4, *expected, min(expected))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, PreTrainedModel
 
 from .. import layout
@@ -218,6 +218,13 @@ def export_xl(vae: AutoencoderKL, denoiser: DenoiserXL, toy: Toy = TOY_XL) -> No
     tensors |= _prefixed(layout.FIRST_TEXT_PREFIX, first.state_dict())
     tensors |= _prefixed(layout.SECOND_TEXT_PREFIX, layout.to_open_clip(second.state_dict()))
     _write_weights(tensors, toy.checkpoint)
+
+
+def replace_vae(vae: AutoencoderKL) -> None:
+    """Put a VAE into the checkpoints of both toys; the rest of these stays as it is."""
+    named = layout.to_checkpoint({}, {}, vae.state_dict(), dict(vae.config), {})
+    for toy in (TOY, TOY_XL):
+        _write_weights(load_file(toy.checkpoint) | named, toy.checkpoint)
 
 
 def _write_parts(vae: AutoencoderKL, denoiser: Denoiser, toy: Toy) -> layout.Tensors:
