@@ -93,12 +93,13 @@ def sharpness_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     L1 alone makes an edge soft where the latents leave open which pixel it runs through.
     """
-    steepness = []
-    for pictures in (output, target):
+
+    def steepness(pictures: torch.Tensor) -> torch.Tensor:
         down, across = pictures.diff(dim=2)[..., 1:], pictures.diff(dim=3)[:, :, 1:]
         squared = (down.square() + across.square()).sum(dim=1, keepdim=True)
-        steepness.append((F.avg_pool2d(squared, 4, 2) + 1e-4).sqrt())
-    return F.l1_loss(*steepness)
+        return (F.avg_pool2d(squared, 4, 2) + 1e-4).sqrt()
+
+    return F.l1_loss(steepness(output), steepness(target))
 
 
 def objective(vae: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
