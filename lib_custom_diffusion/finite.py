@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
-
-_COMPARED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -25,9 +24,19 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 def _extremes(tensor: Tensor) -> Tensor:
     """The least and the greatest value, (2,): NaN is both where there is one."""
-    if tensor.dtype not in _COMPARED:  # of one byte
+    if not _compares(tensor.dtype, tensor.device.type):
         tensor = tensor.to(torch.bfloat16)
     return torch.stack(torch.aminmax(tensor)).float()
+
+
+@cache
+def _compares(dtype: torch.dtype, device: str) -> bool:
+    """Whether torch can: not values of one byte, and before 2.2 not float16 on a CPU."""
+    try:
+        torch.aminmax(torch.zeros(1, device=device).to(dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def named(names: list[str]) -> str:
