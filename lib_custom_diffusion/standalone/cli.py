@@ -497,7 +497,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=_D.seed,
-        help="of the first picture; always this one if not given, while the app chooses one at random",
+        help="of the first picture; the app, unlike the commands, chooses one at random",
     )
 
 
