@@ -89,7 +89,7 @@ def test_deltas_are_blended_and_merged(webui: WebUI, utilities: Page) -> None:
     page.press("cd_merge")
     told = page.wait_for("cd_utils_outcome", "0 is exact")
     page.look("utils-merge")
-    assert "added up" in told
+    assert "adding the deltas up" in told
     merged = Delta.load(webui.delta("merged"))
     assert set(merged.embeddings) == {"<cup1>", "<pot1>"}
     assert set(merged.entries) == set(cup.entries)
