@@ -446,7 +446,7 @@ def _about(path: Path, delta: Delta) -> tuple[Path, int, list[str]]:
 
 
 def _check_each_once(sources: Sequence[Path], deltas: Sequence[Delta], instead: str = "") -> None:
-    """Raise UserError if two files are one, or have the same layers. instead: how one may be given."""
+    """Raise UserError if two files are one, or have the same layers, not all zero. instead: how one may be given."""
     for (first, one), (second, other) in itertools.combinations(zip(sources, deltas), 2):
         if one.entries and _same_layers(one, other):
             what = f"{first} is given twice" if first.samefile(second) else f"{second} has the same layers as {first}"
@@ -454,9 +454,15 @@ def _check_each_once(sources: Sequence[Path], deltas: Sequence[Delta], instead: 
 
 
 def _same_layers(one: Delta, other: Delta) -> bool:
-    return one.entries.keys() == other.entries.keys() and all(
-        torch.equal(dense(entry), dense(other.entries[key])) for key, entry in one.entries.items()
-    )
+    if one.entries.keys() != other.entries.keys():
+        return False
+    moved = False
+    for key, entry in one.entries.items():  # one at a time: all of SDXL's are gigabytes
+        matrix = dense(entry)
+        if not torch.equal(matrix, dense(other.entries[key])):
+            return False
+        moved = moved or bool(matrix.any())
+    return moved
 
 
 def _check_prompts(source: Path, delta: Delta, prompts: Sequence[str]) -> None:

@@ -136,6 +136,16 @@ def test_one_concept_given_twice_is_refused_under_any_name(way: str, name: str, 
     assert not output.exists()
 
 
+def test_two_words_learned_without_layers_are_not_one_concept(cat: Path, tmp_path: Path) -> None:
+    paths = [cat, save(tmp_path / "dog.delta.safetensors", 2)]
+    for path in paths:
+        delta = Delta.load(path)
+        zeros = {key: torch.zeros(entry.shape) for key, entry in delta.entries.items()}
+        replace(delta, entries=zeros).save(path)
+    done = blend_files(paths, [1.0, 1.0], tmp_path / "both.delta.safetensors")
+    assert len(Delta.load(tmp_path / "both.delta.safetensors").embeddings) == 2 and not done.dropped
+
+
 def test_a_merged_file_that_would_be_large_is_compressed_by_what_prompts_read(
     cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
