@@ -61,7 +61,7 @@ def _draw(host: Host) -> list[Action]:
         steps = gr.Slider(label="Sampling steps", minimum=1, maximum=150, step=1, value=25, elem_id="cd_reg_steps")
         scale = gr.Slider(
             label="CFG Scale", minimum=0, maximum=30.0, step=0.5, value=0,
-            info="How strictly pictures follow the prompt; 0 for what suits the model: 6, or 4 for the toy",
+            info="How strictly pictures follow the prompt; 0 for what suits the model",
             elem_id="cd_reg_cfg",
         )  # fmt: skip
     with gr.Row():
@@ -76,7 +76,7 @@ def _draw(host: Host) -> list[Action]:
             label="Seed",
             value=42,
             precision=0,
-            info="Of the first picture; each of the others uses the next one",
+            info="Of the first picture; the others follow",
             elem_id="cd_reg_seed",
         )
     with gr.Row():

@@ -144,7 +144,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
                 tabs.append(tab)
             host.lists.ask_when_selected(*tabs)
         with gr.Column(scale=2, elem_id="cd_utils_results"):
-            report = gr.HTML("<p class='cd-note'>Results are shown here.</p>", elem_id="cd_utils_outcome")
+            report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")
             opens = gr.Button("Open", visible=False, elem_id="cd_utils_open")
