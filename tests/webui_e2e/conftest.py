@@ -271,7 +271,7 @@ class Page:
 
     def wait_until_loaded(self) -> None:
         self.page.locator("#txt2img_prompt textarea").wait_for()
-        self.page.locator("#txt2img_checkpoints_cards .card").first.wait_for(state="attached", timeout=30_000)
+        self.page.locator("#txt2img_checkpoints_cards .card").first.wait_for(state="attached", timeout=120_000)
 
     def open_training(self) -> None:
         self.tab("Train")
