@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     if len(set(names)) < len(names) or len(paths) > 1:
         names = [path.name.removesuffix(SUFFIX) for path in files]
     if len(set(names)) < len(names):
-        names = [path.as_posix().removesuffix(SUFFIX) for path in files]
+        shared = len(os.path.commonprefix([path.parent.parts for path in files]))  # noqa: RUF071 (of parts)
+        names = ["/".join(path.parts[shared:]).removesuffix(SUFFIX) for path in files]
     return [Candidate(*each) for each in zip(names, files, deltas)]
 
 

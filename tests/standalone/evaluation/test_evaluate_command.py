@@ -140,6 +140,10 @@ def test_a_delta_that_says_its_number_of_steps_is_called_by_it_and_others_by_the
     assert [each.name for each in find_candidates([a])] == ["step 5"]
     assert [each.name for each in find_candidates([b, a])] == ["b", "a"]
     assert [each.name for each in find_candidates([tmp_path])] == ["step 5", "step 7"]
+    earlier = tmp_path / "earlier" / "a.delta.safetensors"
+    earlier.parent.mkdir()
+    saved(earlier, 3)
+    assert [each.name for each in find_candidates([a, earlier])] == ["a", "earlier/a"]
 
 
 def test_a_delta_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
