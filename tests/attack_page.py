@@ -17,7 +17,7 @@ import playwright.sync_api as playwright
 
 STRANGER = "evil.example"
 """A name that the browser takes for this computer's, as after DNS rebinding."""
-FLAGS = [f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1"]
+FLAGS = ["--host-resolver-rules=MAP *.example 127.0.0.1"]
 
 _WAYS = """
 async ({target, reads, posts, queue}) => {
@@ -108,13 +108,17 @@ def another_site() -> Iterator[int]:
 
 
 def answered(
-    browser: Any, site: str, target: str, reads: Sequence[str], posts: Sequence[tuple[str, str]], queue: bool = True
-) -> list[str]:
+    browser: Any, site: str, target: str, reads: Sequence[str], posts: Sequence[tuple[str, str]], queue: bool = True,
+    before: str = "",
+) -> list[str]:  # fmt: skip
     """What a page of the site got from the target: what it could read, and each request that was not refused.
 
     Not what the target's own pages ask of it. posts: paths, and JSON for each. queue: try gradio's, too.
+    before: an address that the browser visits first.
     """
     context = browser.new_context()
+    if before:
+        context.new_page().goto(before)
     got = _Log(context, target)
     page = context.new_page()
     page.goto(site)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +14,11 @@ import pytest
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test with")
 
+import gradio as gr  # noqa: E402
+
 from attack_page import FLAGS, STRANGER, another_site, answered, handle_of_a_window  # noqa: E402
+from lib_custom_diffusion.standalone.app.jobs import Jobs  # noqa: E402
+from lib_custom_diffusion.standalone.app.server import _server, application  # noqa: E402
 from test_ui_browser import address, browser_with, deltas  # noqa: E402, F401 - fixtures
 
 READS = ["/", "/config", "/jobs", "/info", "/file=README.md", "/file=training/prompts.json", "/theme.css"]
@@ -43,3 +49,36 @@ def test_a_name_that_was_turned_to_this_computer_is_not_answered(browser: Any, a
         visit = page.goto(f"http://{STRANGER}:{urlsplit(address).port}{path}")
         assert (visit.status, "Custom Diffusion" in visit.text()) == (403, False)
     page.close()
+
+
+TOKEN = "secret"
+
+
+@pytest.fixture
+def shared() -> Iterator[tuple[str, list[str]]]:
+    """A page for others on http://studio.example, and what is asked of it. Browsers tell it of no request's site."""
+    asked: list[str] = []
+    with gr.Blocks() as page:
+        gr.Button("Draw").click(fn=lambda: asked.append("drawn"), inputs=[], outputs=[])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = _server(application(page, Jobs(threading.Lock()), "studio.example", TOKEN))
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        running.start()
+        yield f"http://studio.example:{listener.getsockname()[1]}", asked
+        server.should_exit = True
+        running.join(60)
+
+
+@pytest.mark.parametrize(("name", "opaque"), [(STRANGER, []), ("studio.example", ["GET /config as "])])
+def test_a_page_of_another_site_gets_nothing_of_a_page_for_others(
+    browser: Any, shared: tuple[str, list[str]], name: str, opaque: list[str]
+) -> None:
+    """In the browser of somebody who has the token. A server at another port of the same computer, to which browsers
+    give its cookies, may ask for what it is not told."""
+    target, asked = shared
+    with another_site() as port:
+        got = answered(
+            browser, f"http://{name}:{port}/", target, ["/config"], POSTS[:1], before=f"{target}/?token={TOKEN}"
+        )
+    assert [each for each in got if not each.startswith(tuple(opaque))] == []
+    assert asked == []

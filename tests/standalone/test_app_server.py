@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 import socket
 import threading
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from websockets.sync.client import connect
 
 from lib_custom_diffusion.standalone.app.jobs import Job, Jobs
-from lib_custom_diffusion.standalone.app.server import _end, _end_as_by_ctrl_c, _server, application
+from lib_custom_diffusion.standalone.app.server import _end, _end_as_by_ctrl_c, _reachable, _server, application
 
 CROSS = {"Sec-Fetch-Site": "cross-site"}
 VISIT = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -163,10 +164,23 @@ def test_nothing_is_fetched_from_elsewhere_for_whoever_asks(app: Client) -> None
         "localhost.example.com",
         "localhost.",
         "127.0.0.1@example.com",
+        "[::1",
+        "[::1]x",
+        "127.0.0.1:x",
+        "",
     ],
 )
 def test_names_that_are_not_its_own_are_refused(app: Client, host: str) -> None:
     assert app.get("/", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "http://[", "file://", "http://127.0.0.1:1", "http://127.0.0.1:7860.example.com", "http://"]
+)
+def test_origins_that_are_not_its_own_are_refused(app: Client, origin: str) -> None:
+    for method in ("GET", "POST"):
+        assert app.ask(method, "/config", {"Origin": origin}).status_code == 403
+    assert app.get("/config", {"Origin": "http://127.0.0.1:7860"}).status_code == 200
 
 
 def test_others_need_the_token_once() -> None:
@@ -178,13 +192,13 @@ def test_others_need_the_token_once() -> None:
     assert first.status_code == 200
     assert "HttpOnly" in first.headers["set-cookie"] and "SameSite=Strict" in first.headers["set-cookie"]
     assert app.get("/config", headers=OWN).status_code == 200  # by the cookie
-    assert app.get("/config", headers={**OWN, "Cookie": "custom-diffusion-token=wrong"}).status_code == 403
+    assert app.get("/config", headers={**OWN, "Cookie": "custom-diffusion-token-7860=wrong"}).status_code == 403
 
 
-@pytest.mark.parametrize("others", ["a(b=1", "a=\xe9", "=; ;;", 'a="b', "custom-diffusion-token=\xe9"])
+@pytest.mark.parametrize("others", ["a(b=1", "a=\xe9", "=; ;;", 'a="b', "custom-diffusion-token-7860=\xe9"])
 def test_cookies_of_other_programs_on_the_same_computer_are_no_matter(others: str) -> None:
     app = Client("0.0.0.0", "secret", host="192.168.1.5:7860")
-    for cookie, status in ((others, 403), (f"{others}; custom-diffusion-token=secret", 200)):
+    for cookie, status in ((others, 403), (f"{others}; custom-diffusion-token-7860=secret", 200)):
         headers = {**OWN, "Cookie": cookie.encode("latin-1")}
         assert app.get("/config", headers=headers).status_code == status
 
@@ -193,6 +207,28 @@ def test_a_server_for_others_answers_to_addresses_and_to_the_name_that_it_was_gi
     app = Client("studio.local", "secret", host="studio.local:7860")
     assert app.get("/?token=secret", headers=VISIT).status_code == 200
     assert app.get("/", headers={"Host": "evil.test:7860"}).status_code == 403
+
+
+def test_a_name_counts_in_whatever_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Den")
+    for name in ("studio", "den", "den.local"):
+        app = Client("Studio", "secret", host=f"{name}:7860")
+        assert app.get("/?token=secret", headers=VISIT).status_code == 200
+
+
+def test_two_servers_on_one_computer_do_not_take_each_others_token() -> None:
+    """Cookies do not know ports."""
+    one, other = (Client("0.0.0.0", token, host=f"192.168.1.5:{port}") for token, port in (("a", 7860), ("b", 7861)))
+    other.cookies = one.cookies
+    assert one.get("/?token=a", headers=VISIT).status_code == other.get("/?token=b", headers=VISIT).status_code == 200
+    assert one.get("/config", headers=OWN).status_code == other.get("/config", headers=OWN).status_code == 200
+
+
+def test_the_address_that_is_told_can_be_opened_from_another_computer() -> None:
+    assert _reachable("studio.local") == "studio.local"
+    assert _reachable("::1") == "[::1]"
+    for every in ("0.0.0.0", "::"):
+        assert not ipaddress.ip_address(_reachable(every)).is_unspecified
 
 
 def test_at_its_end_what_runs_is_stopped_and_waited_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -251,7 +252,7 @@ def _draw(
     backend = models.get()
     steps = itertools.count()
     total = sampling.steps * math.ceil(count / sampling.batch_size)
-    folder = Path(tempfile.mkdtemp(prefix="custom-diffusion-"))
+    folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
     with (
         before_each_step(backend, lambda: job(next(steps), total, _of(count).capitalize())),
         closing(draw(backend, prompt, deltas, sampling, seed, count)) as drawn,

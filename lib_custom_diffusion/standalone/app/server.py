@@ -16,7 +16,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -42,7 +42,7 @@ _POLICY = (
 """What browsers may load for the page, what it serves itself, and who may show it in a frame: nobody."""
 _SHOWN = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Files that are served as what they are; a browser saves all others and runs none."""
-_COOKIE = "custom-diffusion-token"
+_COOKIE = "custom-diffusion-token-"  # and the port, which cookies do not know
 _REMOTE = re.compile(r"<(?:link|script)\b[^>]*\"https://[^>]*>(?:\s*</script>)?")
 _WAITING = 8  # handlers at once: jobs take turns by their lock, and those that wait must not hold up the rest
 _SECONDS_TO_END = 3
@@ -61,13 +61,16 @@ def ui(options: argparse.Namespace) -> int:
     models = Models(options.model, options.models_dir, options.vae, options.prediction_type)
     models.get()  # a mistake in its name is told here, not on the page
     options.deltas_dir.mkdir(parents=True, exist_ok=True)
-    with _bound(address, options.port) as listener:
+    with (
+        _bound(address, options.port) as listener,
+        tempfile.TemporaryDirectory(prefix="custom-diffusion-", ignore_cleanup_errors=True) as aside,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = aside  # gradio would have one for all users and programs of this computer
         token = "" if _is_loopback(address) else secrets.token_urlsafe(16)
         jobs = Jobs(models.lock)
         app = application(build(models, options.deltas_dir, jobs), jobs, address, token)
         listener.listen()  # from here on nobody who comes is refused
-        named = f"[{address}]" if ":" in address else address
-        visit = f"http://{named}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
+        visit = f"http://{_reachable(address)}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"
         print(f"Custom Diffusion is at {visit} (Ctrl-C stops it)", flush=True)
         _end_as_by_ctrl_c()
         try:
@@ -113,7 +116,8 @@ def application(page: gr.Blocks, jobs: Jobs, address: str, token: str = "") -> A
     """The page as a web application for an address, which answers its own page alone; with a token, whoever has it."""
     page.queue(concurrency_count=_WAITING, api_open=False)
     routes.templates.env.loader = _without_remote_parts(routes.templates.env.loader)
-    hosts = frozenset({address, socket.gethostname().lower(), socket.getfqdn().lower()})
+    own = socket.gethostname()
+    hosts = frozenset(name.lower() for name in (address, own, f"{own}.local", socket.getfqdn()))
     # Neither gradio's application nor the one around it describes its routes.
     whole = FastAPI(openapi_url=None)
     whole.add_api_route("/jobs", lambda: {"busy": jobs.busy}, methods=["GET"])
@@ -158,8 +162,9 @@ class _OwnPageOnly:
                  (b"cross-origin-resource-policy", b"same-origin")]  # fmt: skip
         if _file_of(scope["path"]) is not None and not scope["path"].lower().endswith(_SHOWN):
             added.append((b"content-disposition", b"attachment"))
-        if self.token and not self._has_cookie(headers):
-            added.append((b"set-cookie", f"{_COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/".encode()))
+        if self.token and not self._has_cookie(scope, headers):
+            cookie = f"{_cookie(scope)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            added.append((b"set-cookie", cookie.encode()))
 
         async def with_policy(message: dict) -> None:
             if message["type"] == "http.response.start":
@@ -173,9 +178,10 @@ class _OwnPageOnly:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> str:
         """Why a request is refused; "" if it is not."""
         host = headers.get("host", "")
-        if not self._is_ours(urlsplit(f"//{host}").hostname or "") or not _HOST.fullmatch(host):
+        named = _HOST.fullmatch(host)
+        if not named or not self._is_ours(named[1].strip("[]").lower()):
             return "This page answers only to its own name."
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        if "origin" in headers and headers["origin"].partition("://")[2] != host:
             return "This page answers only itself."
         visit = (
             scope["type"] == "http"
@@ -186,7 +192,7 @@ class _OwnPageOnly:
         )
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not visit:
             return "This page answers only itself."
-        if self.token and not self._has_cookie(headers) and not (visit and self._has_token(scope)):
+        if self.token and not self._has_cookie(scope, headers) and not (visit and self._has_token(scope)):
             return "Open the address that the terminal shows, with its token."
         file = _file_of(scope["path"])
         if _PROXY.match(scope["path"]) or (file is not None and not _is_below(file, Path(_put_aside()))):
@@ -196,9 +202,9 @@ class _OwnPageOnly:
     def _is_ours(self, name: str) -> bool:
         return _is_loopback(name) or (not self.loopback and (name in self.hosts or _is_address(name)))
 
-    def _has_cookie(self, headers: dict[str, str]) -> bool:
+    def _has_cookie(self, scope: Scope, headers: dict[str, str]) -> bool:
         given = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
-        return any(name == _COOKIE and self._is_token(value) for name, _, value in given)
+        return any(name == _cookie(scope) and self._is_token(value) for name, _, value in given)
 
     def _has_token(self, scope: Scope) -> bool:
         asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
@@ -208,7 +214,7 @@ class _OwnPageOnly:
         return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
 
 
-_HOST = re.compile(r"[A-Za-z0-9.:_\-\[\]]+")
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 _FILE = re.compile(r"/+file[=/](.*)", re.DOTALL)
 _PROXY = re.compile(r"/+proxy=")  # gradio would fetch any address for whoever asks
 
@@ -231,6 +237,11 @@ def _put_aside() -> str:
     return os.environ.get("GRADIO_TEMP_DIR") or str(Path(tempfile.gettempdir()) / "gradio")
 
 
+def _cookie(scope: Scope) -> str:
+    """The name of the token's cookie: browsers send the cookies of one port to all ports of a computer."""
+    return f"{_COOKIE}{scope['server'][1]}"
+
+
 def _is_address(name: str) -> bool:
     try:
         return bool(ipaddress.ip_address(name))
@@ -243,6 +254,16 @@ def _is_loopback(name: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _reachable(address: str) -> str:
+    """How the address is written in a browser; for all addresses of this computer, the one that others reach it by."""
+    if not _is_address(address) or not ipaddress.ip_address(address).is_unspecified:
+        return f"[{address}]" if ":" in address else address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused, suppress(OSError):
+        unused.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way to others
+        return str(unused.getsockname()[0])
+    return "127.0.0.1"
 
 
 def _bound(address: str, port: int) -> socket.socket:
