@@ -191,10 +191,17 @@ class FolderLock:
             raise UserError(
                 f"another training is writing into {self.folder}; wait for it, or choose another folder"
             ) from error
-        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+        if not self._is_in_place():
             self._file.close()  # who had it before removed the file while it was being opened here
             return self.__enter__()
         return self
+
+    def _is_in_place(self) -> bool:
+        """Whether the locked file is still the folder's."""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

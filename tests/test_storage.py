@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -95,6 +96,37 @@ def test_a_lock_that_another_user_has_left_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "open", not_ours)
     with pytest.raises(UserError, match=r"cannot write to \S+/\.lock: Permission denied"), storage.FolderLock(tmp_path):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file is not removed there")
+@pytest.mark.parametrize("another_waits", [False, True])
+def test_a_lock_whose_file_is_removed_while_it_is_opened_holds_the_folder_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_waits: bool
+) -> None:
+    lock = storage._lock
+
+    def who_had_it_leaves(file: BinaryIO) -> None:
+        monkeypatch.setattr(storage, "_lock", lock)
+        (tmp_path / ".lock").unlink()
+        if another_waits:
+            (tmp_path / ".lock").touch()
+        lock(file)
+
+    monkeypatch.setattr(storage, "_lock", who_had_it_leaves)
+    with storage.FolderLock(tmp_path), pytest.raises(UserError, match="another training"):
+        storage.FolderLock(tmp_path).__enter__()
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no modes on this system")
+def test_a_file_is_for_whom_any_new_file_is(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        storage.write_atomically(tmp_path / "a.bin", b"x")
+        assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")

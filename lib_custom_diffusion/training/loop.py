@@ -377,7 +377,7 @@ class Trainer:
     @torch.no_grad()
     def _encode_fixed(self, examples: Sequence[Example]) -> dict[_Asked, Conditioning]:
         asked = sorted({self._asked(example) for example in examples}, key=repr)
-        plain = [each for each in asked if not any(token in each[0] for token in self.vectors)]
+        plain = [each for each in asked if not any(is_in(token, each[0]) for token in self.vectors)]
         with self._autocast():
             return {(text, sizes): self.backend.encode_captions([text], {}, [sizes]) for text, sizes in plain}
 

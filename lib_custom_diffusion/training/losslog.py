@@ -72,6 +72,7 @@ class LossLog:
 
     Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
     The file of another training is not touched before `replace_old`; until then the rows stand beside it.
+    Nothing is written before there is something to tell, so a training that takes no step leaves no file.
     A disk that is full costs what is written there, not the training, and so does a recorder that fails: each is told
     once, and then left out.
     """
@@ -113,23 +114,33 @@ class LossLog:
 
     def close(self) -> None:
         """Flush and close the files. Rows of a training that saved nothing are dropped: the old ones still stand."""
-        self._rows.do(_Rows.close)
-        self._events.do(EventFile.close)
-        self._recorder.do(lambda part: part.close())
+        self._rows.end(_Rows.close)
+        self._events.end(EventFile.close)
+        self._recorder.do(lambda part: part.close())  # one that was told nothing is open all the same
         with suppress(OSError):
             self._aside.unlink(missing_ok=True)
 
 
 class _Spared(Generic[_T]):
-    """A part of the log whose failing costs itself and not the training; `without` is what is told then."""
+    """A part of the log, made when it is first used, whose failing costs itself and not the training.
+
+    without: what is told then. make: gives None for a part that there is not.
+    """
 
     def __init__(self, without: str, make: Callable[[], _T | None]) -> None:
         self.without = without
         self.part: _T | None = None
-        self.part = self._tried(make)
+        self._make: Callable[[], _T | None] | None = make
 
     def do(self, action: Callable[[_T], object]) -> None:
-        """Have the part do something, if it is there and has not failed."""
+        """Have the part do something, if there is one and it has not failed."""
+        if self._make is not None:
+            make, self._make = self._make, None
+            self.part = self._tried(make)
+        self.end(action)
+
+    def end(self, action: Callable[[_T], object]) -> None:
+        """As `do`, of a part that was used."""
         part = self.part
         if part is not None:
             self._tried(lambda: action(part))
@@ -150,9 +161,8 @@ class _Rows:
         self._path, self._aside, self._table = path, aside, table
         path.parent.mkdir(parents=True, exist_ok=True)
         self._is_aside = not resume_step and path.is_file()
-        self._file: TextIO
         if self._is_aside:
-            self._file = aside.open("w", newline="", encoding="utf-8")
+            self._file: TextIO = aside.open("w", newline="", encoding="utf-8")
             csv.writer(self._file).writerow(table.columns)
         else:
             self._file = _continued(path, table.columns, resume_step)

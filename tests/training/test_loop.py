@@ -22,7 +22,7 @@ from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import NotSaved, UserError
 from lib_custom_diffusion.formats import read_words
 from lib_custom_diffusion.injection import Injection
-from lib_custom_diffusion.training import checkpoints
+from lib_custom_diffusion.training import checkpoints, loop
 from lib_custom_diffusion.training.config import TrainingConfig
 from lib_custom_diffusion.training.loop import Progress, Trainer
 from lib_custom_diffusion.training.parametrisation import parametrisation
@@ -105,10 +105,12 @@ def test_every_step_is_in_the_csv_though_the_loss_is_read_back_every_ten(tmp_pat
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     assert [float(row["learning_rate"]) for row in rows] == [1e-2] * 5 + [1e-3] * 15
-    assert float(rows[0]["loss"]) == pytest.approx(
-        float(rows[0]["instance_loss"]) + float(rows[0]["prior_loss"]), rel=1e-4
-    )
-    assert [p.step for p in seen if p.loss == p.loss] == [7, 10, 14, 20]  # saves, tens and the end
+    losses = [float(row["loss"]) for row in rows]
+    parts = [[float(row[part]) for part in ("instance_loss", "prior_loss", "text_prior_loss")] for row in rows]
+    assert losses == pytest.approx(list(map(sum, parts)), rel=1e-4) and parts[0][2] == 0 < 1e-3 < parts[-1][2]
+    told = {p.step: p.loss for p in seen if p.loss == p.loss}
+    since = {7: losses[:7], 10: losses[7:10], 14: losses[10:14], 20: losses[14:]}  # saves, tens and the end
+    assert told == pytest.approx({step: sum(part) / len(part) for step, part in since.items()}, rel=1e-4)
 
 
 def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
@@ -117,6 +119,17 @@ def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
     assert (
         backend.captions_encoded == 1 + 10
     )  # "photo of a cat" once; the learned caption once a step, not once a picture
+
+
+@pytest.mark.parametrize("caption", ["a <new1> cat", "a <NEW1> cat"])
+def test_captions_of_class_pictures_that_have_the_word_are_no_more_fixed_than_others(
+    tmp_path: Path, caption: str
+) -> None:
+    own = examples()
+    prior = [*own.prior, replace(own.prior[0], caption=caption)]
+    run = trainer_of([ConceptExamples(own.instance, prior)], tmp_path)
+    with run._prepared():
+        assert list(run.fixed_conditioning) == [("photo of a cat", None)]
 
 
 def final_bytes(folder: Path) -> tuple[bytes, bytes]:
@@ -204,6 +217,22 @@ def gradients(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     monkeypatch.setattr(torch.optim.AdamW, "step", keep)
     run.run()
     return kept
+
+
+def test_the_gradient_scaler_goes_on_from_a_save_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch has none for a CPU")
+    monkeypatch.setattr(loop, "_gradient_scaler", lambda *_: torch.amp.GradScaler("cpu", 8.0, growth_interval=6))
+    whole, cut = trainer(tmp_path / "whole"), trainer(tmp_path / "cut")
+    scaled = whole.run().delta.entries
+    cut.run(interrupted=lambda: cut.step == 10)
+    resumed = trainer(tmp_path / "cut", tmp_path / "cut" / "checkpoint-10")
+    resumed.run()
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() == 8.0 * 2**3
+    monkeypatch.undo()
+    plain = trainer(tmp_path / "plain").run().delta.entries
+    assert all(torch.allclose(scaled[key], entry, atol=1e-5) for key, entry in plain.items())
 
 
 def test_accumulated_batches_have_the_gradients_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,23 @@ def test_a_table_has_a_row_of_every_so_many_steps(tmp_path: Path, every: int, ro
     assert ([line.partition(",")[0] for line in file.read_text().splitlines()[1:]] if file.exists() else None) == rows
 
 
+def test_a_training_that_takes_no_step_leaves_no_file_and_changes_none(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    LossLog(tmp_path / "new", 0, tmp_path / "new" / "logs", LOSS_CSV).close()
+    assert not (tmp_path / "new").exists()
+    lines = logged(tmp_path, 0, range(1, 4))
+    assert logged(tmp_path, 2, range(0)) == lines
+
+
+def test_a_table_without_a_row_yet_replaces_that_of_the_training_before(tmp_path: Path) -> None:
+    logged(tmp_path, 0, range(1, 4))
+    log = LossLog(tmp_path, 0, None, LossTable(every=500))
+    log.add(1, numbers(1.0))
+    log.replace_old()
+    log.close()
+    assert (tmp_path / "loss.csv").read_text() == ",".join(["step", *NUMBERS]) + "\n"
+
+
 def test_rows_of_a_training_that_saved_nothing_leave_no_file_beside_the_old_one(tmp_path: Path) -> None:
     whole = logged(tmp_path, 0, range(1, 11))
     assert logged(tmp_path, 0, range(1, 3)) == whole
@@ -53,7 +70,7 @@ def test_torn_and_foreign_rows_are_dropped(tmp_path: Path, torn: str) -> None:
 
 def test_rows_of_a_table_with_other_columns_keep_what_both_have(tmp_path: Path) -> None:
     (tmp_path / "loss.csv").write_text("step,loss,learning_rate\n1,0.5,1e-4\n")
-    assert logged(tmp_path, 1, range(2, 2)) == [",".join(["step", *NUMBERS]), "1,0.5,,,,1e-4,"]
+    assert logged(tmp_path, 1, range(2, 3)) == [",".join(["step", *NUMBERS]), "1,0.5,,,,1e-4,", "2,2,2,2,2,2,2"]
 
 
 def test_an_empty_file_is_begun_anew(tmp_path: Path) -> None:
@@ -70,7 +87,7 @@ def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        LossLog(tmp_path, 3, None, LOSS_CSV)
+        LossLog(tmp_path, 3, None, LOSS_CSV).add(4, numbers(4))
     assert (tmp_path / "loss.csv").read_text().splitlines() == lines
 
 
@@ -86,9 +103,10 @@ class FullDisk:
 
 def test_a_full_disk_costs_the_log_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = LossLog(tmp_path, 0, None, LOSS_CSV)
+    log.add(1, numbers(1.0))
     assert log._rows.part is not None
     log._rows.part._file = FullDisk()  # type: ignore[assignment]
-    for step in (1, 2, 3):
+    for step in (2, 3, 4):
         log.add(step, numbers(1.0))
         log.flush()
     log.close()
@@ -120,11 +138,12 @@ def test_a_service_that_fails_costs_only_itself(tmp_path: Path, caplog: pytest.L
 def test_tensorboard_that_cannot_be_written_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorboard")
     log = LossLog(tmp_path, 0, tmp_path / "logs", LOSS_CSV)
+    log.add(1, numbers(1.0))
     events = log._events.part
     assert events is not None
     events.close()
     events._file = events._records._writer = FullDisk()  # type: ignore[assignment]
-    for step in (1, 2, 3):
+    for step in (2, 3):
         log.add(step, numbers(1.0))
         log.flush()
     log.close()
