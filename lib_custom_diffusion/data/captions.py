@@ -10,7 +10,7 @@ from random import Random
 
 from ..errors import UserError
 from ..storage import given_path, read_text
-from .pictures import find_pictures, is_picture
+from .pictures import find_pictures
 
 CAPTION_SOURCES = ("prompt", "txt", "filename", "template")
 LISTING = ("images.txt", "caption.txt")
@@ -126,11 +126,6 @@ def captioned_pictures(source: Path, captions: Path | None = None) -> list[tuple
     if not found:
         raise UserError(f"{source} lists no pictures")
     return [(path if path.exists() else source.parent / path, text) for path, text in found]
-
-
-def has_pictures(source: Path) -> bool:
-    """Whether a class_data_dir has or lists any pictures yet."""
-    return is_listing(source) or (source.is_dir() and any(map(is_picture, source.iterdir())))
 
 
 def is_listing(source: Path) -> bool:

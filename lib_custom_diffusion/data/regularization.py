@@ -61,10 +61,7 @@ def generate(
     if has_listing(folder):
         return []
     check_same_prompt(folder, class_prompt)
-    present = [path for path in folder.iterdir() if _is_whole(path)] if folder.is_dir() else []
-    ours = [path for path in present if _OURS.fullmatch(path.name)]
-    wanted = count - (len(present) - len(ours))
-    there = {int(path.stem) for path in ours}
+    there, wanted = _numbers(folder, count)
     missing = len(set(range(wanted)) - there)
 
     def show(drawn: int) -> None:
@@ -72,6 +69,19 @@ def generate(
             progress(count - missing + drawn, count)
 
     return _draw(backend, [class_prompt] * max(0, wanted), there, folder, sampling, seed, show)
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Whether `generate` would draw nothing more into a folder."""
+    there, wanted = _numbers(folder, count)
+    return has_listing(folder) or there.issuperset(range(wanted))
+
+
+def _numbers(folder: Path, count: int) -> tuple[set[int], int]:
+    """The numbers of the drawn pictures that are there, and how many there are to be beside those of other names."""
+    present = [path for path in folder.iterdir() if _is_whole(path)] if folder.is_dir() else []
+    ours = [path for path in present if _OURS.fullmatch(path.name)]
+    return {int(path.stem) for path in ours}, count - (len(present) - len(ours))
 
 
 def _is_whole(path: Path) -> bool:

@@ -156,6 +156,11 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     raise UserError(f"there is no save {asked} in {folder}; use latest, or leave the option out to start again{near}")
 
 
+def is_in(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is one of those in a folder, rather than of a training elsewhere."""
+    return checkpoint.resolve().parent == folder.resolve()
+
+
 def results_in(folder: Path, name: str) -> list[Path]:
     """What a training of that name has left in a folder: its checkpoints, and its delta last if it is finished."""
     return [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]

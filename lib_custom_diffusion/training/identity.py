@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -35,12 +35,12 @@ class Identity:
 
     settings: all that change it, by name.
     model:    hash, or name, of what is trained, and `Backend.parts`.
-    pictures: by the name of what they are of, such as "concept 1".
+    pictures: by the name of what they are of, such as "concept 1"; None for those that are still to be drawn or picked.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, str] = field(default_factory=dict)
-    pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    pictures: Mapping[str, Pictures | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -60,10 +60,12 @@ def identify(
     pictures: PictureSettings,
     settings: Mapping[str, Any],
     backend: Backend | None = None,
+    awaited: Collection[int] = (),
 ) -> Identity:
     """The identity of a training of these concepts.
 
     settings: of the training. Those of `pictures` are added, and what the backend, if there is one, says of the model.
+    awaited:  numbers of the concepts whose class pictures are still to be drawn or picked.
 
     Raises UserError for folders and captions that cannot be read.
     """
@@ -76,14 +78,16 @@ def identify(
     own["template"] = template and content_hash(template)
     if not any(concept.class_data_dir for concept in concepts):
         del own["num_class_images"]
-    found: dict[str, Pictures] = {}
+    found: dict[str, Pictures | None] = {}
     words = _own_words(pictures)
     for number, concept in enumerate(concepts, start=1):
         own[f"instance_prompt of concept {number}"] = concept.instance_prompt
         own[f"class_prompt of concept {number}"] = concept.class_prompt
         captioned = [(path, words(path, Random(0))) for path in find_pictures(concept.instance_data_dir)]
         found[f"concept {number}"] = _identified(captioned)
-        if concept.class_data_dir is not None:
+        if number in awaited:
+            found[f"the class of concept {number}"] = None
+        elif concept.class_data_dir is not None:
             listed = class_captions(concept.class_data_dir, concept.class_prompt)
             found[f"the class of concept {number}"] = _identified(listed[: pictures.num_class_images or None])
     return Identity({**settings, **own}, {} if backend is None else _model(backend), found)
@@ -134,7 +138,9 @@ def differences(then: Identity, now: Identity, label: Callable[[str], str] = str
     return told
 
 
-def _different_pictures(of: str, then: Pictures, now: Pictures) -> list[str]:
+def _different_pictures(of: str, then: Pictures | None, now: Pictures | None) -> list[str]:
+    if then is None or now is None:
+        return []
     if [each[1:] for each in then] == [each[1:] for each in now]:
         return []  # names alone decide nothing
     if not then or not now:

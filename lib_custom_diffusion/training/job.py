@@ -182,7 +182,8 @@ class TrainingJob:
         folder = self.host.folder
         if check_results(self.plan, self.face.wording, folder, self.host.delta) != self.resume:
             raise UserError(f"another training has saved into {folder} meanwhile; start again to resume from there")
-        self.replaced = [] if self.resume else checkpoints.results_in(folder, self.name)
+        goes_on_here = self.resume is not None and checkpoints.is_in(self.resume, folder)
+        self.replaced = [] if goes_on_here else checkpoints.results_in(folder, self.name)
 
     def _prepare(self) -> None:
         """Draw or pick the class pictures that there are to be, encode all pictures, and make the trainer."""

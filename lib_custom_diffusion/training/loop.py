@@ -142,6 +142,7 @@ class Trainer:
         self.identity = identity or Identity(settings=asdict(config))
         self.on_save = on_save
         self.recorder, self.logging_dir = recorder, logging_dir
+        self.resume = resume
         self.state = None if resume is None else checkpoints.load_state(resume)
         if self.state is not None and resume is not None and not allow_changes:
             refuse_others(resume, self.state.identity, self.identity)
@@ -234,7 +235,8 @@ class Trainer:
 
     def _log(self) -> LossLog:
         logs = self.output_dir / self.logging_dir if is_for_tensorboard(self.config.report_to) else None
-        return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder)
+        before = self.output_dir if self.resume is None else self.resume.parent
+        return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder, before)
 
     def _rescued(self) -> str:
         """Put what was learned, which is much smaller than a save, where there is room; says where, and what to do."""

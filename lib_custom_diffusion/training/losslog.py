@@ -68,7 +68,9 @@ class Recorder(Protocol):
 class LossLog:
     """Appends rows to the CSV file in a folder, and brings the same numbers and validation pictures to TensorBoard.
 
-    logs: TensorBoard's folder; None without it. recorder: told of the same.
+    logs:     TensorBoard's folder; None without it.
+    recorder: told of the same.
+    before:   where the rows until `resume_step` are, if not in the folder: that of the training which is gone on with.
 
     Rows after `resume_step` are those of a run that was cut off and are dropped; those before are never off the disk.
     The file of another training is not touched before `replace_old`; until then the rows stand beside it.
@@ -78,13 +80,20 @@ class LossLog:
     """
 
     def __init__(
-        self, folder: Path, resume_step: int, logs: Path | None, table: LossTable, recorder: Recorder | None = None
+        self,
+        folder: Path,
+        resume_step: int,
+        logs: Path | None,
+        table: LossTable,
+        recorder: Recorder | None = None,
+        before: Path | None = None,
     ) -> None:
         path = folder / table.name
+        known = (before or folder) / table.name
         self._aside = folder / f".{table.name}.new.tmp"
         self._rows = _Spared(
             "losses are no longer saved",
-            lambda: _Rows(path, self._aside, resume_step, table) if table.every else None,
+            lambda: _Rows(path, self._aside, known, resume_step, table) if table.every else None,
         )
         self._events = _Spared(
             "TensorBoard's log is no longer written",
@@ -155,17 +164,20 @@ class _Spared(Generic[_T]):
 
 
 class _Rows:
-    """The CSV file, open; `aside` while another training's is in its place."""
+    """The CSV file, open; `aside` while another training's is in its place.
 
-    def __init__(self, path: Path, aside: Path, resume_step: int, table: LossTable) -> None:
+    known: the file with the rows until resume_step, which are kept.
+    """
+
+    def __init__(self, path: Path, aside: Path, known: Path, resume_step: int, table: LossTable) -> None:
         self._path, self._aside, self._table = path, aside, table
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._is_aside = not resume_step and path.is_file()
-        if self._is_aside:
-            self._file: TextIO = aside.open("w", newline="", encoding="utf-8")
-            csv.writer(self._file).writerow(table.columns)
-        else:
-            self._file = _continued(path, table.columns, resume_step)
+        goes_on = resume_step > 0 and known.resolve() == path.resolve()
+        self._is_aside = path.is_file() and not goes_on
+        kept = _rows_until(resume_step, known, table.columns) if resume_step else []
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([table.columns, *kept])
+        write_atomically(aside if self._is_aside else path, text.getvalue().encode())
+        self._file = _opened(aside if self._is_aside else path)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         if step % self._table.every == 0:
@@ -175,7 +187,7 @@ class _Rows:
         if self._is_aside:
             self._file.close()
             os.replace(self._aside, self._path)
-            self._file = self._path.open("a", newline="", encoding="utf-8")
+            self._file = _opened(self._path)
             self._is_aside = False
 
     def flush(self) -> None:
@@ -185,22 +197,22 @@ class _Rows:
         self._file.close()
 
 
-def _continued(path: Path, columns: Sequence[str], resume_step: int) -> TextIO:
-    """The file opened for rows after a step, those before kept; torn rows and what else is no row are dropped."""
-    kept: list[list[str]] = []
-    if resume_step and path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.reader(line.replace("\0", "") for line in file))
-        header = rows[0] if rows else []
-        kept = [_in_columns(dict(zip(header, row)), columns) for row in rows[1:] if _is_row(row, header, resume_step)]
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([columns, *kept])
-    write_atomically(path, text.getvalue().encode())
+def _opened(path: Path) -> TextIO:
     return path.open("a", newline="", encoding="utf-8")
 
 
-def _is_row(row: Sequence[str], header: Sequence[str], resume_step: int) -> bool:
-    return len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= resume_step
+def _rows_until(step: int, path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a file until a step; torn ones and what else is no row are dropped."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        rows = [line.rstrip("\n").replace("\0", "").split(",") for line in file]  # a torn one may open a quotation
+    header = rows[0] if rows else []
+    return [_in_columns(dict(zip(header, row)), columns) for row in rows[1:] if _is_row(row, header, step)]
+
+
+def _is_row(row: Sequence[str], header: Sequence[str], last: int) -> bool:
+    return len(row) == len(header) and row[0].isdecimal() and len(row[0]) < 10 and int(row[0]) <= last
 
 
 def _in_columns(row: Mapping[str, str], columns: Sequence[str]) -> list[str]:

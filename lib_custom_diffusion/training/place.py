@@ -84,16 +84,17 @@ def check_results(plan: TrainingPlan, wording: Wording, folder: Path, delta: Pat
                 f"{checkpoint} has {step} steps behind it; give {wording.label('max_train_steps')} as many or"
                 f" more, not {plan.max_train_steps}"
             )
-        return checkpoint
+        if checkpoints.is_in(checkpoint, folder):
+            return checkpoint
     target = delta or folder / f"{plan.result_name}{SUFFIX}"
     there = [*checkpoints.results_in(folder, plan.result_name), *([target] if target.exists() else [])]
     if there and not plan.overwrite:
+        resume = f"{wording.ask('resume_from_checkpoint')} to continue from its last save, " if not checkpoint else ""
         raise UserError(
-            f"there is a training {plan.result_name} already ({there[-1]}); {wording.ask('resume_from_checkpoint')} to"
-            f" continue from its last save, {wording.ask('overwrite')} to replace it, or give another"
-            f" {wording.label('output_dir' if delta is None else 'name')}"
+            f"there is a training {plan.result_name} already ({there[-1]}); {resume}{wording.ask('overwrite')} to"
+            f" replace it, or give another {wording.label('output_dir' if delta is None else 'name')}"
         )
-    return None
+    return checkpoint
 
 
 def _refuse_overlaps(plan: TrainingPlan, wording: Wording, folder: Path, logging_dir: Path) -> None:

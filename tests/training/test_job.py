@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -414,6 +415,62 @@ def test_a_save_is_not_gone_on_from_with_anything_else_and_what_differs_is_named
         run(asked, tmp_path / "out", backend=backend())
     assert said in str(refused.value) and "or set allow_changes" in str(refused.value)
     assert run(replace(asked, allow_changes=True), tmp_path / "out", backend=backend()).step == 4
+
+
+def test_a_save_of_another_folder_is_gone_on_from_with_its_losses(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "whole")
+    elsewhere = replace(plan, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    run(elsewhere, tmp_path / "new")
+    for name in (DELTA, "new1.pt", "loss.csv"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_save_of_another_folder_does_not_replace_a_training_unasked(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "whole")
+    run(replace(plan, seed=7, max_train_steps=6), tmp_path / "other")
+    before = contents(tmp_path / "other")
+    elsewhere = replace(plan, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    with pytest.raises(
+        UserError, match=r"a training new1 already \(.*\); set overwrite to replace it, or give another"
+    ):
+        run(elsewhere, tmp_path / "other")
+    assert contents(tmp_path / "other") == before
+    run(replace(elsewhere, overwrite=True), tmp_path / "other")
+    assert contents(tmp_path / "other").keys() == contents(tmp_path / "whole").keys() - {
+        path for path in contents(tmp_path / "whole") if path.startswith("checkpoint-2")
+    }
+    assert (tmp_path / "other" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
+
+
+@pytest.mark.parametrize("real_prior", [False, True])
+def test_class_pictures_that_are_gone_are_drawn_or_picked_again_by_a_training_that_goes_on(
+    plan: TrainingPlan, tmp_path: Path, real_prior: bool
+) -> None:
+    asked = with_classes(plan, captioned_cats(tmp_path / "cats")) if real_prior else plan
+    asked = replace(asked, with_prior_preservation=True, num_class_images=2, real_prior=real_prior)
+    run(asked, tmp_path / "whole")
+    run(asked, tmp_path / "cut", stop_at(1))
+    shutil.rmtree(tmp_path / "cut" / "class_images-1")
+    assert run(replace(asked, resume_from_checkpoint="latest"), tmp_path / "cut").step == 4
+    assert (tmp_path / "cut" / DELTA).read_bytes() == (tmp_path / "whole" / DELTA).read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"num_class_images": 3}, {"real_prior": True}, {"with_prior_preservation": False}])
+def test_other_class_pictures_are_refused_before_any_are_drawn_or_picked(
+    plan: TrainingPlan, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    drawn = {"with_prior_preservation": True, "num_class_images": 2, "real_prior": False}
+    cats = captioned_cats(tmp_path / "cats")
+    for number, (first, then) in enumerate([(drawn, {**drawn, **change}), ({**drawn, **change}, drawn)]):
+        own = plan if not first["real_prior"] else with_classes(plan, cats)
+        run(replace(own, **first), tmp_path / str(number), stop_at(1))
+        before = contents(tmp_path / str(number))
+        asked = replace(plan if not then["real_prior"] else with_classes(plan, cats), **then)
+        with pytest.raises(
+            UserError, match=f"{next(iter(change))} was|lists class pictures that real_prior has picked"
+        ):
+            run(replace(asked, resume_from_checkpoint="latest"), tmp_path / str(number))
+        assert contents(tmp_path / str(number)) == before
 
 
 def test_names_of_pictures_alone_make_no_other_training(plan: TrainingPlan, tmp_path: Path) -> None:

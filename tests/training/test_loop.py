@@ -370,6 +370,22 @@ def test_where_only_the_result_cannot_be_written_the_last_save_is_named(tmp_path
     assert Delta.load(tmp_path / "checkpoint-20" / "tiny.delta.safetensors").provenance.steps == 20
 
 
+def test_what_was_learned_so_far_stays_as_it_was_while_the_training_goes_on(tmp_path: Path) -> None:
+    run, kept = trainer(tmp_path), {}
+    run.on_save = lambda step: kept.setdefault(step, run.learned())
+    run.run()
+    saved = Delta.load(tmp_path / "checkpoint-7" / "tiny.delta.safetensors")
+    assert torch.equal(kept[7].embeddings["<new1>"].half(), saved.embeddings["<new1>"].half())
+    assert all(torch.equal(entry.half(), saved.entries[key].half()) for key, entry in kept[7].entries.items())
+
+
+def test_a_deltas_file_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a red cat\na small dog\n")
+    result = trainer(tmp_path / "out", max_train_steps=1, prior_captions=str(tmp_path / "captions.txt")).run()
+    assert result.delta.provenance.settings["prior_captions"] == "captions.txt"
+    assert str(tmp_path).encode() not in result.files[0].read_bytes()
+
+
 def test_the_delta_is_kept_where_there_is_no_room_for_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

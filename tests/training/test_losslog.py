@@ -61,10 +61,15 @@ def test_rows_of_a_training_that_saved_nothing_leave_no_file_beside_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
 
 
-@pytest.mark.parametrize("torn", ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1"])
+@pytest.mark.parametrize(
+    "torn",
+    ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1", "", '3,"0.5', f"{'4' * 9000},1,1,1,1,1,1",
+     "4" * 200_000],
+    ids=lambda row: row[:9],
+)  # fmt: skip
 def test_torn_and_foreign_rows_are_dropped(tmp_path: Path, torn: str) -> None:
     lines = logged(tmp_path, 0, range(1, 3))
-    (tmp_path / "loss.csv").write_text("\n".join([*lines, torn]))
+    (tmp_path / "loss.csv").write_text("\n".join([*lines[:-1], torn, lines[-1], torn]))
     assert logged(tmp_path, 5, range(6, 7)) == [*lines, "6,6,6,6,6,6,6"]
 
 
@@ -73,9 +78,23 @@ def test_rows_of_a_table_with_other_columns_keep_what_both_have(tmp_path: Path) 
     assert logged(tmp_path, 1, range(2, 3)) == [",".join(["step", *NUMBERS]), "1,0.5,,,,1e-4,", "2,2,2,2,2,2,2"]
 
 
-def test_an_empty_file_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "loss.csv").write_text("")
+@pytest.mark.parametrize("content", ["", "\n\n", "\0"])
+def test_an_empty_file_is_begun_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "loss.csv").write_text(content)
     assert logged(tmp_path, 3, range(4, 5))[1:] == ["4,4,4,4,4,4,4"]
+
+
+def test_a_training_that_goes_on_from_a_save_elsewhere_has_the_rows_of_that_and_not_of_its_folders_old_one(
+    tmp_path: Path,
+) -> None:
+    whole, old = logged(tmp_path / "there", 0, range(1, 5)), logged(tmp_path / "here", 0, range(11, 19))
+    log = LossLog(tmp_path / "here", 2, None, LOSS_CSV, before=tmp_path / "there")
+    log.add(3, numbers(3))
+    assert (tmp_path / "here" / "loss.csv").read_text().splitlines() == old
+    log.replace_old()
+    log.add(4, numbers(4))
+    log.close()
+    assert (tmp_path / "here" / "loss.csv").read_text().splitlines() == whole
 
 
 def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
