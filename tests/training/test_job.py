@@ -430,9 +430,7 @@ def test_a_save_of_another_folder_does_not_replace_a_training_unasked(plan: Trai
     run(replace(plan, seed=7, max_train_steps=6), tmp_path / "other")
     before = contents(tmp_path / "other")
     elsewhere = replace(plan, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    with pytest.raises(
-        UserError, match=r"a training new1 already \(.*\); set overwrite to replace it, or give another"
-    ):
+    with pytest.raises(UserError, match=r"a training new1 already \(.*\); set overwrite to replace it, or"):
         run(elsewhere, tmp_path / "other")
     assert contents(tmp_path / "other") == before
     run(replace(elsewhere, overwrite=True), tmp_path / "other")
@@ -461,14 +459,13 @@ def test_other_class_pictures_are_refused_before_any_are_drawn_or_picked(
 ) -> None:
     drawn = {"with_prior_preservation": True, "num_class_images": 2, "real_prior": False}
     cats = captioned_cats(tmp_path / "cats")
+    said = f"{next(iter(change))} was|lists class pictures that real_prior has picked"
     for number, (first, then) in enumerate([(drawn, {**drawn, **change}), ({**drawn, **change}, drawn)]):
         own = plan if not first["real_prior"] else with_classes(plan, cats)
         run(replace(own, **first), tmp_path / str(number), stop_at(1))
         before = contents(tmp_path / str(number))
         asked = replace(plan if not then["real_prior"] else with_classes(plan, cats), **then)
-        with pytest.raises(
-            UserError, match=f"{next(iter(change))} was|lists class pictures that real_prior has picked"
-        ):
+        with pytest.raises(UserError, match=said):
             run(replace(asked, resume_from_checkpoint="latest"), tmp_path / str(number))
         assert contents(tmp_path / str(number)) == before
 

@@ -382,7 +382,9 @@ def test_what_was_learned_so_far_stays_as_it_was_while_the_training_goes_on(tmp_
 def test_a_deltas_file_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a red cat\na small dog\n")
     result = trainer(tmp_path / "out", max_train_steps=1, prior_captions=str(tmp_path / "captions.txt")).run()
-    assert result.delta.provenance.settings["prior_captions"] == "captions.txt"
+    told = result.delta.provenance.settings
+    assert (told["prior_captions"], told["max_train_steps"]) == ("captions.txt", 1) and "seed" in told
+    assert "checkpointing_steps" not in told
     assert str(tmp_path).encode() not in result.files[0].read_bytes()
 
 
@@ -490,6 +492,11 @@ def test_interrupted_run_on_pictures_of_several_sizes_resumes_to_the_same_bytes(
 def test_captions_that_the_encoder_reads_at_once_share_a_pass_however_many_letters_they_have(tmp_path: Path) -> None:
     training = trainer(tmp_path)
     assert training._more_positions("a <new1> cat") == training._more_positions(f"a <new1> {'c' * 80}")
+
+
+def test_a_caption_is_short_if_its_bytes_and_the_vectors_of_all_words_are_no_more_than_75() -> None:
+    words = {"<new1>": torch.zeros(30, 6), "<new2>": torch.zeros(5, 6)}
+    assert [loop._is_short("é" * count, words) for count in (20, 21)] == [True, False]
 
 
 def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_rows_of_a_training_that_saved_nothing_leave_no_file_beside_the_old_one(
 
 @pytest.mark.parametrize(
     "torn",
-    ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1", "", '3,"0.5', f"{'4' * 9000},1,1,1,1,1,1",
-     "4" * 200_000],
+    ["3,0.5", "3,0.5,\0\0\0", "four,1,1,1,1,1,1", "\0", "4,1,1,1,1,1,1,1,1,1", "", '3,"0.5', "4" * 200_000,
+     f"{'4' * 9000},1,1,1,1,1,1"],
     ids=lambda row: row[:9],
 )  # fmt: skip
 def test_torn_and_foreign_rows_are_dropped(tmp_path: Path, torn: str) -> None:
