@@ -26,8 +26,8 @@ from .pictures import (
     draw,
     find_pictures,
     is_moving,
+    leave_out,
     load_pictures,
-    log_skipped,
     picture_size,
     place,
     sizes_of,
@@ -137,15 +137,15 @@ class ConceptExamples:
     """The examples of one concept, and those of its regularization pictures, none without a class_data_dir.
 
     found:    how many pictures there were of either, usable or not.
-    left_out: the names of those that could not be used, with the reason.
-    moving:   the names of those that are the first of several pictures in their file.
+    left_out: those that could not be used, with the reason.
+    moving:   those that are used and are the first of several pictures in their file.
     """
 
     instance: list[Example]
     prior: list[Example]
     found: tuple[int, int] = (0, 0)
-    left_out: tuple[dict[str, str], dict[str, str]] = field(default_factory=lambda: ({}, {}))
-    moving: tuple[str, ...] = ()
+    left_out: tuple[dict[Path, str], dict[Path, str]] = field(default_factory=lambda: ({}, {}))
+    moving: tuple[Path, ...] = ()
 
 
 def load_concepts_list(path: Path) -> list[Concept]:
@@ -244,7 +244,7 @@ def encode_concept(
     told_by = f"{seed}/{concept.instance_prompt}"
     plain = replace(settings, noaug=True, variants=1)
     canvases, prior_canvases = _canvases([path for path, _ in own], [path for path, _ in prior], settings, backend)
-    left_out: tuple[dict[str, str], dict[str, str]] = {}, {}
+    left_out: tuple[dict[Path, str], dict[Path, str]] = {}, {}
     instance = _encode_all(own, canvases, backend, settings, f"{told_by}/own", left_out[0], report)
     of_class: list[Example] = []
     if prior:
@@ -256,7 +256,8 @@ def encode_concept(
     unread = unread_pictures(concept.instance_data_dir)
     left_out[0].update(unread)
     found = len({path for path, _ in own}) + len(unread), len({path for path, _ in prior})
-    moving = tuple(path.name for path in dict.fromkeys(path for path, _ in (*own, *prior)) if is_moving(path))
+    used = [path for path, _ in (*own, *prior) if not any(path in each for each in left_out)]
+    moving = tuple(filter(is_moving, dict.fromkeys(used)))
     return ConceptExamples(instance, of_class, found, left_out, moving)
 
 
@@ -285,7 +286,7 @@ def _encode_all(
     backend: Backend,
     settings: PictureSettings,
     seed: str,
-    left_out: dict[str, str],
+    left_out: dict[Path, str],
     report: Callable[[int], None],
 ) -> list[Example]:
     """The examples of all pictures that can be used, each on its canvas; the others are added to `left_out`."""
@@ -296,8 +297,7 @@ def _encode_all(
         try:
             drawn = [_draw_variant(picture, settings, canvas, rng) for rng in generators]
         except UnusablePicture as error:
-            log_skipped(path, error)
-            left_out[path.name] = str(error)
+            leave_out(path, error, left_out)
             continue
         latents = _latents(picture, path, [placement for placement, _, _ in drawn], backend, canvas)
         examples += [

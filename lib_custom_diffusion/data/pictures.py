@@ -127,8 +127,8 @@ def find_pictures(folder: Path) -> list[Path]:
         ]
     unread = unread_pictures(folder)
     if unread:
-        name, reason = next(iter(unread.items()))
-        raise UserError(f"{folder} has no pictures that can be read here: {name} is {reason}")
+        path, reason = next(iter(unread.items()))
+        raise UserError(f"{folder} has no pictures that can be read here: {path.name} is {reason}")
     elsewhere = next((each for each in folders if any(map(is_picture, _listed(each)))), None)
     if elsewhere is not None:
         raise UserError(f"{folder} has no pictures, but the folder {elsewhere} in it has; give that one")
@@ -144,10 +144,10 @@ def folders_passed_over(folder: Path) -> list[Path]:
     return [path for path in folders if any(map(is_picture, _listed(path)))]
 
 
-def unread_pictures(folder: Path) -> dict[str, str]:
-    """The pictures in a folder that are not read here, or need a plug-in of Pillow: name, and what is to do."""
-    found = {path.name: why_unread(path) for path in _listed(folder) if not path.name.startswith(".")}
-    return {name: reason for name, reason in found.items() if reason}
+def unread_pictures(folder: Path) -> dict[Path, str]:
+    """The pictures in a folder that are not read here, or need a plug-in of Pillow, and what is to do."""
+    found = {path: why_unread(path) for path in _listed(folder) if not path.name.startswith(".")}
+    return {path: reason for path, reason in found.items() if reason}
 
 
 def why_unread(path: Path) -> str:
@@ -238,7 +238,7 @@ def moving_text(names: Sequence[str], when: str = "was") -> str:
 
 
 def load_pictures(
-    paths: Iterable[Path], alpha_is_weight: bool = False, left_out: dict[str, str] | None = None
+    paths: Iterable[Path], alpha_is_weight: bool = False, left_out: dict[Path, str] | None = None
 ) -> Iterator[tuple[int, Path, Picture]]:
     """The pictures among `paths` that can be used, each with its place there.
 
@@ -246,13 +246,12 @@ def load_pictures(
     if none could be used.
     """
     usable, last = 0, None
+    left_out = {} if left_out is None else left_out
     for index, path in enumerate(paths):
         try:
             picture = load_picture(path, alpha_is_weight)
         except UnusablePicture as error:
-            log_skipped(path, error)
-            if left_out is not None:
-                left_out[path.name] = str(error)
+            leave_out(path, error, left_out)
             last = f"{path}: {error}"
             continue
         usable += 1
@@ -273,9 +272,11 @@ def check_usable(paths: Sequence[Path], alpha_is_weight: bool = False) -> None:
     raise UserError(f"none of the pictures can be used; the last was {reason}")
 
 
-def log_skipped(path: Path, reason: UnusablePicture) -> None:
-    """Name a picture that is left out."""
-    logger.warning("skipped %s: %s", path, str(reason).replace("\n", " "))
+def leave_out(path: Path, reason: UnusablePicture, left_out: dict[Path, str]) -> None:
+    """Name a picture that is left out in the log, once however often it is repeated, and keep the reason."""
+    if path not in left_out:
+        logger.warning("skipped %s: %s", path, str(reason).replace("\n", " "))
+    left_out[path] = str(reason)
 
 
 def place(

@@ -90,6 +90,8 @@ def _of_system(error: OSError) -> str:
     """What the system would not do, as a sentence."""
     if error.errno == errno.ENAMETOOLONG:  # which even asking whether there is such a file raises
         return f"{error.filename} is too long for the path of a file or folder"
+    if error.errno == errno.ENOENT and not error.filename:  # of the working directory
+        return "the folder that you are in is gone; change to one that is there"
     return f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 

@@ -1,11 +1,15 @@
-"""The `<delta:NAME:WEIGHT>` tags of a prompt."""
+"""The `<delta:NAME:WEIGHT>` tags of a prompt, and the command that draws one."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from pathlib import Path
 
+from ..delta import SUFFIX
 from ..errors import UserError
 from ..prompt_tags import weight_of
+from .follow_up import command
 
 _BEGUN = "<delta:"
 _TAG = re.compile(r"<delta:([^>]+)>")
@@ -34,3 +38,17 @@ def _name_and_weight(tag: str) -> tuple[str, float]:
         return (start + ":".join(parts[:named])).strip(), weight_of(parts[named:])
     except UserError as error:
         raise UserError(f"<delta:{tag}>: {error}") from None
+
+
+def to_draw(prompt: str, delta: Path, *given: object) -> str:
+    """The command that draws a prompt with a delta, by its name in its folder where a tag cannot hold its path.
+
+    given: what else it is told.
+    """
+    found: list[tuple[str, float]] = []
+    with suppress(UserError):
+        _, found = split_deltas(f"<delta:{delta}:1>")
+    name, where = str(delta), []
+    if found != [(name, 1.0)]:
+        name, where = delta.name.removesuffix(SUFFIX), ["--deltas_dir", str(delta.parent)]
+    return command("generate", *given, *where, "--prompt", f"{prompt} <delta:{name}:1>")

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..ui.loss_plot import loss_svg
 from ..ui.training_page import picture_html
-from .follow_up import command
+from .prompts import to_draw
 
 CELL = 128  # pixels of one picture, where a row doesn't say otherwise
 GAP = 8
@@ -94,7 +94,7 @@ def _row_html(row: Row) -> str:
 def report_html(result: DemoResult) -> str:
     """One self-contained page: pictures, figures, loss curve, and what to do next."""
     m, esc = result.metrics, html.escape
-    draw = command("generate", "--prompt", f"{result.prompt} <delta:{result.files[0]}:1>", "--output", "pictures")
+    draw = to_draw(result.prompt, result.files[0], "--output", "pictures")
     rows = "\n".join(map(_row_html, result.rows))
     files = "".join(
         f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e3:,.0f} kB)</li>" for path in result.files

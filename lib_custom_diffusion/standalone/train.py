@@ -38,11 +38,11 @@ from ..training.resuming import identity_of, refuse_other
 from ..training.words import stands_alone
 from .diffusers_backend import DiffusersBackend
 from .diffusers_files import write_for_diffusers
-from .follow_up import command
 from .generate import draw
 from .hub import Repository, card
 from .models import HUB_NAME, best_device, known_of_model, load_model
 from .precision import AUTO, cpu_precision, gpu_precision, saved_precision
+from .prompts import to_draw
 from .toy import TOYS
 from .trackers import Trackers, chosen_services
 from .train_flags import needless, of_no_effect, steps_of_epochs
@@ -239,7 +239,7 @@ def _tell(report: Report, options: argparse.Namespace) -> None:
     prompt = report.prompt.rpartition(" <delta:")[0]
     flags = {name: getattr(options, name) for name in ("model", "vae", "prediction_type")}
     given = [part for name, value in flags.items() if value is not None for part in (f"--{name}", value)]
-    print(f"try it: {command('generate', *given, '--prompt', f'{prompt} <delta:{report.delta}:1>')}")
+    print(f"try it: {to_draw(prompt, report.delta, *given)}")
 
 
 def draw_regularization(

@@ -27,7 +27,7 @@ from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
 from .identity import Identity
 
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_CHECKPOINT = re.compile(r"checkpoint-(?:0|[1-9][0-9]*)")
 _STATE = "state.safetensors"
 _REPLACED = ".replaced-checkpoint-"
 _HALF_SAVE = re.compile(r"\.(?:removed-)?checkpoint-\d+\.tmp")

@@ -6,6 +6,7 @@ All raise UserError, in the words of the face.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
@@ -23,7 +24,10 @@ from ..tokens import file_name
 from .config import check_precision
 from .optimizers import check_optimizer_works
 from .plan import NAME, PLAIN, TrainingPlan, Wording
-from .words import check_said, is_in
+from .words import check_said, is_in, stands_alone
+
+_TAG = re.compile(r"<(?:delta|lora|lyco|hypernet):[^<>]*>")
+"""What switches a file on where pictures are drawn."""
 
 
 def check_settings(plan: TrainingPlan, wording: Wording = PLAIN, said: Callable[[str, str], bool] = is_in) -> None:
@@ -98,6 +102,14 @@ def _check_concept(plan: TrainingPlan, number: int, concept: Concept, wording: W
         raise UserError(f"concept {number} has no word; give {wording.of_concept('modifier_token', number)}")
     if not concept.instance_prompt.strip():
         raise UserError(f"{wording.of_concept('instance_prompt', number)} is empty; write photo of a [name]")
+    for name in ("instance_prompt", "class_prompt"):
+        if tag := _TAG.search(getattr(concept, name)):
+            where = wording.of_concept(name, number)
+            raise UserError(f"{where} has {tag[0]}, which is for prompts to draw from; leave it out")
+    for token in plan.tokens:
+        if token != concept.class_prompt and stands_alone(token, concept.class_prompt):
+            where = f"{wording.of_concept('class_prompt', number)} {concept.class_prompt!r}"
+            raise UserError(f"{where} has the new word {token}; write what it is a kind of, such as cat")
     check_usable(find_pictures(concept.instance_data_dir), plan.use_alpha)
 
 

@@ -349,8 +349,7 @@ class TrainingJob:
             for what, found, left_out in zip(("picture", "class picture"), examples.found, examples.left_out):
                 if found:
                     told.append(_used(what, of, found, left_out))
-            unused = {name for left_out in examples.left_out for name in left_out}
-            told += filter(None, [moving_text([name for name in examples.moving if name not in unused])])
+            told += filter(None, [moving_text([path.name for path in examples.moving])])
         return told
 
     def _deliver(self, result: TrainingResult) -> list[str]:
@@ -378,11 +377,11 @@ class TrainingJob:
         return notes
 
 
-def _used(what: str, of: str, found: int, left_out: dict[str, str]) -> str:
+def _used(what: str, of: str, found: int, left_out: dict[Path, str]) -> str:
     all_found, used = f"{found} {what}{'' if found == 1 else 's'}{of}", found - len(left_out)
     if not left_out:
         return f"{all_found} {'was' if used == 1 else 'were'} used."
-    named = [f"{printable(name)} ({reason})" for name, reason in list(left_out.items())[:_SHOWN]]
+    named = [f"{printable(path.name)} ({reason})" for path, reason in list(left_out.items())[:_SHOWN]]
     more = len(left_out) - _SHOWN
     return (
         f"{used} of {all_found} {'was' if used == 1 else 'were'} used; left out: {', '.join(named)}"

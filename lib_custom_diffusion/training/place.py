@@ -12,7 +12,8 @@ from ..data.pictures import find_pictures
 from ..data.regularization import check_same_prompt
 from ..delta import SUFFIX
 from ..errors import UserError
-from ..storage import FolderLock, check_writable
+from ..storage import FolderLock, check_output, check_writable
+from ..tokens import file_name
 from . import checkpoints, parallel
 from .event_file import LOGS, is_for_tensorboard
 from .plan import TrainingPlan, Wording
@@ -55,13 +56,13 @@ def check_place(
 ) -> Path | None:
     """The save to go on from, if the plan is to and there is one. folder, delta, logging_dir: see `job.Host`.
 
-    Raises UserError, in the words of the face, for folders that cannot be written or are read as well, where another
-    training is writing or has left class pictures of something else, for a save that is not there or has more steps
-    behind it than there are to be, and for results that nobody said may be replaced.
+    Raises UserError, in the words of the face, for folders that cannot be written or are read as well, for folders
+    that are called as a result would be, where another training is writing or has left class pictures of something
+    else, for a save that is not there or has more steps behind it than there are to be, and for results that nobody
+    said may be replaced.
     """
-    check_writable(folder)
-    if delta is not None:
-        check_writable(delta.parent)
+    for path in (folder / f"{plan.result_name}{SUFFIX}", *([delta] if delta else []), *_words_in(folder, plan)):
+        check_output(path)
     if is_for_tensorboard(plan.report_to):
         check_writable(folder / logging_dir)
     _refuse_overlaps(plan, wording, folder, logging_dir)
@@ -95,6 +96,11 @@ def check_results(plan: TrainingPlan, wording: Wording, folder: Path, delta: Pat
             f" replace it, or give another {wording.label('output_dir' if delta is None else 'name')}"
         )
     return checkpoint
+
+
+def _words_in(folder: Path, plan: TrainingPlan) -> list[Path]:
+    """The files of the words that are learned, as they are for most models."""
+    return [folder / f"{file_name(token)}.pt" for token in plan.tokens]
 
 
 def _refuse_overlaps(plan: TrainingPlan, wording: Wording, folder: Path, logging_dir: Path) -> None:

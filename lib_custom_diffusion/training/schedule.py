@@ -51,13 +51,13 @@ class Schedule:
         return cls(tuple(pieces), shape, warmup_steps)
 
     def rate_at(self, step: int, total_steps: int) -> float:
-        """The rate for optimizer step `step` (0 the first) of `total_steps`."""
+        """The rate for optimizer step `step` of `total_steps`, 0 to total_steps - 1."""
         rate = next((rate for rate, until in self.pieces if step < until), self.pieces[-1][0])
         if step < self.warmup_steps:
             return rate * (step + 1) / (self.warmup_steps + 1)
         done = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         if self.shape == "linear":
-            return rate * max(0.0, 1.0 - done)
+            return rate * (1.0 - done)
         if self.shape == "cosine":
-            return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+            return rate * 0.5 * (1.0 + math.cos(math.pi * done))
         return rate

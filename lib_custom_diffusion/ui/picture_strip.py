@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -36,12 +37,12 @@ def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> st
         try:
             loaded = load_picture(picture, use_alpha)
         except UnusablePicture as error:
-            left_out[picture.name] = str(error)
+            left_out[picture] = str(error)
             continue
         if len(shown) < _SHOWN:
             shown.append(_thumbnail(loaded.colors, PICTURE_SHAPES.get(shape, "crop"), picture.name))
-    unreadable = sum(picture.name in left_out for picture in found)
-    moving = [each.name for each in found[:_READ] if each.name not in left_out and is_moving(each)]
+    unreadable = sum(picture in left_out for picture in found)
+    moving = [each.name for each in found[:_READ] if each not in left_out and is_moving(each)]
     told = f"{_said(len(found) - unreadable, left_out)} {html.escape(moving_text(moving, 'will be'))}".strip()
     return f'<div class="cd-strip">{"".join(shown)}<p>{told}</p></div>'
 
@@ -72,15 +73,15 @@ def _thumbnail(picture: Image.Image, mode: str, name: str) -> str:
     return f'<img alt="{name}" title="{name}" src="data:image/jpeg;base64,{source}">'
 
 
-def _said(used: int, left_out: dict[str, str]) -> str:
+def _said(used: int, left_out: dict[Path, str]) -> str:
     count = f"{used} picture{'' if used == 1 else 's'}."
     return f"{count} {left_out_html(left_out)}" if left_out else count
 
 
-def left_out_html(left_out: dict[str, str]) -> str:
+def left_out_html(left_out: dict[Path, str]) -> str:
     """The names of files that are left out, each with the reason."""
     reasons = "; ".join(
-        f"{html.escape(printable(name))}: {html.escape(reason)}" for name, reason in list(left_out.items())[:3]
+        f"{html.escape(printable(path.name))}: {html.escape(reason)}" for path, reason in list(left_out.items())[:3]
     )
     more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
     return f"Left out: {reasons}{more}."

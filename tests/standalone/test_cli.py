@@ -662,6 +662,7 @@ def test_paths_that_no_file_can_have_are_refused_in_one_line(
     [
         (PermissionError(13, "Permission denied", "a.png"), "error: cannot use a.png: Permission denied\n"),
         (OSError(5, "Input/output error"), "error: Input/output error\n"),
+        (FileNotFoundError(2, "No such file or directory"), "error: the folder that you are in is gone; change to one"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "error: the GPU's memory is too small for this; give"),
     ],
     ids=lambda each: type(each).__name__,

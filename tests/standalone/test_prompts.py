@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
+from lib_custom_diffusion.deltas_folder import find_delta
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.standalone.prompts import split_deltas
+from lib_custom_diffusion.standalone.prompts import split_deltas, to_draw
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,18 @@ def test_weights_that_are_no_numbers_are_told(tag: str) -> None:
 def test_a_tag_without_an_end_or_a_name_is_no_words(prompt: str) -> None:
     with pytest.raises(UserError, match="a tag <delta: in the prompt has no name or no >"):
         split_deltas(prompt)
+
+
+@pytest.mark.parametrize("folder", ["a cat", "a>b", "<a>", "a:b=c", "a:0.5", "it's", "50%{}", "-a"])
+def test_the_command_to_draw_finds_its_delta_in_any_folder(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    delta = tmp_path / folder / "new1.delta.safetensors"
+    delta.parent.mkdir()
+    delta.touch()
+    told = shlex.split(to_draw("photo of a <new1> cat", delta, "--model", "toy"))
+    options = dict(zip(told[4::2], told[5::2], strict=True))
+    text, [(name, weight)] = split_deltas(options["--prompt"])
+    assert (text, weight, options["--model"]) == ("photo of a <new1> cat", 1.0, "toy")
+    assert find_delta(Path(options.get("--deltas_dir", "nowhere")), name, by_path=True) == delta

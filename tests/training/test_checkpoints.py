@@ -1,5 +1,6 @@
 """The output folder: which checkpoint is resumed from, and what may be overwritten."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.storage import FolderLock
+from lib_custom_diffusion.storage import FolderLock, safetensors_bytes
 from lib_custom_diffusion.training import checkpoints
 from lib_custom_diffusion.training.checkpoints import TrainingState, clean_up, save_checkpoint
 from lib_custom_diffusion.training.identity import Identity, differences
@@ -32,6 +33,14 @@ def test_latest_is_the_highest_step_not_the_last_name(tmp_path: Path) -> None:
     assert checkpoints.resolve_checkpoint(tmp_path, None) is None
 
 
+def test_what_is_merely_called_like_a_save_is_none_and_stays(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for name in ("checkpoint-mine", "checkpoint-007", "checkpoint-\u0663", "checkpoint-9.bak"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.resolve_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-5"
+    assert checkpoints.results_in(tmp_path, "cat") == [tmp_path / "checkpoint-5"]
+
+
 def test_latest_of_nothing_begins_anew_but_a_name_must_be_there(tmp_path: Path) -> None:
     assert checkpoints.resolve_checkpoint(tmp_path / "new", "latest") is None
     with pytest.raises(UserError, match="no save checkpoint-3"):
@@ -43,6 +52,28 @@ def test_state_is_read_back_with_what_it_belongs_to(tmp_path: Path) -> None:
     assert (state.step, state.tensors["x"].tolist()) == (5, [1.0, 1.0])
     assert checkpoints.read_identity(tmp_path / "checkpoint-5") == (5, state.identity)
     assert differences(state.identity, IDENTITY) == []
+
+
+def test_saves_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Which had the settings alone for an identity, and AdamW alone, all of whose state are tensors."""
+    path = save(tmp_path, 5) / "state.safetensors"
+    old = {"step": 5, "scaler": {}, "settings": {"seed": 1}}
+    path.write_bytes(safetensors_bytes({"x": torch.ones(2)}, {"training": json.dumps(old)}))
+    state = checkpoints.load_state(path.parent)
+    assert (state.identity, state.optimizer_numbers, state.optimizer_groups) == (Identity({"seed": 1}), {}, [])
+    assert checkpoints.read_identity(path.parent) == (5, Identity({"seed": 1}))
+
+
+def test_a_save_may_be_named_by_a_path_from_the_working_or_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = save(tmp_path / "there", 5)
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for asked in ("there/checkpoint-5", "~/there/checkpoint-5", str(there)):
+        found = checkpoints.resolve_checkpoint(tmp_path / "here", asked)
+        assert found is not None and found.resolve() == there.resolve()
 
 
 def test_damaged_state_is_refused(tmp_path: Path) -> None:

@@ -82,6 +82,27 @@ def test_a_concept_that_asks_for_a_word_must_have_one(plan: TrainingPlan) -> Non
     assert refused(two) == "concept 2 has no word; give modifier_token of concept 2"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"class_prompt": "photo of a <new1> cat"},
+            "class_prompt of concept 1 'photo of a <new1> cat' has the new word <new1>; write what it is a kind of,"
+            " such as cat",
+        ),
+        (
+            {"instance_prompt": "a <new1> cat <delta:old:0.8>"},
+            "instance_prompt of concept 1 has <delta:old:0.8>, which is for prompts to draw from; leave it out",
+        ),
+        ({"class_prompt": "cat <lora:x:1>"}, "class_prompt of concept 1 has <lora:x:1>, which is for prompts to draw"
+         " from; leave it out"),
+    ],
+)  # fmt: skip
+def test_what_is_for_other_prompts_is_refused(plan: TrainingPlan, change: dict[str, str], said: str) -> None:
+    [cat] = plan.concepts
+    assert refused(replace(plan, concepts=(replace(cat, **change),))) == said
+
+
 def test_a_size_of_less_than_a_byte_is_refused(plan: TrainingPlan) -> None:
     assert refused(replace(plan, max_size="0.0001kB")) == "max_size must be above 0, not 0.0001kB"
 

@@ -551,6 +551,19 @@ def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) 
     assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
 
 
+def test_pictures_of_one_name_in_several_folders_are_counted_apart_and_repeated_ones_named_once(
+    plan: TrainingPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for repeats in (1, 3):
+        folder = folder_of(tmp_path / "repeated" / f"{repeats}_cat", "a.png")
+        (folder / "x.png").write_bytes(b"no picture")
+    [cat] = plan.concepts
+    asked = replace(plan, concepts=(replace(cat, instance_data_dir=tmp_path / "repeated"),), train_batch_size=1)
+    reason = "x.png (this is not a picture that can be read)"
+    assert run(asked, tmp_path / "out").notes[0] == f"2 of 4 pictures were used; left out: {reason}, {reason}."
+    assert caplog.text.count("skipped") == 2
+
+
 def test_a_picture_whose_name_is_no_utf8_is_told_of_as_far_as_it_can_be(plan: TrainingPlan, tmp_path: Path) -> None:
     try:
         (plan.concepts[0].instance_data_dir / "h\udcff.jpg").write_bytes(b"no picture")

@@ -236,7 +236,7 @@ def test_the_gradient_scaler_goes_on_from_a_save_too(tmp_path: Path, monkeypatch
 
 
 def test_accumulated_batches_have_the_gradients_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"max_train_steps": 1, "concepts": 2, "max_grad_norm": None}
+    settings = {"max_train_steps": 1, "concepts": 2, "max_grad_norm": None, "prior_loss_weight": 0.5}
     whole = gradients(trainer(tmp_path / "a", train_batch_size=4, **settings), monkeypatch)
     assert any(each.any() for each in whole)
     for size in (1, 2):

@@ -76,6 +76,15 @@ def test_logs_of_tensorboard_go_neither_among_pictures_nor_into_saves(tmp_path: 
         assert check_place(plan_of(pictures), PLAIN, out, logging_dir=logs) is None
 
 
+@pytest.mark.parametrize("name", ["new1.delta.safetensors", "new1.pt"])
+def test_a_folder_that_is_called_as_a_result_is_not_replaced_and_told_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    plan = plan_of(with_picture(tmp_path / "pictures"), overwrite=True)
+    with pytest.raises(UserError, match=rf"cannot write to .*{name}: it is a folder; give another file"):
+        check_place(plan, PLAIN, tmp_path / "out")
+    assert check_place(plan, PLAIN, tmp_path / "other") is None
+
+
 def test_where_another_training_writes_none_begins(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="another training is writing into"):
         check_place(plan_of(with_picture(tmp_path / "pictures")), PLAIN, tmp_path / "out")
