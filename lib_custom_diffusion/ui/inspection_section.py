@@ -6,6 +6,7 @@ import gradio as gr
 
 from ..deltas_folder import find_delta
 from ..errors import UserError
+from .answers import clear_first
 from .inspection import report_html
 from .training_page import error_html
 from .utilities import DELTA, Action, Host, Section, delta_field
@@ -24,6 +25,7 @@ def _inspect(host: Host) -> list[Action]:
             return error_html(error)
 
     button.click(fn=show, inputs=[names], outputs=[report], queue=False)
+    clear_first(button.click, report)
     return []  # reading a file needs no turn among the jobs
 
 

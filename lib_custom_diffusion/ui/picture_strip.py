@@ -15,7 +15,7 @@ from ..storage import printable, typed_path
 from .training_form import PICTURE_SHAPES
 from .training_page import error_html
 
-_SIDE, _SHOWN, _READ = 64, 12, 60
+_SIDE, _SHOWN, _READ = 112, 12, 60
 
 
 def picture_strip(folder: str | None, shape: str, use_alpha: bool = False) -> str:

@@ -16,6 +16,7 @@ from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
+from .answers import clear_first
 from .picture_strip import folder_fault, picture_strip
 from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, label_of_concept
 
@@ -150,7 +151,7 @@ def advanced_fields(face: Face, essentials: Essentials, told: gr.HTML, also: Cal
             fn=picture_strip, inputs=[folder, shape, alpha], outputs=[essentials.strip], queue=False,
             show_progress=False,
         )  # fmt: skip
-    folder.input(fn=None, _js="() => ''", inputs=[], outputs=[told])  # it was of another
+    clear_first(folder.input, told)  # it was of another
     folder.blur(
         fn=lambda *entered: [picture_strip(*entered), folder_fault(entered[0]) or gr.update()],
         inputs=[folder, shape, alpha], outputs=[essentials.strip, told], queue=False, show_progress=False,
@@ -172,6 +173,7 @@ def _keep_uploads(
     uploads.upload(
         fn=kept, inputs=[uploads, folder], outputs=[folder, told], queue=False, show_progress=False
     ).then(fn=lambda: None, inputs=[], outputs=[uploads], queue=False, show_progress=False)  # fmt: skip
+    clear_first(uploads.upload, told)
 
 
 def _word_and_kind(face: Face, number: int) -> Fields:

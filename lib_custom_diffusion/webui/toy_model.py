@@ -15,6 +15,7 @@ from modules.call_queue import wrap_queued_call
 
 from ..errors import UserError
 from ..storage import write_atomically
+from ..ui.answers import clear_first
 from ..ui.training_page import error_html
 
 TOY = Path(__file__).resolve().parents[1] / "standalone" / "toy"
@@ -83,6 +84,7 @@ def toy_buttons(part: str) -> None:
         each.click(fn=wrap_queued_call(partial(_install, name)), inputs=[], outputs=[title, told], queue=False).then(
             fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
         )
+        clear_first(each.click, told)
 
 
 def _install(name: str) -> tuple[str, str]:

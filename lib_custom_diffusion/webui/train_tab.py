@@ -22,6 +22,7 @@ from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
+from ..ui.answers import clear_first
 from ..ui.preset_note import Loaded, amended, preset_note
 from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
@@ -325,6 +326,7 @@ def _create_embedding_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.
             event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices], queue=False).then(
                 fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
             )
+            clear_first(event, told)
 
     return box, bind
 

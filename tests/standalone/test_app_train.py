@@ -158,8 +158,8 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
         next(here), next(here)
     assert "Finished after 3 steps" in list(here)[-1][3] and "Finished after 3 steps" in list(again)[-1][3]
     assert form()[:-1] == [gr.update()] * (len(at) - 1)  # there is nothing to go on with
-    *_, later = page.parts["cd_again"].events[0].fn()  # as the page presses that has lost its connection
-    assert "Finished after 3 steps" in later[3] and later[2]["value"].size == (64, 64)
+    *_, before, later = page.parts["cd_again"].events[0].fn()  # as the page presses that has lost its connection
+    assert "Finished after 3 steps" in later[3] and before[2]["value"].size == (64, 64)
 
 
 def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:
@@ -209,6 +209,23 @@ def test_there_is_one_place_for_what_is_wrong_and_it_is_gone_when_something_begi
     assert strip == "" and "there is no folder" in told
     strip, told = left.fn(str(pictures), "cropped to a square", False)
     assert "3 pictures." in strip and told == gr.update()  # an estimate, perhaps
+
+
+def test_what_came_of_a_training_stays_while_the_next_is_refused(page: Page, pictures: Path) -> None:
+    def last_outcome(**more: Any) -> list[Any]:
+        return [each[3] for each in page.press("cd_start", **entered(pictures, **more)) if each[3] != gr.update()]
+
+    refused = last_outcome(cd_pictures_1=str(pictures / "nowhere"))
+    cleared, told = last_outcome(cd_steps=1)
+    assert (refused, cleared) == ([], "") and "Finished after 1 steps" in told
+    assert last_outcome(cd_steps=1) == []  # there is a delta of that name already
+
+
+def test_pictures_are_shown_beside_the_form(page: Page) -> None:
+    blocks = page.blocks.blocks
+    [side] = [part for part in blocks.values() if part.elem_id == "cd_side"]
+    assert page.parts["cd_strip"].component in side.children
+    assert blocks[page.parts["cd_strip"].component._id] is page.parts["cd_strip"].component
 
 
 def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(page: Page, pictures: Path) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("shape", "size", "corner"),
-    [(SHAPES[0], (64, 64), "red"), (SHAPES[1], (64, 64), "white"), (SHAPES[2], (128, 43), "blue")],
+    [(SHAPES[0], (112, 112), "red"), (SHAPES[1], (112, 112), "white"), (SHAPES[2], (224, 75), "blue")],
 )
 def test_a_picture_is_shown_as_it_will_be_cropped(folder: Path, shape: str, size: tuple[int, int], corner: str) -> None:
     [small] = shown(picture_strip(str(folder), shape))

@@ -18,6 +18,7 @@ import gradio as gr
 from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
 from ...deltas_folder import named_deltas
 from ...errors import Interrupted, UserError
+from ...ui.answers import clear_first
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
@@ -152,6 +153,8 @@ def add_generate_tab(
         fn=lambda prompt, name: _with_delta(prompt, name, deltas_dir), inputs=[prompt, delta], outputs=[prompt, told],
         queue=False, show_progress=False,
     )  # fmt: skip
+    for event in (start.click, read.upload, delta.input):
+        clear_first(event, told)
     return prompt, scale
 
 

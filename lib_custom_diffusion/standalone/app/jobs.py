@@ -69,13 +69,18 @@ class Job(Generic[T]):
         self.check()
 
     def went_on(self) -> None:
-        """Take note that it is past all that can be refused."""
+        """Take note of that: see `begun`."""
         self._told = True
 
     @property
     def finished(self) -> bool:
         """Whether it is over, however it ended."""
         return self._finished.is_set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is past all that can be refused."""
+        return self._told
 
     @property
     def refused(self) -> bool:

@@ -12,6 +12,7 @@ import gradio as gr
 from ...deltas_folder import find_delta
 from ...errors import Interrupted, UserError
 from ...training.recipes import RECIPES, TOY_RECIPES
+from ...ui.answers import clear_first
 from ...ui.inspection import report_html
 from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
@@ -68,7 +69,7 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
         _let_choose(models, jobs, model, told, fields, scale)
         for part in list(blocks.blocks.values()):  # whatever begins next; the others ask for lists
             if isinstance(part, gr.Button) and not part.elem_classes:
-                part.click(fn=None, _js="() => ''", inputs=[], outputs=[told])
+                clear_first(part.click, told)
     return blocks
 
 
@@ -163,6 +164,7 @@ def _open_delta(button: gr.Button, delta: gr.Textbox, deltas_dir: Path) -> None:
             return gr.update(visible=False), error_html(error)
 
     button.click(fn=show, inputs=[delta], outputs=[file, report], queue=False)
+    clear_first(button.click, report)
     delta.change(
         fn=lambda: (gr.update(visible=False), ""), inputs=[], outputs=[file, report], queue=False, show_progress=False
     )

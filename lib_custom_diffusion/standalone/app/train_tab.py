@@ -28,6 +28,7 @@ from ...training.plan import TrainingPlan
 from ...training.recipes import RECIPES, TOY_RECIPES
 from ...training.resuming import identity_of, refuse_other
 from ...training.words import stands_alone
+from ...ui.answers import clear_first
 from ...ui.picture_strip import left_out_html
 from ...ui.preset_note import Loaded, amended, preset_note
 from ...ui.regularization_sections import bundled_templates
@@ -39,7 +40,12 @@ from .jobs import Job, Jobs
 from .models import Models
 from .reopened_pages import ReopenedPages
 
-_EMPTY = "<p class='cd-note'>Progress, previews and the finished delta are shown here.</p>"
+_EMPTY = (
+    "<ol class='cd-begin'><li><b>Word</b>: what your concept will be called in prompts. It is made up, so that no other"
+    " word changes.</li><li><b>Kind</b>: what it is, in a word that the model knows, such as cat.</li><li><b>Pictures"
+    "</b>: 4 to 20 of it, in a folder or dragged in. They are shown here as they will be cropped.</li><li><b>Train</b>:"
+    " progress and previews are shown here, then the files, and a prompt to send to <i>Generate</i>.</li></ol>"
+)
 _INITIALIZERS = (*DEFAULT_INITIALIZERS.split("+"), "ktn")
 
 
@@ -134,19 +140,21 @@ def build_train_tab(
         with gr.Column(elem_id="cd_form"):
             face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
             essentials = essential_fields(face)
+            essentials.strip.unrender()
             with gr.Row():
                 start = gr.Button("Train", variant="primary", elem_id="cd_start")
                 ask = gr.Button("How long?", elem_id="cd_ask")
                 stop = gr.Button("Interrupt and save", elem_id="cd_stop")
             told = gr.HTML(elem_id="cd_estimate")
         with gr.Column(elem_id="cd_side"):
-            outcome = gr.HTML(_EMPTY, elem_id="cd_outcome")
+            progress = gr.HTML(elem_id="cd_progress")
             prompt = gr.Textbox(label="Prompt to try", visible=False, interactive=True, elem_id="cd_try_prompt")
             with gr.Row():
                 use = gr.Button("Send to Generate", visible=False, variant="primary", elem_id="cd_send")
                 resume = gr.Button("Resume", visible=False, elem_id="cd_resume_now")
-            progress = gr.HTML(elem_id="cd_progress")
             picture = gr.Image(label="Last preview", visible=False, interactive=False, elem_id="cd_preview")
+            outcome = gr.HTML(_EMPTY, elem_id="cd_outcome")
+            essentials.strip.render()  # where there is room to see what is cropped away
         with gr.Column(elem_id="cd_rest"):
             fields = advanced_fields(face, essentials, told, _vectors)
     inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use, resume]
@@ -184,6 +192,7 @@ def build_train_tab(
         fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**noted)  # fmt: skip
     ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False).then(**noted)
+    clear_first(ask.click, told)
     stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
     send(use, prompt)
     return fields
@@ -247,21 +256,23 @@ def _watched(training: _Training) -> Iterator[tuple[Any, ...]]:
     Each time: estimate or error, progress, preview, outcome, prompt to try, and the buttons that send it, and resume.
     """
     same, hidden = gr.update(), gr.update(visible=False)
-    yield "", "", hidden, "", hidden, hidden, hidden
-    picture = None
-    for waiting in training.job.watch():
+    yield "", "", same, same, same, same, same
+    picture, begun = None, False
+    for waiting in itertools.chain(training.job.watch(), [""]):
+        if training.job.begun and not begun:  # what came of the one before stays while this one may be refused
+            yield same, same, hidden, "", hidden, hidden, hidden
+            begun = True
         text = training.screens[0].text if training.screens else ""
         new = same if training.picture is picture else gr.update(value=training.picture, visible=True)
         picture = training.picture
         yield same, text or waiting, new, same, same, same, same
-    last = same if training.picture is picture else gr.update(value=training.picture, visible=True)
     try:
         done = training.job.result()
     except UserError as error:
-        yield error_html(error), "", last, same, same, same, same
+        yield error_html(error), "", same, same, same, same, same
         return
     prompt = gr.update(value=done.prompt, visible=True)
-    yield same, "", last, outcome_html(done), prompt, gr.update(visible=True), gr.update(visible=done.resumable)
+    yield same, "", same, outcome_html(done), prompt, gr.update(visible=True), gr.update(visible=done.resumable)
 
 
 def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Job[str]:
