@@ -54,13 +54,16 @@ _D = TrainingConfig()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed, as by 2>&-, or there is none, as in a service; bars write to it
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # no letter of a prompt or a path that it cannot show is an error
                 stream.reconfigure(errors="backslashreplace")
         logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_BesideBars()])
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         status = options.run(options)
-        print(end="", flush=True)  # unless the output is closed, as by >&-
+        print(end="", flush=True)
         return status
     except BrokenPipeError:  # `info FILE | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end

@@ -71,6 +71,8 @@ def as_flags(settings: Mapping[str, Any], switches: set[str]) -> list[str]:
 def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ("+" if name.endswith("_token") else ",").join(map(str, value))
+    if isinstance(value, float) and value.is_integer():  # as some programs write 100
+        return str(int(value))
     return str(value)
 
 

@@ -695,6 +695,20 @@ def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["info", "a.delta.safetensors", "--json"]) == 0
 
 
+@pytest.mark.parametrize("closed", [["stderr"], ["stdout"], ["stdout", "stderr"]])
+def test_closed_streams_do_not_stop_what_shows_its_progress(closed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def described(path: Path) -> dict[str, str]:
+        with tqdm(total=1) as bar:
+            bar.update()
+        tqdm.write("done")
+        return {}
+
+    monkeypatch.setattr("lib_custom_diffusion.standalone.info.describe", described)
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert main(["info", "a.delta.safetensors", "--json"]) == 0
+
+
 def test_usage_names_what_must_be_given_and_not_seventy_flags(capsys: pytest.CaptureFixture[str]) -> None:
     for command, needed in (("train", ""), ("evaluate", "--delta DELTA [DELTA ...] --instance_data_dir")):
         with pytest.raises(SystemExit):

@@ -84,6 +84,12 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         read_settings(tmp_path / "gone.toml")
 
 
+def test_whole_numbers_may_be_written_as_others(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("max_train_steps = 2e2\nsnr_gamma = 5.0\nnoise_offset = 0.05\nseed = -0.0")
+    flags = as_flags(read_settings(tmp_path / "a.toml"), set())
+    assert flags == ["--max_train_steps=200", "--snr_gamma=5", "--noise_offset=0.05", "--seed=0"]
+
+
 def test_values_that_no_flag_has_are_refused() -> None:
     with pytest.raises(UserError, match="hflip is on or off: write true or false, not 1"):
         as_flags({"hflip": 1}, {"hflip"})
