@@ -415,6 +415,20 @@ def test_what_is_within_the_limit_is_left_as_it_is() -> None:
     assert compress(delta, Limit(max_bytes=size - 1), moment) is not delta
 
 
+def test_what_would_take_more_bytes_than_it_has_is_left_as_it_is() -> None:
+    small = compress(random_delta(), Limit(energy=0.99), uneven_moment())
+    assert compress(small, Limit(energy=0.999999), uneven_moment()) is small
+
+
+def test_for_readers_that_know_nothing_of_bits_there_are_none_whatever_there_was() -> None:
+    bits = compress(random_delta(), Limit(max_bytes=20_000))
+    assert any(isinstance(entry, QuantizedFactors) for entry in bits.entries.values())
+    for limit in (Limit(max_bytes=40_000), Limit(rank=WIDTH)):
+        plain = compress(bits, limit, quantized=False)
+        assert plain.entries.keys() == bits.entries.keys()
+        assert not any(isinstance(entry, QuantizedFactors) for entry in plain.entries.values())
+
+
 def test_the_error_of_factors_is_that_of_the_matrices() -> None:
     torch.manual_seed(1)
     delta, moment = near_full_rank()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lib_custom_diffusion.algebra.blending import bundle_words
 from lib_custom_diffusion.algebra.merging import (
+    _independent_rows,
     _residual,
     authors_skip,
     change_on,
@@ -160,6 +161,32 @@ def test_near_duplicate_targets_are_told_and_those_that_nearly_agree_miss_by_wha
     found = merge([random_delta(1)], [near], features(5, 200))
     assert found.target_rows == (3, 4)
     assert found.delta.provenance.settings["merge"]["target_rows"] == 3
+
+
+def test_rows_are_told_apart_though_each_is_nearly_what_those_before_it_are() -> None:
+    """Powers 0 to 39 of numbers from 0 to 1, of which one pass of Gram and Schmidt alone keeps rounding errors."""
+    rows = torch.linspace(0, 1, 40, dtype=torch.float64)[:, None] ** torch.arange(40)
+    kept = _independent_rows(rows, 1e-3)
+    for count, index in enumerate(kept[1:], start=1):
+        before = rows[kept[:count]].T
+        nearest = before @ torch.linalg.lstsq(before, rows[index][:, None], driver="gelsd").solution
+        assert (rows[index] - nearest[:, 0]).norm() > 0.99e-3 * rows[index].norm()
+    assert len(kept) > 10
+
+
+@pytest.mark.parametrize(
+    ("class_word", "asked"),
+    [
+        ("art", ["painting in the style of <new1> art", "<new1> art"]),
+        ("cat", ["photo of a <new1> cat", "<new1> cat"]),
+        ("artist", ["photo of a <new1> artist", "<new1> artist"]),
+    ],
+)
+def test_a_style_is_asked_for_as_a_style_and_a_thing_as_a_thing(class_word: str, asked: list[str]) -> None:
+    delta = Delta({}, {"<new1>": torch.randn(1, WIDTH)}, Provenance(tokens={"<new1>": class_word}))
+    backend, words = TinyBackend(), bundle_words([delta])
+    (found,), (expected,) = (target_features(backend, [delta], words, prompts) for prompts in ((), [asked]))
+    assert torch.equal(found, expected)
 
 
 def test_the_residual_is_relative() -> None:

@@ -53,6 +53,13 @@ def test_vectors_that_are_not_kept_are_the_same_worked_out_anew(kind: str, monke
         assert all(torch.equal(*both) for both in zip(few.factors(rank), whole.factors(rank)))
 
 
+def test_features_of_few_captions_have_a_square_root_too() -> None:
+    feature = torch.ones(WIDTH)
+    root = square_root(torch.outer(feature, feature))
+    assert torch.allclose(root @ root.T, torch.outer(feature, feature), atol=1e-3)
+    assert torch.linalg.svdvals(root).min() > 1e-3
+
+
 def test_tails_are_what_the_best_matrix_of_a_rank_misses(spectrum: Spectrum) -> None:
     assert spectrum.outside(np.zeros(0)) == 1.0
     for rank in (0, 3, 10):
@@ -159,5 +166,7 @@ def test_a_tall_matrix_has_the_same_spectrum_as_its_halves_on_top_of_each_other(
 
 def test_directions_without_effect_are_never_above(spectrum: Spectrum) -> None:
     assert 0 < spectrum.above(float(spectrum.squares[3])) <= 3
+    torch.manual_seed(5)
+    assert spectrum_of({"k": torch.randn(OUT, 3) @ torch.randn(3, WIDTH)}, None).above(0.0) == 3
     flat = spectrum_of({"k": torch.zeros(OUT, WIDTH)}, None)
     assert flat.above(0.0) == 0
