@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,9 +18,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 import gradio as gr  # noqa: E402
 
 from attack_page import FLAGS, STRANGER, another_site, answered, handle_of_a_window  # noqa: E402
+from lib_custom_diffusion.delta import Delta, Provenance  # noqa: E402
 from lib_custom_diffusion.standalone.app.jobs import Jobs  # noqa: E402
 from lib_custom_diffusion.standalone.app.server import _server, application  # noqa: E402
-from test_ui_browser import address, browser_with, deltas  # noqa: E402, F401 - fixtures
+from test_ui_browser import Page, address, browser_with, deltas  # noqa: E402, F401 - fixtures
 
 READS = ["/", "/config", "/jobs", "/info", "/file=README.md", "/file=training/prompts.json", "/theme.css"]
 DRAW = json.dumps({"fn_index": 0, "data": [], "session_hash": "attack"})
@@ -49,6 +51,47 @@ def test_a_name_that_was_turned_to_this_computer_is_not_answered(browser: Any, a
         visit = page.goto(f"http://{STRANGER}:{urlsplit(address).port}{path}")
         assert (visit.status, "Custom Diffusion" in visit.text()) == (403, False)
     page.close()
+
+
+HARM = "<img src=x onerror='window.harmed = 1'>"
+
+
+def test_names_and_metadata_of_files_run_nothing(browser: Any, address: str, deltas: Path) -> None:  # noqa: F811
+    delta = Delta.load(deltas / "mug.delta.safetensors")
+    delta.embeddings = {HARM: delta.embeddings["<new1>"]}
+    delta.provenance = Provenance(HARM, HARM, {HARM: HARM}, 1)
+    files = [deltas / f"{name}.delta.safetensors" for name in (HARM, f"it's \"{HARM}", "&lt;b&gt;\u202ecat", "x" * 200)]
+    for file in files:
+        delta.save(file)
+    page = Page(browser.new_page(), address)
+    try:
+        page.choose("cd_delta", "it's")
+        page.page.wait_for_function("document.querySelector('#cd_gen_prompt textarea').value.includes('<delta:it')")
+        page.fill("cd_gen_prompt", f"{HARM} <delta:nobody{HARM}:1>")
+        page.press("cd_generate")
+        page.wait_for("cd_gen_outcome", "nobody")
+        page.tab("Utilities")
+        page.tab("Inspect", "#cd_utils_tabs")
+        page.choose("cd_inspect_name", "it's")
+        page.press("cd_inspect")
+        assert HARM in page.wait_for("cd_inspect_report", "Layers")
+        page.tab("Compress", "#cd_utils_tabs")
+        page.choose("cd_compress_name", "it's")
+        page.fill("cd_compress_result", HARM)
+        page.page.locator("#cd_compress_weighed input").uncheck()
+        page.press("cd_compress")
+        page.wait_for("cd_utils_outcome", "Words")
+        page.tab("Train")
+        page.fill("cd_pictures_1", HARM)
+        page.fill("cd_word_1", HARM)
+        page.press("cd_ask")
+        page.page.wait_for_selector("#cd_estimate .error")
+        page.page.wait_for_timeout(1000)  # in which a picture that is not there would have failed
+        assert page.page.evaluate("window.harmed") is None and not page.page.locator("img[src=x]").count()
+    finally:
+        page.page.close()
+        for file in files:
+            file.unlink()
 
 
 TOKEN = "secret"
