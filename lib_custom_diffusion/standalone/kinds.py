@@ -207,8 +207,6 @@ def _without_unet(weights: Weights) -> str:
         return "has only averaged (EMA) weights under their names in training; give a file that was made for drawing"
     if _starts(names, "down_blocks.") and _starts(names, "mid_block."):
         return "is only the UNet of a diffusers folder; give the folder, which holds model_index.json"
-    if _starts(names, "unet.conv_in.") or _starts(names, "unet.down_blocks."):
-        return "has the parts of a diffusers folder in one file; give the folder, or a checkpoint with LDM's names"
     if any(_starts(names, f"{of}input_blocks.") for of in ("", "diffusion_model.")):
         return "is only a UNet, without a text encoder and a VAE; give the whole checkpoint"
     if is_checkpoint(name for name in names if not name.startswith(VAE_PREFIX)):

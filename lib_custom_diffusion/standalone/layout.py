@@ -6,6 +6,8 @@ CompVis/stable-diffusion, ldm/modules/diffusionmodules). Only names differ, and 
 has 1×1 convolutions where diffusers has linear layers.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 UNET_PREFIX = "model.diffusion_model."
@@ -142,6 +144,11 @@ def unet_name(key: str, config: dict) -> str:
     """LDM's name of a parameter of a diffusers UNet."""
     inner = _UNET_RESNET if ".resnets." in key else {}
     return UNET_PREFIX + _renamed(key, unet_modules(config), inner)
+
+
+def count(names: Iterable[str], prefix: str) -> int:
+    """How many numbers follow the prefix in names such as PREFIX3.weight."""
+    return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})
 
 
 def vae_name(key: str, config: dict) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from .layout import (
     UNET_PREFIX,
     VAE_PREFIX,
     Tensors,
+    count,
     open_clip_state,
     unet_name,
     vae_name,
@@ -214,9 +215,7 @@ def _first_encoder(model: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def unet_config(tensors: Mapping[str, Tensor], described: Described = Described()) -> dict[str, Any]:
     """The configuration of a diffusers UNet, by the names and shapes of an LDM checkpoint's. Values are not read."""
-    blocks = [
-        f"{UNET_PREFIX}input_blocks.{number}." for number in range(_count(tensors, UNET_PREFIX + "input_blocks."))
-    ]
+    blocks = [f"{UNET_PREFIX}input_blocks.{number}." for number in range(count(tensors, UNET_PREFIX + "input_blocks."))]
     levels: list[list[str]] = [[]]
     for block in blocks[1:]:
         if f"{block}0.op.weight" in tensors:
@@ -224,7 +223,7 @@ def unet_config(tensors: Mapping[str, Tensor], described: Described = Described(
         else:
             levels[-1].append(block)
     channels = [tensors[f"{level[0]}0.out_layers.3.weight"].shape[0] for level in levels]
-    depths = [_count(tensors, f"{level[0]}1.transformer_blocks.") for level in levels]
+    depths = [count(tensors, f"{level[0]}1.transformer_blocks.") for level in levels]
     key = next(name for name in tensors if name.startswith(UNET_PREFIX) and name.endswith(TEXT_KEY_ENDING))
     linear = tensors[f"{key.partition('transformer_blocks')[0]}proj_in.weight"].ndim == 2
     heads: Any = int(described.unet.get("num_heads", -1))
@@ -261,8 +260,8 @@ def _added_conditioning(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration of an AutoencoderKL, by names and shapes under LDM's names or diffusers', without a prefix."""
-    ldm = _count(tensors, "decoder.up.")
-    levels = ldm or _count(tensors, "decoder.up_blocks.")
+    ldm = count(tensors, "decoder.up.")
+    levels = ldm or count(tensors, "decoder.up_blocks.")
     # LDM counts the decoder's levels from the finest, diffusers in the order in which they run.
     blocks = [
         f"decoder.up.{level}.block." if ldm else f"decoder.up_blocks.{levels - 1 - level}.resnets."
@@ -274,7 +273,7 @@ def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "block_out_channels": [tensors[f"{block}0.conv1.weight"].shape[0] for block in blocks],
-        "layers_per_block": _count(tensors, blocks[0]) - 1,
+        "layers_per_block": count(tensors, blocks[0]) - 1,
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
     }
 
@@ -364,7 +363,7 @@ def _clip(
             vocab_size=words,
             hidden_size=width,
             intermediate_size=own["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-            num_hidden_layers=_count(own, "text_model.encoder.layers."),
+            num_hidden_layers=count(own, "text_model.encoder.layers."),
             max_position_embeddings=own["text_model.embeddings.position_embedding.weight"].shape[0],
             hidden_act="quick_gelu",
         )
@@ -420,11 +419,11 @@ def _open_clip_config(
     """The configuration of an OpenCLIP text encoder, and its tensors by transformers' names."""
     with _whole(path, "text encoder"):
         if any(name.startswith("text_model.") for name in own):
-            state, layers = own, _count(own, "text_model.encoder.layers.")
+            state, layers = own, count(own, "text_model.encoder.layers.")
             if but_the_last:  # which diffusers leaves out when it writes
                 layers = min(layers, _READ_OF_OPEN_CLIP)
         else:
-            layers = _count(own, "transformer.resblocks.") - but_the_last
+            layers = count(own, "transformer.resblocks.") - but_the_last
             state = open_clip_state(own, layers)
         words, width = state["text_model.embeddings.token_embedding.weight"].shape
         config = dict(
@@ -506,11 +505,6 @@ def _new_vae_name(name: str) -> str:
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _count(names: Iterable[str], prefix: str) -> int:
-    """How many numbers follow the prefix in names such as PREFIX3.weight."""
-    return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})
 
 
 @contextmanager

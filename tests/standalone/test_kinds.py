@@ -95,10 +95,6 @@ OTHERS = {
         "diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
         "diffusion_model.out.0.bias": (1,),
     },
-    "has the parts of a diffusers folder in one file": {
-        "unet.conv_in.weight": (320, 4, 3, 3),
-        "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight": (1, 1),
-    },
     "only a text encoder;": {"clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (1, 1)},
     "it has no UNet .*, but model.embed": {
         "model.embed.weight": (1, 1),

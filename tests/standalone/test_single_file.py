@@ -36,7 +36,8 @@ def parted(tensors: tiny.Tensors, *prefixes: str) -> tiny.Tensors:
 
 
 def assert_same_tensors(loaded: StableDiffusionPipeline, original: StableDiffusionPipeline) -> None:
-    for part in ("unet", "vae", "text_encoder"):
+    second = ["text_encoder_2"] if hasattr(original, "text_encoder_2") else []
+    for part in ("unet", "vae", "text_encoder", *second):
         ours, theirs = getattr(loaded, part).state_dict(), getattr(original, part).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key].to(ours[key].dtype)) for key in ours)
@@ -433,6 +434,59 @@ def test_stable_diffusion_1_and_2_as_forge_saves_them(tmp_path: Path) -> None:
         assert same_answers(loaded, original)
 
 
+@pytest.mark.parametrize("make", [tiny.stable_diffusion_1, tiny.sdxl_pipeline])
+@pytest.mark.parametrize(
+    ("unet", "text", "second"),
+    [
+        ("unet.", "te.", "te.1."),
+        ("unet.", "text_encoder.", "text_encoder_2."),
+        ("model.diffusion_model.", "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer."),
+    ],
+    ids=["sd.cpp's folder", "folder", "sd.cpp's parts"],
+)
+def test_the_parts_of_a_diffusers_folder_in_one_file(
+    make: Callable[[], StableDiffusionPipeline], unet: str, text: str, second: str, tmp_path: Path
+) -> None:
+    """As stable-diffusion.cpp writes them without --convert-name."""
+    original = make()
+    parts = {unet: original.unet, "vae.": original.vae, text: original.text_encoder}
+    if hasattr(original, "text_encoder_2"):
+        parts[second] = original.text_encoder_2
+    file = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+    loaded = load_checkpoint(saved(tmp_path / "a.safetensors", file))
+    assert_same_tensors(loaded, original)
+    assert hasattr(original, "text_encoder_2") or same_answers(loaded, original)
+
+
+def test_stable_diffusion_1_of_a_folder_by_sd_cpps_own_names(tmp_path: Path) -> None:
+    """As stable-diffusion.cpp writes it with --convert-name, which leaves the UNet's names."""
+    original = tiny.stable_diffusion_1()
+    unet = {f"model.diffusion_model.{name}": tensor for name, tensor in original.unet.state_dict().items()}
+    file = parted(tiny.sd1(), "model.diffusion_model.") | unet
+    assert_same_tensors(load_checkpoint(saved(tmp_path / "a.safetensors", file)), original)
+
+
+def test_openclip_whose_queries_keys_and_values_are_in_one_tensor_under_transformers_names() -> None:
+    """As stable-diffusion.cpp writes Stable Diffusion 2 with --convert-name."""
+    before = "cond_stage_model.transformer.text_model."
+    whole = torch.arange(6.0)
+    text = {
+        f"{before}embeddings.token_embedding.weight": torch.empty(3, 1024),
+        f"{before}encoder.layers.0.self_attn.in_proj.bias": whole,
+        f"{before}encoder.layers.1.self_attn.in_proj.bias": torch.tensor(1.0),  # damaged
+    }
+    found = under_ldm_names(text)
+    attention = "cond_stage_model.model.text_model.encoder.layers.0.self_attn."
+    parts = [found[f"{attention}{part}_proj.bias"].tolist() for part in "qkv"]
+    assert parts == [[0, 1], [2, 3], [4, 5]] and len(found) == 5
+
+
+def test_a_unet_alone_under_diffusers_names_lacks_its_text_encoder(tmp_path: Path) -> None:
+    unet = {f"unet.{name}": tensor for name, tensor in tiny.stable_diffusion_1().unet.state_dict().items()}
+    with pytest.raises(UserError, match="has no text encoder: it was left out to save room; give the whole checkpoint"):
+        load_checkpoint(saved(tmp_path / "a.safetensors", unet))
+
+
 def test_openclip_under_transformers_names_is_told_by_its_width_and_its_last_layer_is_not_read() -> None:
     """As older scripts wrote a Stable Diffusion 2 that was trained with diffusers."""
     text = {"cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": torch.empty(3, 1024)}
@@ -451,7 +505,7 @@ def test_the_last_of_openclips_24_layers_is_not_read(layers: int, tmp_path: Path
 
 
 def test_text_encoders_under_unknown_names_are_not_called_left_out(tmp_path: Path) -> None:
-    """As stable-diffusion.cpp converts SDXL."""
+    """As stable-diffusion.cpp writes SDXL with --convert-name, which does not say how its projection lies."""
     other = {
         name.replace("conditioner.embedders.1.model.", "cond_stage_model.1.transformer."): tensor
         for name, tensor in tiny.sdxl().items()
