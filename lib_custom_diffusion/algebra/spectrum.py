@@ -29,13 +29,15 @@ _HELD = 256  # directions whose vectors are kept
 class Spectrum:
     """The singular values of ΔL, falling, of one entry or of several stacked, Δ = entries on top of each other.
 
+    The first k of the n directions are not negligible.
+
+    entries:  (out, in) each, by key; all read the same features.
     half:     L (in, in), or None for the identity.
     s:        (n,).
     parts:    squared effect of each direction in each entry, (entries, n).
-    rounding: squared effect of errors in the rows of vh that are as large as the rows and in no direction of their
-              own, of each that is not negligible.
-    inside:   the share of such errors that lies in each direction, likewise.
-    held:     the strongest left singular vectors, (Σ outs, at most n).
+    rounding: squared effect of a random error in a row of vh, as large as the row and in all directions alike, (k,).
+    inside:   the share of the effect of such errors that lies along each direction, (k,).
+    held:     the strongest left singular vectors, (Σ outs, at most n), float32.
     lost:     squared effect of what n leaves out.
     """
 
@@ -55,6 +57,7 @@ class Spectrum:
 
     @property
     def width(self) -> int:
+        """How many features the entries read."""
         return next(iter(self.entries.values())).shape[1]
 
     @property
@@ -63,16 +66,18 @@ class Spectrum:
         return sum(self.outs.values()) + self.width
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """u (Σ outs, rank), orthonormal, and vh = uᵀΔ (rank, in): u · vh is the best Δ̂ of the rank."""
+        """u (Σ outs, rank), orthonormal, and vh = uᵀΔ (rank, in): u · vh is the best Δ̂ of the rank, from 0 to n."""
         enough = rank <= self.held.shape[1]
         u = self.held[:, :rank] if enough else _decomposed(self.entries, self.half).u[:, :rank]
         return u, _read_by(u, self.entries)
 
     def us(self, vh: Tensor, noise: npt.NDArray[np.float64]) -> list[Tensor]:
-        """Of each entry (out, rank), the best to go with some other vh (rank, in) once it is rounded itself.
+        """Of each entry, the us (out, rank), float32, that goes best with some other vh (rank, in), once it is rounded.
 
-        noise: (entries, rank) squared error of that rounding, relative to the squares of each column. Least squares in
-        the effect, that of the rounding included: without it columns that nearly cancel out could grow without bound.
+        It is the least squares in the effect, that of the rounding included; without that, columns that nearly cancel
+        out could grow without bound.
+
+        noise: squared error of that rounding, relative to the squares of each column, (entries, rank), below 1.
         """
         read = (vh if self.half is None else vh @ self.half).double()
         gram, seen = read @ read.T, read.T if self.half is None else self.half.double() @ read.T
@@ -101,23 +106,24 @@ class Spectrum:
         return int(np.searchsorted(-self.squares, -max(square, _NEGLIGIBLE * self.tail(0))))
 
     def outside(self, noise: npt.NDArray[np.float64]) -> float:
-        """The share of the errors of `rounding` in a vh of some rank that `us` cannot make good.
+        """The share of the errors of `rounding` in a vh of some rank that `us` cannot make good, 0 to 1.
 
-        That is all that lies outside what vh spans, of the rest as much as the rounding of `us` itself spoils, and some
-        for errors too large to be made good one by one.
-        noise: (rank,) squared error of that rounding, relative to the squares of each column of `us`.
+        That is all that lies outside what vh spans, as much of the rest as the rounding of `us` itself spoils, and some
+        more, since large errors cannot be made good one by one.
+
+        noise: squared error of that rounding, relative to the squares of each column of `us`, (rank,), rank at most k.
         """
         return 1 - _MADE_GOOD * float(self.inside[: len(noise)] @ (1 - noise))
 
 
 def square_root(moment: Tensor) -> Tensor:
-    """L with L Lᵀ = moment, ridged, in float32."""
+    """The lower triangular L with L Lᵀ = moment (in, in), which is ridged first; float32."""
     ridge = _RIDGE * moment.diagonal().mean()
     return torch.linalg.cholesky(moment.double() + ridge * torch.eye(len(moment), dtype=torch.float64)).float()
 
 
 def spectrum_of(entries: Mapping[str, Entry], half: Tensor | None) -> Spectrum:
-    """Of entries on top of each other that read the same."""
+    """That of entries on top of each other, which read the same features; half as in `Spectrum`."""
     found = _decomposed(entries, half)
     worth = found.above()
     shares = [part.double().square().sum(dim=0) for _, part in _split(found.u, entries)]
@@ -136,7 +142,7 @@ def spectrum_of(entries: Mapping[str, Entry], half: Tensor | None) -> Spectrum:
 
 @dataclass(frozen=True)
 class _Decomposition:
-    """ΔL = u · diag(s) · right, but for a squared effect of `lost`."""
+    """ΔL = u (Σ outs, n) · diag(s) · right (n, in), but for a squared effect of `lost`."""
 
     u: Tensor
     s: Tensor
@@ -149,7 +155,7 @@ class _Decomposition:
 
 
 def _decomposed(entries: Mapping[str, Entry], half: Tensor | None) -> _Decomposition:
-    """Of dense entries by one SVD, of US·Vh by a QR of US and the SVD of R·Vh, which has as many rows as the rank."""
+    """Of dense entries by one SVD; of US · Vh by a QR of US and the SVD of R · Vh, which has few rows."""
     if len(entries) > 1 and any(isinstance(entry, Factors) for entry in entries.values()):
         return _stacked([_decomposed({key: entry}, half) for key, entry in entries.items()])
     basis, inner = _basis(list(entries.values()))
@@ -168,7 +174,7 @@ def _basis(entries: Sequence[Entry]) -> tuple[Tensor | None, Tensor]:
 
 
 def _stacked(found: Sequence[_Decomposition]) -> _Decomposition:
-    """Of all together, without directions that are negligible in each."""
+    """Of several on top of each other, without the directions that are negligible in each by itself."""
     ranks = [each.above() for each in found]
     effects = torch.cat([each.s[:rank, None] * each.right[:rank] for each, rank in zip(found, ranks)])
     turn, s, right = torch.linalg.svd(effects, full_matrices=False)  # their u are orthonormal already

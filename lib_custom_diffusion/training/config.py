@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +21,11 @@ from .prior import PRIORS
 from .schedule import SHAPES, Schedule
 
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Of the frozen model, by accelerate's names; None is that of its weights."""
 RANKS = {"sdxl": 32}
 """Of the deltas of models whose full matrices are many: SDXL's keys and values have 341 million numbers, 14.5 at rank
 32. Those of other models are full matrices."""
+# Where a training may be followed, besides its CSV file.
 REPORTS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 _CHOICES = {
     "freeze_model": tuple(SELECTIONS), "lr_scheduler": SHAPES, "prior": PRIORS, "mixed_precision": tuple(PRECISIONS),
@@ -47,7 +51,7 @@ class TrainingConfig:
     settings after it are those of `prior.text_prior`: what preserves the model without regularization pictures, or
     beside them. `rank` is that of `injection.TrainableDelta`, by RANKS if None. `noise_offset` is how much noise is
     added that is the same all over a channel, so that very dark and bright pictures can be learned; 0.05 to 0.1 are
-    usual.
+    usual. Batches count pictures of the concepts, per process; steps are the optimizer's.
     """
 
     modifier_token: tuple[str, ...] = ("<new1>",)
@@ -131,8 +135,14 @@ class TrainingConfig:
 
 
 def rank_of(config: TrainingConfig, architecture: str) -> int:
-    """That of the deltas of a model; 0 for full matrices."""
+    """The rank of the deltas of a model, by its `attention.architecture`; 0 for full matrices."""
     return RANKS.get(architecture, 0) if config.rank is None else config.rank
+
+
+def autocast(mixed_precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Within the block the frozen model computes in a precision, one of PRECISIONS."""
+    dtype = PRECISIONS[mixed_precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def check_precision(mixed_precision: str, device: torch.device, label: Callable[[str], str] = str) -> None:

@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import cross_attentions, projections, refuse_bypassed
-from ..backend import Backend, Conditioning, Sizes, usual_sampling
+from ..backend import Backend, usual_sampling
 from ..data.concepts import Concept, ConceptExamples, Example
 from ..delta import SUFFIX, Delta, Provenance
 from ..errors import NotSaved, UserError
@@ -30,14 +31,14 @@ from ..storage import FolderLock, write_atomically
 from ..text_features import class_noun, concept_words
 from ..tokens import initial_vectors
 from . import checkpoints, parallel
-from .batches import Batch, Sample, batches_of, draw_sample
+from .batches import Batch, Drawing, batches_of
 from .checkpoints import TrainingState
-from .config import PRECISIONS, TrainingConfig, check_precision, rank_of
+from .conditionings import Conditionings
+from .config import TrainingConfig, autocast, check_precision, rank_of
 from .event_file import LOGS, is_for_tensorboard
-from .example_order import ExampleOrder
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
-from .objective import masked_errors, prior_preservation_loss, step_generator
+from .objective import masked_errors, prior_preservation_loss
 from .optimizers import OptimizerState, make_optimizer, restore, state_of
 from .parametrisation import parametrisation
 from .prior import TextPrior, text_prior
@@ -60,24 +61,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended: after all its steps, or interrupted and saved after `step` of them."""
+    """How a training ended: after all its steps, or interrupted and saved after `step` of them.
+
+    delta: what was learned, on the CPU in float32.
+    files: that delta's, and then one of each word; none where no step was taken, and of other processes than the first.
+    """
 
     delta: Delta
     step: int
     interrupted: bool
     files: list[Path]
-
-
-_Asked = tuple[str, Sizes | None]
-"""A caption, and how the picture that it belongs to came to its size, if the model reads that."""
-
-
-def _is_short(caption: str, vectors: Mapping[str, Tensor]) -> bool:
-    """Whether any text encoder reads a caption at once, whatever its tokenizer: a token is a byte or more.
-
-    vectors: of the new words, (n, width) each.
-    """
-    return len(caption.encode()) + sum(len(each) for each in vectors.values()) <= 75
 
 
 def _told_of(config: TrainingConfig) -> dict[str, Any]:
@@ -89,14 +82,15 @@ def _told_of(config: TrainingConfig) -> dict[str, Any]:
 class Trainer:
     """Trains one delta on one backend, and leaves the backend as it was, however the training ends.
 
-    examples: what `concepts.encode_concept` made of each concept.
+    examples:         what `concepts.encode_concept` made of each concept.
     output_dir, name: where results and checkpoints go, see `checkpoints`.
-    resume: a checkpoint folder to go on from.
-    loss_table: the CSV file of the losses.
-    identity: what the training's saves belong to, see `identity`; of its settings alone if not given.
-    allow_changes: go on although the checkpoint belongs to something else.
-    on_save: called with the step whenever a save is on the disk; `saves` counts them.
-    recorder: told of losses and pictures as well. logging_dir: of TensorBoard's logs, from output_dir.
+    resume:           a checkpoint folder to go on from.
+    loss_table:       the CSV file of the losses.
+    identity:         what the training's saves belong to, see `identity`; of its settings alone if not given.
+    allow_changes:    go on although the checkpoint belongs to something else.
+    on_save:          called with the step whenever a save is on the disk; `saves` counts them.
+    recorder:         told of losses and pictures as well.
+    logging_dir:      of TensorBoard's logs, from output_dir.
 
     Raises UserError for settings or tokens that cannot be trained, or a checkpoint that belongs to something else.
     """
@@ -122,7 +116,6 @@ class Trainer:
         self.backend, self.config, self.output_dir, self.name = backend, config, output_dir, name
         self.loss_table = loss_table
         self.examples = examples
-        self.orders = [_orders(concept, config.seed) for concept in examples]
         self.class_words = {
             token: class_noun(concept.class_prompt) if _is_said_after(token, concept.class_prompt, own.instance) else ""
             for token, concept, own in zip(config.modifier_token, concepts, examples)
@@ -131,12 +124,15 @@ class Trainer:
         refuse_bypassed(cross_attentions(backend.unet))
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
         self.parametrisation = parametrisation(backend)
+        self.drawing = Drawing(examples, config, self.parametrisation.timesteps)
         self.vectors = {
             token: nn.Parameter(vectors.to(backend.device))
             for token, vectors in initial_vectors(
                 backend, config.modifier_token, config.initializer_token, config.vectors_per_token
             ).items()
         }
+        self._autocast = partial(autocast, config.mixed_precision, backend.device)
+        self.conditionings = Conditionings(backend, self.vectors, self._autocast)
         self._check_captions()
         self.schedules = config.schedules()
         self.identity = identity or Identity(settings=asdict(config))
@@ -148,7 +144,6 @@ class Trainer:
             refuse_others(resume, self.state.identity, self.identity)
         self.step = self.state.step if self.state else 0
         self.saves = 0
-        self.more_positions: dict[str, int] = {}
 
     def run(
         self,
@@ -197,8 +192,7 @@ class Trainer:
             self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
             self._restore()
             self.backend.autoencoder_aside(True)
-            prior = [example for concept in self.examples for example in concept.prior]
-            self.fixed_conditioning = self._encode_fixed(prior)
+            self.conditionings.keep([example for concept in self.examples for example in concept.prior])
             yield
         finally:
             self.delta.remove()
@@ -278,7 +272,7 @@ class Trainer:
     def _errors(self, batch: Batch) -> Tensor:
         """The weighted squared error of each sample (batch,): noise, predict, compare."""
         with self._autocast():
-            conditioning = self._conditioning(batch.examples)
+            conditioning = self.conditionings.of(batch.examples)
             noisy = self.parametrisation.add_noise(batch.latents, batch.noise, batch.timesteps)
             prediction = self.backend.predict(noisy, batch.timesteps, conditioning)
         target = self.parametrisation.target(batch.latents, batch.noise, batch.timesteps)
@@ -288,6 +282,7 @@ class Trainer:
         return errors * self.parametrisation.min_snr_weights(batch.timesteps, self.config.snr_gamma)
 
     def _text_prior(self) -> TextPrior | None:
+        """The prior in text space, if there is to be one; its attention is measured on latents of one size."""
         config = self.config
         if config.prior == "none":
             return None
@@ -300,6 +295,10 @@ class Trainer:
             )
 
     def _update(self) -> Tensor:
+        """Bring the gradients of all processes and the prior's together, clip them, and step; returns the prior's form.
+
+        Clipping sees both, unscaled. The form (text_prior_loss) is a scalar on the device, 0 without a prior.
+        """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
             if parameter.grad is None:  # a word that this process's part does not have, though another's may
@@ -321,73 +320,12 @@ class Trainer:
         return penalty
 
     def _draw(self) -> list[list[Batch]]:
-        """The micro-batches of this step for this process, each parted by the sizes of its samples.
-
-        The whole batch over all processes and accumulation steps is drawn alike everywhere and then divided, so how
-        it is divided does not change what is learned.
-        """
-        config, size, world = self.config, self.config.train_batch_size, parallel.world_size()
-        generator = step_generator(config.seed, self.step)
-        whole = size * world * config.gradient_accumulation_steps
-        begin = self.step * whole
-        slots = [self._slot(begin + index, begin, generator) for index in range(whole)]
-        first = [micro * size * world + parallel.rank() * size for micro in range(config.gradient_accumulation_steps)]
-        batches = [slots[start : start + size] for start in first]
-        return [batches_of(each, self._more_positions, self.backend.device) for each in batches]
-
-    def _slot(self, position: int, begin: int, generator: torch.Generator) -> list[Sample]:
-        """The instance sample at a position of the training, and its regularization sample if the concept has any.
-
-        begin: the first position of the step.
-        """
-        turn, number = divmod(position, len(self.orders))
-        first = -((number - begin) // len(self.orders))  # the concept's first turn in this step
-        instance, prior = self.orders[number]
-        examples = [instance.take(turn, first)]
-        if prior is not None:
-            examples.append(prior.take_like(examples[0], turn, first))
-        return [
-            draw_sample(example, is_prior, self.parametrisation.timesteps, generator, self.config.noise_offset)
-            for example, is_prior in zip(examples, (False, True))
-        ]
-
-    def _asked(self, example: Example) -> _Asked:
-        return example.caption, example.sizes if self.backend.reads_sizes else None
-
-    def _conditioning(self, examples: Sequence[Example]) -> Conditioning:
-        """Conditioning of a batch: what holds a new word is encoded now, each caption once; the rest was before."""
-        asked = [self._asked(example) for example in examples]
-        learned = sorted({each for each in asked if each not in self.fixed_conditioning}, key=repr)
-        rows: Mapping[_Asked, Conditioning] = self.fixed_conditioning
-        if learned:
-            captions, sizes = zip(*learned)
-            encoded = self.backend.encode_captions(captions, self.vectors, sizes)
-            rows = {**rows, **{each: encoded.row(index) for index, each in enumerate(learned)}}
-        return Conditioning.cat([rows[each] for each in asked])
-
-    @torch.no_grad()
-    def _more_positions(self, caption: str) -> int:
-        """How many positions more than a short caption it has: hosts read long ones in several pieces."""
-        if _is_short(caption, self.vectors):
-            return 0
-        if caption not in self.more_positions:
-            with self._autocast():
-                own, short = (self.backend.encode_captions([each], self.vectors).crossattn for each in (caption, ""))
-            self.more_positions[caption] = own.shape[1] - short.shape[1]
-        return self.more_positions[caption]
-
-    @torch.no_grad()
-    def _encode_fixed(self, examples: Sequence[Example]) -> dict[_Asked, Conditioning]:
-        asked = sorted({self._asked(example) for example in examples}, key=repr)
-        plain = [each for each in asked if not any(is_in(token, each[0]) for token in self.vectors)]
-        with self._autocast():
-            return {(text, sizes): self.backend.encode_captions([text], {}, [sizes]) for text, sizes in plain}
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS[self.config.mixed_precision]
-        return nullcontext() if dtype is None else torch.autocast(self.backend.device.type, dtype)
+        """The micro-batches of this step for this process, each parted as a pass of the UNet needs it."""
+        drawn = self.drawing.micro_batches(self.step)
+        return [batches_of(each, self.conditionings.more_positions, self.backend.device) for each in drawn]
 
     def _rates(self, step: int) -> list[float]:
+        """The learning rates of deltas and of vectors."""
         return [schedule.rate_at(step, self.config.max_train_steps) for schedule in self.schedules]
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -399,7 +337,10 @@ class Trainer:
         return make_optimizer(config.optimizer, groups, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
 
     def _record(self, pending: Sequence[Tensor], log: LossLog | None) -> float:
-        """Read the losses of the last steps back, write them down, and stop the training if one is no number."""
+        """Read the losses of the last steps back and write them down; returns their mean.
+
+        Raises UserError if one is no number.
+        """
         losses = torch.stack(list(pending))
         parallel.average_([losses])
         first = self.step - len(pending)
@@ -471,6 +412,10 @@ class Trainer:
         self.on_save(self.step)
 
     def _restore(self) -> None:
+        """Bring parameters, optimizer and scaler to the save's state, which then is let go: it is as large as they are.
+
+        Raises UserError for other shapes. What the save does not have is told, and begins anew.
+        """
         if self.state is None:
             return
         tensors, parameters = self.state.tensors, self._parameters()
@@ -490,8 +435,10 @@ class Trainer:
         )
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
+        self.state = None
 
     def _check_captions(self) -> None:
+        """Raise UserError for a word that no caption of a concept's own pictures has."""
         captions = [example.caption for concept in self.examples for example in concept.instance]
         for token in self.vectors:
             if not any(is_in(token, caption) for caption in captions):
@@ -504,11 +451,6 @@ def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -
     """Whether a caption has the class word behind the token, as "photo of a <new1> cat" does for "cat"."""
     [words] = concept_words({token: class_prompt})
     return any(words.lower() in example.caption.lower() for example in examples)
-
-
-def _orders(concept: ConceptExamples, seed: int) -> tuple[ExampleOrder, ExampleOrder | None]:
-    """The order of a concept's own examples, and that of its regularization examples if it has any."""
-    return ExampleOrder(concept.instance, seed), ExampleOrder(concept.prior, seed) if concept.prior else None
 
 
 def _gradient_scaler(config: TrainingConfig, device: torch.device) -> Any:

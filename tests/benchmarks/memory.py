@@ -173,7 +173,6 @@ def begin(training: Trainer, rank: int) -> None:
     for group in training.optimizer.param_groups:
         group["foreach"] = True  # as on CUDA
     training.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    training.fixed_conditioning = {}
     training.step = 0
 
 

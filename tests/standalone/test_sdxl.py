@@ -174,10 +174,9 @@ def trainer(backend: DiffusersBackend, folder: Path, steps: int, resume: Path | 
 
 def test_each_picture_of_a_batch_is_conditioned_on_its_own_sizes(backend: DiffusersBackend, tmp_path: Path) -> None:
     run = trainer(backend, tmp_path, 1)
-    run.fixed_conditioning = {}
     first = run.examples[0].instance[0]
     second = replace(first, sizes=Sizes((512, 256), (0, 9), (64, 64)))
-    vector = run._conditioning([first, second, first]).vector
+    vector = run.conditionings.of([first, second, first]).vector
     assert vector is not None
     assert vector[:, -6:].tolist() == [
         [64, 80, 0, 8, 64, 64], [256, 512, 9, 0, 64, 64], [64, 80, 0, 8, 64, 64]

@@ -121,17 +121,6 @@ def test_captions_without_the_new_word_are_encoded_once(tmp_path: Path) -> None:
     )  # "photo of a cat" once; the learned caption once a step, not once a picture
 
 
-@pytest.mark.parametrize("caption", ["a <new1> cat", "a <NEW1> cat"])
-def test_captions_of_class_pictures_that_have_the_word_are_no_more_fixed_than_others(
-    tmp_path: Path, caption: str
-) -> None:
-    own = examples()
-    prior = [*own.prior, replace(own.prior[0], caption=caption)]
-    run = trainer_of([ConceptExamples(own.instance, prior)], tmp_path)
-    with run._prepared():
-        assert list(run.fixed_conditioning) == [("photo of a cat", None)]
-
-
 def final_bytes(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "tiny.delta.safetensors").read_bytes(), (folder / "new1.pt").read_bytes()
 
@@ -447,7 +436,7 @@ def trainer_of(concepts: list[ConceptExamples], folder: Path, resume: Path | Non
 def test_concepts_share_the_steps_equally_however_many_pictures_they_have(tmp_path: Path) -> None:
     few, many = examples(2, seed=1), examples(40, seed=2)
     run = trainer_of([ConceptExamples(few.instance, []), ConceptExamples(many.instance, [])], tmp_path)
-    slots = [run._slot(position, 0, torch.Generator().manual_seed(0)) for position in range(80)]
+    slots = [run.drawing.slot(position, 0, torch.Generator().manual_seed(0)) for position in range(80)]
     owners = [any(slot[0].example is example for example in few.instance) for slot in slots]
     assert owners == [True, False] * 40
     assert len({id(slot[0].example) for slot in slots[1::2]}) == 40  # every picture once before any comes again
@@ -487,16 +476,6 @@ def test_interrupted_run_on_pictures_of_several_sizes_resumes_to_the_same_bytes(
     trainer_of([concept], tmp_path / "cut").run(lambda p: steps.append(p.step), interrupted=lambda: len(steps) >= 9)
     trainer_of([concept], tmp_path / "cut", tmp_path / "cut" / "checkpoint-10").run()
     assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
-
-
-def test_captions_that_the_encoder_reads_at_once_share_a_pass_however_many_letters_they_have(tmp_path: Path) -> None:
-    training = trainer(tmp_path)
-    assert training._more_positions("a <new1> cat") == training._more_positions(f"a <new1> {'c' * 80}")
-
-
-def test_a_caption_is_short_if_its_bytes_and_the_vectors_of_all_words_are_no_more_than_75() -> None:
-    words = {"<new1>": torch.zeros(30, 6), "<new2>": torch.zeros(5, 6)}
-    assert [loop._is_short("é" * count, words) for count in (20, 21)] == [True, False]
 
 
 def test_accumulated_batches_of_several_sizes_learn_what_one_batch_learns(tmp_path: Path) -> None:
