@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..algebra.files import (
     Compressed,
     LoadModel,
     blend_files,
+    check_delta_name,
     check_outputs,
     compress_file,
     compressed_text,
@@ -58,6 +59,24 @@ def limit_of(options: argparse.Namespace) -> Limit | None:
     return Limit(size(options.max_size) if options.max_size is not None else None, options.rank, options.energy)
 
 
+def _add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+
+
+def _checked(output: Path, sources: Sequence[Path], overwrite: bool) -> Path:
+    """The delta file to write. Raises UserError where none can be, or a file is that may not be replaced."""
+    check_outputs([output], sources)
+    check_delta_name(output)
+    _check_free([output], overwrite)
+    return output
+
+
+def _check_free(outputs: Iterable[Path], overwrite: bool) -> None:
+    for output in outputs:
+        if output.exists() and not overwrite:
+            raise UserError(f"{output} is there already; give --overwrite to replace it, or another --output")
+
+
 def add_compress(commands: argparse._SubParsersAction) -> None:
     """Its flags."""
     command = add_command(commands, "compress", "Make a delta file smaller.", _compress)
@@ -68,6 +87,7 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
         type=given_path,
         help="the smaller file; NAME-small.delta.safetensors beside the original if not given",
     )
+    _add_overwrite(command)
     add_limits(command, required=True)
     _add_model(command, "weigh errors by this model's text features: a folder, a checkpoint, or toy")
     add("--captions", type=given_path, help="text file, one caption a line, to weigh by; the model's own if not given")
@@ -81,7 +101,8 @@ def add_compress(commands: argparse._SubParsersAction) -> None:
 def _compress(options: argparse.Namespace) -> int:
     limit = limit_of(options)
     assert limit is not None
-    output = options.output or options.file.parent / f"{delta_name(options.file)}-small{SUFFIX}"
+    named = options.output or options.file.parent / f"{delta_name(options.file)}-small{SUFFIX}"
+    output = _checked(named, [options.file], options.overwrite)
     load_model = _loader_of(options)
     if options.captions is not None and load_model is None:
         raise UserError(f"--captions {options.captions} are for a model to read; give --model too, or leave them out")
@@ -111,6 +132,7 @@ def add_blend(commands: argparse._SubParsersAction) -> None:
     add("files", type=given_path, nargs="+", help=_FILES)
     add("--weights", help='one weight per file, such as "0.7,0.3"; 1 each if not given')
     add("--output", type=given_path, required=True, help="the new delta file")
+    _add_overwrite(command)
     add_limits(command, required=False)
     _add_model(command, "weigh errors of compression by this model's text features")
 
@@ -120,7 +142,8 @@ def _blend(options: argparse.Namespace) -> int:
     limit = limit_of(options)
     if options.model is not None and limit is None:
         raise UserError("--model is for compression; give --max_size, --rank or --energy too, or leave it out")
-    done = blend_files(options.files, weights, options.output, limit, _loader_of(options))
+    output = _checked(options.output, options.files, options.overwrite)
+    done = blend_files(options.files, weights, output, limit, _loader_of(options))
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     if done.error is not None:
@@ -154,15 +177,15 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
         help="as in the paper: fit only the prompts above, not the concepts in other contexts",
     )
     add("--output", type=given_path, required=True, help="the new delta file")
+    _add_overwrite(command)
 
 
 def _merge(options: argparse.Namespace) -> int:
     load_model = _loader_of(options)
     assert load_model is not None
     prompts = [parse_prompts(text) for text in options.target_prompts]
-    done = merge_files(
-        options.files, options.output, load_model, prompts, options.captions, only_targets=options.only_targets
-    )
+    output = _checked(options.output, options.files, options.overwrite)
+    done = merge_files(options.files, output, load_model, prompts, options.captions, only_targets=options.only_targets)
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in renamed_lines(done.renamed)), end="")
     print(f"{done.path}: {done.size / 1e6:.2f} MB, words {', '.join(done.words) or 'none'}")
@@ -179,12 +202,14 @@ def add_rename(commands: argparse._SubParsersAction) -> None:
     add("old", help="the current word, such as <new1>, in quotes: shells treat < and > specially")
     add("new", help="the new name, such as <my-cat>")
     add("--output", type=given_path, help="the new file; if not given, the delta file itself is changed")
+    _add_overwrite(command)
 
 
 def _rename(options: argparse.Namespace) -> int:
     if options.output is None and not options.file.name.lower().endswith(SUFFIX):
         raise UserError(f"{options.file} is no {SUFFIX} file, which alone can be replaced; give --output")
-    done = rename_file(options.file, options.old, options.new, options.output or options.file)
+    output = options.file if options.output is None else _checked(options.output, [], options.overwrite)
+    done = rename_file(options.file, options.old, options.new, output)
     _tell_dropped(done.dropped)
     print(f"{done.path}: words {', '.join(done.words)}")
     if note := plain_word_note(options.new):
@@ -199,6 +224,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     add("files", type=given_path, nargs="+", help="a file with weights, and files with its words if they are apart")
     add("--to", choices=sorted(KINDS), help="the format to write; as --output is called, or delta, if not given")
     add("--output", type=given_path, required=True, help="the file, or the folder for several")
+    _add_overwrite(command)
     _add_model(command, "the model it belongs to, for formats with full weights; the toy if the file says so")
     precision = command.add_mutually_exclusive_group().add_argument
     precision(
@@ -218,12 +244,16 @@ def _convert(options: argparse.Namespace) -> int:
     if kind not in LORAS and (options.rank is not None or options.exact):
         flag = "--exact" if options.exact else "--rank"
         raise UserError(f"{flag} is for a LoRA, not for --to {kind}; leave it out, or give --to {LORAS[0]}")
+    if _is_file_name(options.output):  # whose other files are known when they are made
+        check_outputs([options.output], options.files)
+        _check_free([options.output], options.overwrite)
     load_model = _loader_of(options)
     if load_model is None and (toy := _toy_of(options.files)) is not None:
         load_model = lambda: toy  # noqa: E731
     done = convert_files(options.files, kind, load_model, options.rank, exact=options.exact)
     paths = _paths(options.output, kind, done.files)
     check_outputs(paths, options.files)
+    _check_free(list(paths)[: 1 if kind in LORAS else None], options.overwrite)
     _check_words_there(paths, kind)
     _tell_dropped(done.dropped)
     print("".join(f"{line}\n" for line in done.taken()), end="")

@@ -214,7 +214,12 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         help="an embedding to use without a delta; its word is the file's name in < and >",
     )
     add("--num_images", type=int, default=4, help="pictures; each has the seed after the one before")
-    add("--output", type=given_path, default=Path("pictures"), help="folder for the pictures")
+    add(
+        "--output",
+        type=given_path,
+        default=Path("pictures"),
+        help="folder for the pictures, called by their seeds; those in it are kept (00042-2.png)",
+    )
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -307,6 +312,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="also measure with this DINO model, such as facebook/dino-vits16; a folder or a name on the Hub",
     )
     add("--output", type=given_path, default=Path("evaluation"), help="folder for the results")
+    add("--overwrite", action="store_true", help="replace an evaluation that is there already")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:

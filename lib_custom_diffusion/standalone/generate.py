@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,10 +61,21 @@ def generate(options: argparse.Namespace) -> int:
         for drawn in draw(
             backend, options.prompt, deltas, sampling, options.seed, options.num_images, options.embedding
         ):
-            write_atomically(options.output / f"{drawn.seed:05d}.png", drawn.png)
-            tqdm.write(str(options.output / f"{drawn.seed:05d}.png"))
+            tqdm.write(str(_saved(options.output / f"{drawn.seed:05d}.png", drawn.png)))
             bar.update()
     return 0
+
+
+def _saved(path: Path, png: bytes) -> Path:
+    """Where a picture is now: there, or at the next number behind it where another picture is."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    for place in itertools.chain([path], numbered):
+        if not place.exists():
+            write_atomically(place, png)
+            return place
+        if place.is_file() and place.read_bytes() == png:
+            return place
+    raise AssertionError("numbers do not end")
 
 
 def without_meaning(prompt: str, negative_prompt: str, words: Collection[str], sampling: Sampling) -> Iterator[str]:
@@ -134,7 +146,7 @@ def draw(
             batch = seeds[start : start + sampling.batch_size]
             for number, picture in zip(batch, backend.generate([text] * len(batch), batch, sampling, vectors)):
                 said = infotext(prompt, sampling, number, picture.size, backend.name, backend.checkpoint_hash)
-                yield Drawn(number, _png(picture, said))
+                yield Drawn(number, png_of(picture, said))
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -166,9 +178,11 @@ def words_of(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Seq
     return {token: found.to(backend.device) for token, found in vectors.items()}
 
 
-def _png(picture: Image.Image, parameters: str) -> bytes:
+def png_of(picture: Image.Image, parameters: str = "") -> bytes:
+    """A picture as a PNG that tells how it was made where the WebUI tells it."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", parameters)
+    if parameters:
+        info.add_text("parameters", parameters)
     content = io.BytesIO()
     picture.save(content, "png", pnginfo=info)
     return content.getvalue()

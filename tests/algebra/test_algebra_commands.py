@@ -101,6 +101,31 @@ def test_what_a_result_is_made_of_is_not_replaced_by_it(command: str) -> None:
     assert Path("a.delta.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("compress a.delta.safetensors --rank 1", "a-small.delta.safetensors"),
+        ("compress a.delta.safetensors --rank 1 --output other.delta.safetensors", "other.delta.safetensors"),
+        ("blend a.delta.safetensors --output other.delta.safetensors", "other.delta.safetensors"),
+        ("merge a.delta.safetensors --output other.delta.safetensors", "other.delta.safetensors"),
+        ("rename a.delta.safetensors <new1> <cat> --output other.delta.safetensors", "other.delta.safetensors"),
+        ("convert a.delta.safetensors --to lora --model toy --output other.safetensors", "other.safetensors"),
+        ("convert a.delta.safetensors --to adobe --model toy --output folder", "folder/delta.ckpt"),
+        ("convert a.delta.safetensors --to embedding --output folder", "folder/new1.pt"),
+    ],
+)
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(command: str, output: str) -> None:
+    save("a.delta.safetensors", 1)
+    there = Path(output)
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(b"mine")
+    with pytest.raises(UserError, match=f"^{output} is there already; give --overwrite"):
+        run(*command.split())
+    assert there.read_bytes() == b"mine"
+    assert run(*command.split(), "--overwrite") == 0
+    assert there.read_bytes() != b"mine"
+
+
 def test_rename_replaces_a_delta_file_and_no_other() -> None:
     save("a.delta.safetensors", 1)
     assert run("rename", "a.delta.safetensors", "<new1>", "<my-cat>") == 0

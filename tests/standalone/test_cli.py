@@ -523,10 +523,23 @@ def test_what_means_nothing_in_a_prompt_is_told(
     ]
     delta = tmp_path / "words.delta.safetensors"
     Delta({}, {"<new1>": torch.zeros(1, WIDTH)}).save(delta)
-    assert main([*drawn, "--prompt", f"a <new1> cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / '00042.png'}\n"
+    assert main([*drawn, "--prompt", f"a <new1> cat <delta:{delta}:1>", "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / '00042.png'}\n"
     assert main([*drawn, "--prompt", f"a cat <delta:{delta}:1>", "--output", str(tmp_path)]) == 0
     assert "The prompt has none of its delta's words: <new1>." in capsys.readouterr().out
+
+
+def test_another_picture_of_a_seed_is_put_beside_the_one_that_is_there(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ("generate", "--model", str(model), "--num_images", "1", "--num_inference_steps", "1", "--resolution", "64")
+    for prompt in ("a cat", "a dog", "a cat", "a dog", "a bird"):
+        assert main([*drawn, "--prompt", prompt, "--output", str(tmp_path / "out")]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.split()]
+    assert names == ["00042.png", "00042-2.png", "00042.png", "00042-2.png", "00042-3.png"]
+    for name, prompt in zip(names[2:], ("a cat", "a dog", "a bird")):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.info["parameters"].startswith(prompt)
 
 
 def test_which_file_a_name_in_a_prompt_is_and_which_others_have_it_is_told(tmp_path: Path) -> None:

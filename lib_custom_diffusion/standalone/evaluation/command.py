@@ -15,9 +15,11 @@ from ...attention import projections
 from ...backend import Sampling
 from ...data.pictures import find_pictures, load_pictures
 from ...delta import SUFFIX, Delta
+from ...deltas_folder import delta_name
 from ...errors import UserError, check_range
 from ...storage import check_writable
 from ..generate import sampling_of, words_of
+from ..infotext import infotext
 from ..models import best_device, load_model
 from ..toy import TOYS
 from . import report
@@ -50,7 +52,11 @@ def evaluate(options: argparse.Namespace) -> int:
         questions = [question(line, candidates[0].delta, options.class_prompt) for line in lines]
         alone = measuring.alone(questions)
         measured = [alone] + [measuring.of(each, lines, options.class_prompt, alone) for each in candidates]
-    report.write(options.output, measured, own, eyes.name, options.dino)
+
+    def told(prompt: str, number: int, size: tuple[int, int]) -> str:
+        return infotext(prompt, sampling, seeds[number], size, backend.name, backend.checkpoint_hash)
+
+    report.write(options.output, measured, own, eyes.name, options.dino, told)
     print(report.text_table(measured))
     for told in filter(None, (report.verdict(measured), report.kid_note(measured))):
         print(told)
@@ -66,6 +72,10 @@ def _checked(options: argparse.Namespace) -> _Asked:
     check_range(options, "num_images", 1, 1_000_000, "--{}".format)
     check_range(options, "num_class_images", 2, 1_000_000, "--{}".format)
     check_writable(options.output)
+    if (options.output / report.FIGURES).exists() and not options.overwrite:
+        raise UserError(
+            f"{options.output} has an evaluation already; give another --output, or --overwrite to replace it"
+        )
     for read in filter(None, (options.instance_data_dir, options.class_data_dir)):
         if read.resolve() == options.output.resolve():  # pictures.png would be one of them the next time
             raise UserError(f"--output is {options.output}, where the pictures are; give another folder")
@@ -100,8 +110,8 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
         files += [each for each in found if each not in files]
     deltas = [Delta.load(path) for path in files]
     names = [f"step {delta.provenance.steps}" for delta in deltas]
-    if len(set(names)) < len(names) or len(paths) > 1:
-        names = [path.name.removesuffix(SUFFIX) for path in files]
+    if len(set(names)) < len(names) or len(paths) > 1 or not paths[0].is_dir():
+        names = [delta_name(path) for path in files]
     if len(set(names)) < len(names):
         shared = len(os.path.commonprefix([path.parent.parts for path in files]))  # noqa: RUF071 (of parts)
         names = ["/".join(path.parts[shared:]).removesuffix(SUFFIX) for path in files]

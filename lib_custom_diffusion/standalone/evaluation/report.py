@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ...deltas_folder import delta_name
 from ...storage import write_atomically
+from ..generate import png_of
 from ..report import Row, contact_sheet
 from .alignment import chance
 from .measuring import Measured
@@ -35,6 +36,7 @@ _MEANINGS = {
     "KID ×10³": "how far ordinary pictures of the class have moved: near that of the model alone is best",
     "score": "likeness and obedience to the prompt in one number, from 0 to 1: higher is better",
 }
+FIGURES = "evaluation.json"
 _ALONE = "the model alone"
 _SHOWN, _NAMED = 8, 3
 
@@ -133,14 +135,24 @@ def text_table(measured: Sequence[Measured]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
-def write(folder: Path, measured: Sequence[Measured], own: Sequence[Image.Image], eyes: str, dino: str | None) -> None:
-    """evaluation.json, evaluation.html, pictures.png, and NAME/samples with NAME/prompts.json of each delta."""
+def write(
+    folder: Path,
+    measured: Sequence[Measured],
+    own: Sequence[Image.Image],
+    eyes: str,
+    dino: str | None,
+    told: Callable[[str, int, tuple[int, int]], str],
+) -> None:
+    """evaluation.json, evaluation.html, pictures.png, and NAME/samples with NAME/prompts.json of each delta.
+
+    told: what a picture of a prompt, of a number among those of the prompt and of a size says of how it was made.
+    """
     found = figures(measured, eyes, dino)
-    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2).encode())
-    write_atomically(folder / "pictures.png", _png(contact_sheet(_rows(measured, own))))
+    write_atomically(folder / FIGURES, json.dumps(found, indent=2).encode())
+    write_atomically(folder / "pictures.png", png_of(contact_sheet(_rows(measured, own))))
     write_atomically(folder / "evaluation.html", _page(measured, eyes).encode())
     for each in measured:
-        _write_samples(folder / name_of(each).replace(" ", "-").replace("/", "-"), each)
+        _write_samples(folder / name_of(each).replace(" ", "-").replace("/", "-"), each, told)
 
 
 def _rows(measured: Sequence[Measured], own: Sequence[Image.Image]) -> list[Row]:
@@ -152,20 +164,17 @@ def _rows(measured: Sequence[Measured], own: Sequence[Image.Image]) -> list[Row]
     return rows
 
 
-def _write_samples(folder: Path, measured: Measured) -> None:
+def _write_samples(folder: Path, measured: Measured, told: Callable[[str, int, tuple[int, int]], str]) -> None:
     """Pictures and captions as CustomConcept101's evaluate.py reads them."""
+    tag = f" <delta:{delta_name(measured.candidate.path)}:1>" if measured.candidate else ""
     count = len(measured.pictures) // len(measured.questions)
     captions = {}
     for number, picture in enumerate(measured.pictures):
-        captions[f"{number:05d}"] = measured.questions[number // count].caption
-        write_atomically(folder / "samples" / f"{number:05d}.png", _png(picture))
+        asked = measured.questions[number // count]
+        captions[f"{number:05d}"] = asked.caption
+        said = told(f"{asked.prompt}{tag}", number % count, picture.size)
+        write_atomically(folder / "samples" / f"{number:05d}.png", png_of(picture, said))
     write_atomically(folder / "prompts.json", json.dumps(captions, indent=2, ensure_ascii=False).encode())
-
-
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "png")
-    return content.getvalue()
 
 
 def curve(measured: Sequence[Measured]) -> str:

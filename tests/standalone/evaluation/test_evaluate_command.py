@@ -13,6 +13,7 @@ from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.delta import Delta, Provenance
 from lib_custom_diffusion.standalone.cli import main
 from lib_custom_diffusion.standalone.evaluation.command import find_candidates
+from lib_custom_diffusion.standalone.infotext import parse_infotext
 from tiny_pipeline import WIDTH, stable_diffusion_2
 
 
@@ -84,13 +85,29 @@ def test_the_model_and_each_delta_draw_from_the_same_seeds(
     flags[4] = str(tmp_path / "none.delta.safetensors")
     assert main(flags) == 0
     out = tmp_path / "out"
-    plain, same = (out / name / "samples" for name in ("the-model-alone", "step-0"))
-    for number in ("00000", "00001"):
-        assert (plain / f"{number}.png").read_bytes() == (same / f"{number}.png").read_bytes()
-    assert (plain / "00000.png").read_bytes() != (plain / "00001.png").read_bytes()
+    plain, same = (
+        [Image.open(out / name / "samples" / f"{number}.png") for number in ("00000", "00001")]
+        for name in ("the-model-alone", "none")
+    )
+    assert [each.tobytes() for each in plain] == [each.tobytes() for each in same]
+    assert plain[0].tobytes() != plain[1].tobytes()
+    said = [parse_infotext(each.info["parameters"]) for each in (plain[1], same[1])]
+    assert [each.prompt for each in said] == ["a red dog", "a red dog <delta:none:1>"]
+    assert [(each.seed, each.steps) for each in said] == [(43, 1), (43, 1)]
     page = (out / "evaluation.html").read_text()
     assert "<polyline" not in page
     assert "highest" not in page + capsys.readouterr().out  # of one
+
+
+def test_an_evaluation_is_replaced_only_where_that_is_asked_for(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "evaluation.json").write_text("mine")
+    assert main([*flags, "--model", "nowhere"]) == 2
+    assert "has an evaluation already; give another --output, or --overwrite" in capsys.readouterr().err
+    assert main([*flags, "--model", "nowhere", "--overwrite"]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_delta_and_its_copy_are_said_to_be_as_good_as_each_other(
@@ -109,7 +126,7 @@ def test_pictures_of_the_concept_are_read_as_those_of_a_training(
     tmp_path: Path, pictures: Path, flags: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     def likeness() -> list[float]:
-        assert main(flags) == 0
+        assert main([*flags, "--overwrite"]) == 0
         results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
         return [each["image_alignment"] for each in results]
 
@@ -137,7 +154,7 @@ def test_a_delta_that_says_its_number_of_steps_is_called_by_it_and_others_by_the
     for name, steps in (("a", 5), ("b", 5), ("c", 7)):
         saved(tmp_path / f"{name}.delta.safetensors", steps)
     a, b = tmp_path / "a.delta.safetensors", tmp_path / "b.delta.safetensors"
-    assert [each.name for each in find_candidates([a])] == ["step 5"]
+    assert [each.name for each in find_candidates([a])] == ["a"]
     assert [each.name for each in find_candidates([b, a])] == ["b", "a"]
     assert [each.name for each in find_candidates([tmp_path])] == ["step 5", "step 7"]
     earlier = tmp_path / "earlier" / "a.delta.safetensors"

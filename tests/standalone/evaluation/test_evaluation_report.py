@@ -59,7 +59,7 @@ def test_a_kid_below_0_is_explained_and_no_other() -> None:
 
 def test_figures_have_the_same_names_in_the_table_the_curve_and_the_pictures(tmp_path: Path) -> None:
     rows = [ALONE, measured(10, 0.5, kid=-0.02), measured(20, 0.6, kid=0.02), measured(40, 0.6, kid=0.02)]
-    report.write(tmp_path, rows, [Image.new("RGB", (8, 8))], "a judge", None)
+    report.write(tmp_path, rows, [Image.new("RGB", (8, 8))], "a judge", None, lambda prompt, number, size: prompt)
     page = (tmp_path / "evaluation.html").read_text()
     table, curve = page.split("<svg")
     headings = re.findall("<th>([^<]+)", table)
