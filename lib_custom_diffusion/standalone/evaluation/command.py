@@ -53,10 +53,10 @@ def evaluate(options: argparse.Namespace) -> int:
         alone = measuring.alone(questions)
         measured = [alone] + [measuring.of(each, lines, options.class_prompt, alone) for each in candidates]
 
-    def told(prompt: str, number: int, size: tuple[int, int]) -> str:
+    def made(prompt: str, number: int, size: tuple[int, int]) -> str:
         return infotext(prompt, sampling, seeds[number], size, backend.name, backend.checkpoint_hash)
 
-    report.write(options.output, measured, own, eyes.name, options.dino, told)
+    report.write(options.output, measured, own, eyes.name, options.dino, made)
     print(report.text_table(measured))
     for told in filter(None, (report.verdict(measured), report.kid_note(measured))):
         print(told)
