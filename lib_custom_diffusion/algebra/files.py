@@ -142,20 +142,20 @@ class Merged(Result):
         """What came of it, in a plain person's words, by heading. names: of the files."""
         lost = [f"{name} is not" for name, off in zip(names, self.off, strict=True) if off > KEPT]
         kept = "every concept is kept" if len(names) > 1 else "the concept is kept"
-        all_words = self.target_rows[0] == self.target_rows[1]
-        of = "" if all_words else f" of {self.target_rows[1]}, the others being alike"
         rows = {
             "Result": f"{', '.join(lost)} kept well; give prompts that it is used in, or try blend" if lost else kept,
-            "Difference from its own file, on its own prompts": ", ".join(
-                f"{name} {off:.1%}" for name, off in zip(names, self.off, strict=True)
-            ),
-            "Solved for": f"{self.target_rows[0]} words of the prompts{of}; what the file does to them is"
-            f" {self.stored_residual:.2%} off (0 is exact)",
+            "Compared with its own file": ", ".join(
+                f"{name} acts {off:.1%} differently" for name, off in zip(names, self.off, strict=True)
+            )
+            + f" on its own prompts; up to {KEPT:.0%} counts as kept",
+            "Accuracy": f"{self.stored_residual:.2%} off on the words that had to come out exactly"
+            f" ({self.target_rows[0]} of the {self.target_rows[1]} in the prompts; the others follow from them)",
         }
         if self.change_of_sum:
             share = self.change / self.change_of_sum
-            rows["Change of other prompts"] = (
-                f"{share:.0%} of what adding the deltas up (blend) would change, over {self.captions} captions"
+            other = "a blend of the deltas changes them" if len(names) > 1 else "its own file changes them"
+            rows["Side effects"] = (
+                f"other prompts change {share:.0%} as much as {other}, measured on {self.captions} captions"
             )
         return rows
 

@@ -144,7 +144,8 @@ def _merge(host: Host) -> list[Action]:
         output = new_file(host.deltas_dir, _given(result), overwrite)
         asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
-        return _delta_outcome(host, "Merged", done, done.report(names))
+        told = done.report(names)
+        return _delta_outcome(host, "Merged", done, {"Result": told.pop("Result")}, told)
 
     return [Action(button, run, [names, prompts, result, overwrite])]
 
@@ -327,9 +328,13 @@ class _stages:
         self.stage += 1
 
 
-def _delta_outcome(host: Host, verb: str, done: Result, rows: Mapping[str, str]) -> Outcome:
+def _delta_outcome(
+    host: Host, verb: str, done: Result, rows: Mapping[str, str], details: Mapping[str, str] | None = None
+) -> Outcome:
     shared = {"File": str(done.path.absolute()), "Size": size_text(done.size), "Words": ", ".join(done.words)}
     report = _report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
+    if details:
+        report += f"<details><summary>Details</summary>{table(details)}</details>"
     return Outcome(report, delta=done.path.name.removesuffix(SUFFIX))
 
 

@@ -88,8 +88,8 @@ def test_merge_reports_residual_and_change(capsys: pytest.CaptureFixture[str]) -
         run(*command, "--target_prompts", "a")
     assert run("merge", "a.delta.safetensors", "--output", "c.delta.safetensors") == 0
     printed = capsys.readouterr().out
-    assert "result: the concept is kept" in printed and "a.delta.safetensors 0." in printed
-    assert "adding the deltas up" in printed and "% off (0 is exact)" in printed
+    assert "result: the concept is kept" in printed and "a.delta.safetensors acts 0." in printed
+    assert "as much as its own file changes them" in printed and "% off on the words" in printed
 
 
 @pytest.mark.parametrize("command", ["compress --rank 1", "blend", "merge", "convert"])

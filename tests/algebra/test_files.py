@@ -106,15 +106,18 @@ def test_a_merge_tells_what_the_file_does_to_its_targets(cat: Path, tmp_path: Pa
     assert merged.change < merged.change_of_sum
     told = merged.report(["my cat"])
     assert told["Result"] == "the concept is kept"
-    assert f"my cat {merged.off[0]:.1%}" in told["Difference from its own file, on its own prompts"]
-    assert f"is {merged.stored_residual:.2%} off" in told["Solved for"]
-    assert told["Change of other prompts"].startswith(f"{merged.change / merged.change_of_sum:.0%} of what adding")
+    assert f"my cat acts {merged.off[0]:.1%} differently" in told["Compared with its own file"]
+    assert f"{merged.stored_residual:.2%} off on the words" in told["Accuracy"]
+    share = f"{merged.change / merged.change_of_sum:.0%}"
+    assert told["Side effects"].startswith(f"other prompts change {share} as much as its own file changes them")
 
 
 def test_a_concept_that_a_merge_does_not_keep_is_named(cat: Path, tmp_path: Path) -> None:
     done = merge_files([cat], tmp_path / "merged.delta.safetensors", TinyBackend)
     told = replace(done, off=[0.02, 0.38]).report(["cat", "dog"])
-    assert told["Result"].startswith("dog is not kept well; give prompts") and "dog 38.0%" in " ".join(told.values())
+    assert told["Result"].startswith("dog is not kept well; give prompts") and "dog acts 38.0% differently" in " ".join(
+        told.values()
+    )
     assert replace(done, off=[0.02, 0.03]).report(["cat", "dog"])["Result"] == "every concept is kept"
 
 
