@@ -31,8 +31,9 @@ from ..storage import is_special, read_text, typed_path
 from ..text_features import captions_beside
 from .diffusers_backend import DiffusersBackend
 from .kinds import USABLE, refuse_folder
-from .single_file import asked_prediction_type, load_checkpoint, load_vae, vae_file
+from .single_file import asked_prediction_type, load_checkpoint
 from .toy import TOYS
+from .vae import load_vae, vae_file
 from .weights import refuse_torn
 
 logging.set_verbosity_error()

@@ -11,7 +11,8 @@ from diffusers.loaders.single_file_utils import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_custom_diffusion.standalone.layout import open_clip_state, unet_name, vae_name
-from lib_custom_diffusion.standalone.single_file import autoencoder_config, unet_config
+from lib_custom_diffusion.standalone.single_file import unet_config
+from lib_custom_diffusion.standalone.vae import autoencoder_config
 
 THREE_OF_FOUR = {
     "block_out_channels": [320, 640, 1280, 1280],
