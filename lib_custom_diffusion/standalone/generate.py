@@ -6,7 +6,7 @@ import argparse
 import io
 import itertools
 import re
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from tqdm import tqdm
 from ..backend import TOY_SAMPLING, Sampling
 from ..delta import SUFFIX, Delta
 from ..deltas_folder import find_delta, namesakes
-from ..errors import UserError, check_range, check_text, did_you_mean
+from ..errors import UserError, check_range, check_text
 from ..formats import read_words
 from ..injection import Injection
+from ..prompt_remarks import remarks
 from ..storage import check_writable, given_path, write_atomically
-from ..tokens import split_at_tokens, tokens_in
+from ..tokens import split_at_tokens
 from .diffusers_backend import DiffusersBackend
 from .infotext import infotext
 from .models import best_device, load_model
@@ -43,17 +44,15 @@ def generate(options: argparse.Namespace) -> int:
         print(sentence)
     prompt = split_deltas(options.prompt)[0]
     asked = f"{prompt} {options.negative_prompt}"
-    words = {token for delta, _ in deltas for token in delta.embeddings}
+    words: set[str] = set()
     for path in options.embedding:
         own = read_words(path)
         words |= own.keys()
         if not set(own).intersection(split_at_tokens(asked, own)):
             print(f"{path} is not used: neither prompt has {' or '.join(own)}")
-    for sentence in without_meaning(prompt, options.negative_prompt, words, sampling):
+    named = [(list(delta.embeddings), weight) for delta, weight in deltas]
+    for sentence in without_meaning(prompt, named, sampling, "--{}".format, words, ", and no --embedding"):
         print(sentence)
-    for delta, _ in deltas:
-        if delta.embeddings and not set(delta.embeddings).intersection(split_at_tokens(asked, delta.embeddings)):
-            print(f"The prompt has none of its delta's words: {', '.join(delta.embeddings)}.")
     device = best_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     backend = load_model(options.model, dtype, device, options.vae, options.prediction_type)
@@ -78,17 +77,25 @@ def _saved(path: Path, png: bytes) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def without_meaning(prompt: str, negative_prompt: str, words: Collection[str], sampling: Sampling) -> Iterator[str]:
-    """Sentences on what prompts without their deltas' tags have to no effect. words: of the deltas and embeddings."""
-    asked = f"{prompt} {negative_prompt}"
+def without_meaning(
+    prompt: str,
+    deltas: Sequence[tuple[Collection[str], float]],
+    sampling: Sampling,
+    label: Callable[[str], str],
+    known: Collection[str] = (),
+    besides: str = "",
+) -> Iterator[str]:
+    """Sentences on what the prompt without its deltas' tags, or the negative one, has to no effect.
+
+    label: what the user knows a setting as. For the others see `remarks`.
+    """
+    asked = f"{prompt} {sampling.negative_prompt}"
     for tag in dict.fromkeys(found[0] for found in _OTHER_TAG.finditer(asked)):
         yield f"{tag} is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs."
-    for token in tokens_in(_OTHER_TAG.sub("", asked)):
-        if token not in words:
-            near = did_you_mean(token, words)
-            yield f"{token} is plain text: no delta in the prompt has that word, and no --embedding{near or '.'}"
-    if negative_prompt.strip() and sampling.guidance_scale <= 1:
-        yield f"--negative_prompt has no effect, as --guidance_scale is {sampling.guidance_scale:g}."
+    yield from remarks(_OTHER_TAG.sub("", asked), deltas, known, besides)
+    if sampling.negative_prompt.strip() and sampling.guidance_scale <= 1:
+        scale = sampling.guidance_scale
+        yield f"{label('negative_prompt')} has no effect, as {label('guidance_scale')} is {scale:g}."
 
 
 _OTHER_TAG = re.compile(r"<\w+:[^<>]*>")

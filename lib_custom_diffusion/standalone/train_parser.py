@@ -234,7 +234,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=int, help="keep only this many saves; all if not given")
     add("--resume_from_checkpoint", help="resume from this save in --output_dir, or from the latest")
     add("--allow_changes", action="store_true", help="resume even if pictures, captions or settings have changed")
-    add("--validation_prompt", help="prompt to draw every --validation_steps steps")
+    add("--validation_prompt", help="prompt to draw every --validation_steps steps, and at the end")
     add("--validation_steps", type=int, default=_D.validation_steps, help="steps between previews; 0 for none")
     add(
         "--num_validation_images",

@@ -213,8 +213,9 @@ class Trainer:
             pending.append(self._step())
             self.step += 1
             stop = parallel.any_process(interrupted(), self.backend.device)
-            save = self.step % config.checkpointing_steps == 0 or self.step == total or stop
-            validate = config.validation_prompt and self.step % config.validation_steps == 0
+            at_end = self.step == total
+            save = self.step % config.checkpointing_steps == 0 or at_end or stop
+            validate = config.validation_prompt and (self.step % config.validation_steps == 0 or at_end)
             if self.step % LOG_EVERY == 0 or save or validate:
                 on_progress(Progress(self.step, total, self._record(pending, log)))
                 pending.clear()

@@ -61,7 +61,7 @@ class TrainingPlan(TrainingConfig, PictureSettings):
     modifier_token:          none for those that the prompts have, such as <new1>.
     initializer_token:       more than there are new words do no harm.
     checkpointing_steps:     0 for a save at the end alone.
-    validation_steps:        0 for no pictures on the way.
+    validation_steps:        0 for no pictures, neither on the way nor at the end.
     num_class_images:        drawn until there are so many; 0 for those of class_data_dir as they are.
 
     concepts:                what to learn. In an instance_prompt [name] stands for the word and what it is a kind of.

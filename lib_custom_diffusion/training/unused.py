@@ -32,8 +32,6 @@ def unused(plan: TrainingPlan, resumes: bool, label: Callable[[str], str]) -> li
     if plan.allow_changes and not resumes:
         told += no_effect([label("allow_changes")], "nothing is resumed")
     steps = plan.max_train_steps
-    if plan.validation_prompt and plan.validation_steps > steps:
-        told.append(f"No pictures are drawn on the way, as {label('validation_steps')} is {plan.validation_steps}.")
     if plan.lr_warmup_steps >= steps:
         told.append(f"The rates rise until the last step, as {label('lr_warmup_steps')} is {plan.lr_warmup_steps}.")
     return told + _without_text(plan) + _passed_over(plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
+from ..prompt_remarks import remarks
 from ..prompt_tags import weight_of
 from .acting import ActingDeltas
 from .delta_library import DeltaLibrary
 from .host_backend import forget_encoded_prompts
+from .host_text import database
 
 HASHES = "Delta hashes"
 _TAG = re.compile(r"<delta:([^:>]+)")
@@ -54,6 +56,9 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
                 p.comment(f"Custom Diffusion: several deltas bring the word {token}; the one of {name} is used")
             wanted.append((delta, weight))
             hashes[_plain(name)] = on_disk.shorthash
+        if wanted and not getattr(p, "is_hr_pass", False):
+            for sentence in _remarks(p, wanted):
+                p.comment(f"Custom Diffusion: {sentence}")
         self.acting.set(wanted)
         self._forget_prompts_of_other_words(p, wanted)
         p.delta_hashes = hashes
@@ -94,6 +99,13 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         for field in ("Prompt", "Hires prompt"):
             if field in values:
                 values[field] = _TAG.sub(renamed, values[field])
+
+
+def _remarks(p: Any, wanted: Sequence[tuple[Delta, float]]) -> Iterator[str]:
+    """What is said of a batch's prompts; the host reads words whatever their case."""
+    text = " ".join([*p.prompts, *(p.negative_prompts or ())])
+    named = [(list(delta.embeddings), weight) for delta, weight in wanted]
+    return remarks(text, named, list(database().word_embeddings), ", and no embedding", str.lower)
 
 
 def _same(words: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:

@@ -48,6 +48,16 @@ def create_embedding(name: str, initialization_text: str, vectors: int, overwrit
     return stem
 
 
-def is_ordinary(name: str) -> bool:
-    """Whether the model's vocabulary has the word itself, as it has "cat"."""
-    return len(shared.sd_model.cond_stage_model.tokenize([name])[0]) == 1
+def refuse_ordinary(name: str) -> None:
+    """Raise UserError for a name that prompts are full of: an entry of the model's vocabulary, or several, as "my cat".
+
+    The host reads an embedding wherever a prompt has the tokens of its name, one after another.
+    """
+    refuse_without_checkpoint()
+    words = file_name(name).split()
+    if all(len(ids) == 1 for ids in shared.sd_model.cond_stage_model.tokenize(words)):
+        knows = "is a word" if len(words) == 1 else "are words"
+        raise UserError(
+            f"{' '.join(words)} {knows} that the model knows already, and would mean your concept in every prompt;"
+            " choose a made-up name, such as mycat"
+        )

@@ -30,7 +30,7 @@ from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .compare import grid_infotext
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
-from .new_embedding import create_embedding, is_ordinary
+from .new_embedding import create_embedding, refuse_ordinary
 from .reopened_page import Shown, add_fetching, failed, last, succeeded
 from .toy_model import example, no_checkpoint, toy_buttons, toy_chosen
 from .training_job import estimate, logs_in, template_file, timings_file, train
@@ -310,6 +310,7 @@ def _create_embedding_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.
     ) -> list[Any]:
         same = [gr.update() for _ in chosen]
         try:
+            refuse_ordinary(name)
             created = create_embedding(name, text, int(vectors or 0), overwrite)
         except UserError as error:
             return [error_html(error), gr.update(), *same]
@@ -337,10 +338,5 @@ def _told_of(created: str, asked: str) -> str:
     if created != asked.strip():
         said.append(
             f"The name <i>{html.escape(asked.strip())}</i> has characters that an embedding's name cannot have."
-        )
-    if is_ordinary(created):
-        said.append(
-            f"But <b>{html.escape(created)}</b> is an ordinary word, and prompts that use it would draw your concept"
-            " instead; a made-up word is better."
         )
     return f"<p>{' '.join(said)}</p>"

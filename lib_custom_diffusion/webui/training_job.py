@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from ..data.pictures import find_pictures
 from ..delta import SUFFIX
 from ..errors import UserError, did_you_mean
 from ..storage import check_writable, typed_path
+from ..tokens import split_at_tokens
 from ..training.checks import check_settings
 from ..training.job import Host, Report
 from ..training.loop import Progress
@@ -36,6 +38,8 @@ from .host_backend import HostBackend, refuse_without_checkpoint
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import home_of, steps_of, write_word
 from .reopened_page import JOB, last
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -55,9 +59,12 @@ def train(
     library.look_into(logs)
     target = library.folder / f"{plan.result_name}{SUFFIX}"
     host = Host(backend, folder, target, True, _loss_table(plan), _picture_suffix())
+    foreign = _words_read_as_embeddings(plan)
+    for sentence in foreign:
+        logger.warning(sentence)
     with ready_for_training(backend.model):
         report = run_on_page(plan, host, _Face(HostScreen(), wording, plan, host), timings_file())
-    return _deliver(report, backend.model)
+    return _deliver(replace(report, notes=(*report.notes, *foreign)), backend.model)
 
 
 def estimate(plan: TrainingPlan) -> str:
@@ -134,6 +141,17 @@ def _ask_before_words_are_trained_over(plan: TrainingPlan, wording: Wording) -> 
                 f"the embedding {token} was trained already ({steps} steps), and its file would be"
                 f" replaced; {wording.ask('overwrite')} to train it on from there, or create another word"
             )
+
+
+def _words_read_as_embeddings(plan: TrainingPlan) -> list[str]:
+    """A sentence for each embedding, other than those to be learned, whose name captions or kinds have."""
+    texts = [text for each in plan.named_concepts() for text in (each.class_prompt, *plan.captions_of(each))]
+    text = "\n".join(texts).casefold()
+    told = []
+    for name in sd_hijack.model_hijack.embedding_db.word_embeddings:
+        if name not in plan.tokens and split_at_tokens(text, [name.casefold()]) != [text]:
+            told.append(f"In the captions and kinds, {name} means the embedding of that name, not the ordinary word.")
+    return told
 
 
 def _loss_table(plan: TrainingPlan) -> LossTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 pytest.importorskip("gradio")
 import gradio as gr
 
+from lib_custom_diffusion.backend import Sampling
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import Interrupted
 from lib_custom_diffusion.standalone.app import generate_tab
@@ -72,12 +74,27 @@ def test_a_word_without_its_delta_is_told_with_what_to_add(tmp_path: Path) -> No
     (tmp_path / "broken.delta.safetensors").write_bytes(b"nothing")
 
     def told(prompt: str) -> str:
-        return generate_tab._told(prompt, tmp_path, 5, 2)
+        return generate_tab._told(prompt, Sampling(), tmp_path, 5, 2)
 
     assert told("a <robo> robot").count("&lt;robo&gt; only means something with its delta: add &lt;delta:") == 1
+    assert "plain text" not in told("a <robo> robot")
     for prompt in ("a <robo> robot <delta:robo:1>", "a robot", "a <robot <delta:robo"):
         assert told(prompt) == "<p>Seeds 5 to 6. Pictures are not kept: save the ones you want.</p>"
     assert "add &lt;delta:cat:1&gt; to the prompt" in told("a <robo> and a <new1> <delta:other:0.5>")
+
+
+def test_what_in_a_prompt_has_no_effect_is_told_beside_the_pictures(tmp_path: Path) -> None:
+    Delta({}, {"<rac>": torch.ones(1, 4)}).save(tmp_path / "rac.delta.safetensors")
+    sampling = Sampling(guidance_scale=1, negative_prompt="<new7>")
+    told = generate_tab._told("a <rca> <lora:x:1> <delta:rac:10>", sampling, tmp_path, 5, 1)
+    assert [html.unescape(each) for each in told.removesuffix("</p>").split("</p>")[1:]] == [
+        "<p><lora:x:1> is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs.",
+        "<p><rca> is plain text: no delta in the prompt has that word. Did you mean <rac>?",
+        "<p><new7> is plain text: no delta in the prompt has that word.",
+        "<p>The prompt has none of its delta's words: <rac>.",
+        "<p>A weight of 10 is far from 1, at which the delta was trained: try 0.5 to 1.2.",
+        "<p>Negative prompt has no effect, as CFG Scale is 1.",
+    ]
 
 
 def test_a_picture_that_does_not_say_how_it_was_made_changes_nothing(made: dict[str, Part], tmp_path: Path) -> None:

@@ -392,6 +392,14 @@ def test_the_delta_is_kept_where_there_is_no_room_for_the_last_save(
     assert not (tmp_path / "checkpoint-20").exists()
 
 
+def test_the_end_of_a_training_is_drawn_whatever_the_interval(tmp_path: Path) -> None:
+    for every, at in ((15, [15, 20]), (50, [20])):
+        drawn: dict[int, list[Image.Image]] = {}
+        training = trainer(tmp_path / str(every), validation_prompt="a <new1>", validation_steps=every)
+        training.run(on_pictures=drawn.__setitem__)
+        assert list(drawn) == at
+
+
 def test_validation_pictures_are_of_fixed_seeds_and_do_not_change_the_training(tmp_path: Path) -> None:
     drawn: dict[int, list[Image.Image]] = {}
     trainer(tmp_path / "a").run()

@@ -43,10 +43,6 @@ def test_settings_as_they_are_without_being_given_are_not_told_of(plan: Training
         ({"optimizer": "lion", "adam_epsilon": 0.1}, "adam_epsilon has no effect, as lion has none."),
         ({"allow_changes": True}, "allow_changes has no effect, as nothing is resumed."),
         (
-            {"validation_prompt": "a cat", "max_train_steps": 49},
-            "No pictures are drawn on the way, as validation_steps is 50.",
-        ),
-        (
             {"lr_warmup_steps": 250, "max_train_steps": 250},
             "The rates rise until the last step, as lr_warmup_steps is 250.",
         ),

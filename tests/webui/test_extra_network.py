@@ -23,7 +23,8 @@ class Picture(SimpleNamespace):
     """A stand-in of `p`."""
 
     def __init__(self, **fields) -> None:
-        super().__init__(prompts=["a cat"], extra_generation_params={}, comments={}, **fields)
+        usual = {"prompts": ["a cat"], "negative_prompts": [""], "extra_generation_params": {}, "comments": {}}
+        super().__init__(**usual | fields)
 
     def comment(self, text: str) -> None:
         self.comments[text] = 1
@@ -123,6 +124,24 @@ def test_an_embedding_of_the_hosts_own_comes_back(network, host, tmp_path):
     network.activate(Picture(), [])
     assert database.word_embeddings == {"mycat": own}
     assert torch.equal(host.cond_stage_model(["mycat"])[0, 1:2], own.vec)
+
+
+def test_a_prompt_that_will_not_draw_what_was_learned_is_remarked_on(network, host, tmp_path):
+    save(tmp_path / "deltas", "cat", host, "<new1>")
+    own = Embedding(torch.ones(1, WIDTH), "<own>")
+    own.vectors, own.shape = own.vec.shape
+    sd_hijack.model_hijack.embedding_db.register_embedding_by_name(own, host, "<own>")
+    said = Picture(prompts=["a <new2> cat"])
+    network.activate(said, tags("cat:3"))
+    assert list(said.comments) == [
+        "Custom Diffusion: <new2> is plain text: no delta in the prompt has that word, and no embedding."
+        " Did you mean <new1>?",
+        "Custom Diffusion: The prompt has none of its delta's words: <new1>.",
+        "Custom Diffusion: A weight of 3 is far from 1, at which the delta was trained: try 0.5 to 1.2.",
+    ]
+    for fine in (Picture(prompts=["a <NEW1> cat <own>"]), Picture(prompts=["a cat"], is_hr_pass=True)):
+        network.activate(fine, tags("cat:1"))
+        assert fine.comments == {}
 
 
 def test_tokens_come_back_when_the_host_has_read_its_folder_again(network, host, tmp_path):

@@ -215,23 +215,31 @@ def test_a_number_of_concepts_that_is_emptied_to_type_another_is_one(made):
     form = shown()
     concepts, _ = form.entered([None, *(part.value for part in form.inputs[1:])])
     assert len(concepts) == 1
-    told, *_ = made["cd_new_create"].events[0].fn("dog", "cat", 1, False, None, "", "", "", "")
-    assert "Created <b>dog</b>" in told
+    told, *_ = made["cd_new_create"].events[0].fn("my-dog", "cat", 1, False, None, "", "", "", "")
+    assert "Created <b>my-dog</b>" in told
 
 
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
     event = made["cd_new_create"].events[0]
-    told, box, first, *others = event.fn("<dog>", "cat", 1, False, 1, "", "", "", "")
-    assert "Created <b>dog</b> and selected it" in told and not box["open"]
-    assert "<i>&lt;dog&gt;</i> has characters" in told and "ordinary word" in told
-    assert (tmp_path / "embeddings" / "dog.pt").is_file()
-    assert first["value"] == "dog" and all("dog" in field["choices"] for field in (first, *others))
-    told, _, first, *others = event.fn("my-cow", "cat", 1, False, 1, "dog", "", "", "")  # the second is chosen, too
-    assert first["value"] == "my-cow" and "ordinary" not in told and "characters" not in told
-    _, _, first, second, *_ = event.fn("hen", "cat", 1, False, 2, "dog", "", "", "")
-    assert "value" not in first and second["value"] == "hen"
-    told, _, *fields = event.fn("dog", "cat", 1, False, 1, "", "", "", "")
-    assert "there is an embedding dog already" in told and not any("value" in field for field in fields)
+    told, box, first, *others = event.fn("<my-dog>", "cat", 1, False, 1, "", "", "", "")
+    assert "Created <b>my-dog</b> and selected it" in told and not box["open"]
+    assert "<i>&lt;my-dog&gt;</i> has characters" in told
+    assert (tmp_path / "embeddings" / "my-dog.pt").is_file()
+    assert first["value"] == "my-dog" and all("my-dog" in field["choices"] for field in (first, *others))
+    told, _, first, *others = event.fn("my-cow", "cat", 1, False, 1, "my-dog", "", "", "")  # the second is chosen, too
+    assert first["value"] == "my-cow" and "characters" not in told
+    _, _, first, second, *_ = event.fn("my-hen", "cat", 1, False, 2, "my-dog", "", "", "")
+    assert "value" not in first and second["value"] == "my-hen"
+    told, _, *fields = event.fn("my-dog", "cat", 1, False, 1, "", "", "", "")
+    assert "there is an embedding my-dog already" in told and not any("value" in field for field in fields)
+
+
+@pytest.mark.parametrize(("name", "said"), [("dog", "dog is a word"), ("<dog>", "dog is"), (" my  cat ", "my cat are")])
+def test_a_name_that_prompts_are_full_of_is_refused(made, tmp_path, name, said):
+    told, _, *fields = made["cd_new_create"].events[0].fn(name, "cat", 1, True, 1, "", "", "", "")
+    assert told.startswith(f"<div class='error'>{said}")
+    assert "knows already" in told and "such as mycat" in told
+    assert not any("value" in field for field in fields) and not list(tmp_path.glob("embeddings/*"))
 
 
 def test_a_page_that_is_opened_shows_the_box_for_new_words_while_there_is_none(page, host):

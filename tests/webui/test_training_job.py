@@ -142,6 +142,15 @@ def test_only_the_new_word_has_moved(host, plan, tmp_path):
     assert (tmp_path / "embeddings" / "other.pt").read_bytes() == other
 
 
+def test_words_that_are_embeddings_in_captions_and_kinds_are_told_of(host, plan, tmp_path, caplog):
+    for name in ("cat", "photo", "cats", "mycat2"):
+        create_embedding(name, "red", 1, overwrite=False)
+    done = train(plan, str(tmp_path / "log"))
+    told = [f"In the captions and kinds, {name} means the embedding of that name, not the ordinary word."
+            for name in ("cat", "photo")]  # fmt: skip
+    assert done.note.endswith(" ".join(told)) and caplog.messages == told
+
+
 def test_a_word_that_was_trained_already_is_not_trained_over_without_being_asked(host, plan, tmp_path):
     train(replace(plan, max_train_steps=2), str(tmp_path / "log"))
     learned = (tmp_path / "embeddings" / "mycat.pt").read_bytes()

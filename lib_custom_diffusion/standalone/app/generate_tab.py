@@ -8,7 +8,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import gradio as gr
 
 from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
-from ...deltas_folder import named_deltas
+from ...deltas_folder import find_delta, named_deltas
 from ...errors import Interrupted, UserError
 from ...ui.answers import clear_first
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
-from ..generate import draw, find_deltas, found_deltas
+from ..generate import draw, find_deltas, found_deltas, without_meaning
 from ..infotext import read_parameters
 from ..prompts import split_deltas
 from .drawing import before_each_step
@@ -134,7 +134,7 @@ def add_generate_tab(
                 history.add(prompt)
 
         job = jobs.start(_of(asked), work)
-        told = _told(prompt or "", deltas_dir, first, asked)
+        told = _told(prompt or "", sampling, deltas_dir, first, asked)
         yield from last.watch(job, lambda: _watched(job, pictures, asked, told, history))
 
     start.click(
@@ -221,26 +221,36 @@ def _of(count: int) -> str:
     return f"drawing {count} pictures" if count > 1 else "drawing a picture"
 
 
-def _told(prompt: str, deltas_dir: Path, first: int, count: int) -> str:
-    """What is said beside pictures: their seeds, what becomes of them, and words that no delta in the prompt has."""
+def _told(prompt: str, sampling: Sampling, deltas_dir: Path, first: int, count: int) -> str:
+    """What is said beside pictures: their seeds, what becomes of them, and what in the prompt has no effect."""
     seeds = f"Seed {first}" if count == 1 else f"Seeds {first} to {first + count - 1}"
     told = f"<p>{seeds}. Pictures are not kept: save the ones you want.</p>"
     with suppress(UserError):  # of a tag, which drawing tells
-        told += "".join(f"<p>{html.escape(each)}</p>" for each in found_deltas(prompt, deltas_dir))
-        told += "".join(f"<p>{html.escape(each)}</p>" for each in _lacking(prompt, named_deltas(deltas_dir)))
+        text, named = split_deltas(prompt)
+        used = [(list(summarize(find_delta(deltas_dir, name, by_path=True)).tokens), weight) for name, weight in named]
+        lacking = _lacking(text, {name for name, _ in named}, named_deltas(deltas_dir))
+        sentences = [
+            *found_deltas(prompt, deltas_dir),
+            *lacking.values(),
+            *without_meaning(text, used, sampling, _LABELS.__getitem__, lacking),
+        ]
+        told += "".join(f"<p>{html.escape(each)}</p>" for each in sentences)
     return told
 
 
-def _lacking(prompt: str, deltas: Mapping[str, Path]) -> Iterator[str]:
-    """What to add for words of a prompt that no delta in it has, and another delta has."""
-    text, named = split_deltas(prompt)
-    used = {name for name, _ in named}
+_LABELS = {"negative_prompt": "Negative prompt", "guidance_scale": "CFG Scale"}
+
+
+def _lacking(text: str, used: Collection[str], deltas: Mapping[str, Path]) -> dict[str, str]:
+    """What to add for words of a prompt that no delta in it has, and another delta has: a sentence by word."""
+    told = {}
     for name in sorted(deltas, key=lambda name: name not in used):
         with suppress(UserError):  # of a damaged file
             for word in summarize(deltas[name]).tokens:
                 if word in text and name not in used:
-                    yield f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
+                    told[word] = f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
                 text = text.replace(word, "")
+    return told
 
 
 def _draw(

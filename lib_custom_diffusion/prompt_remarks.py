@@ -1,0 +1,38 @@
+"""What is said of a prompt that will not draw what its deltas have learned, in every host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from .errors import did_you_mean
+from .tokens import split_at_tokens, tokens_in
+
+_FAR = 2.0
+"""How far a weight is from 0 before pictures fall apart."""
+
+
+def remarks(
+    text: str,
+    deltas: Sequence[tuple[Collection[str], float]],
+    known: Collection[str] = (),
+    besides: str = "",
+    fold: Callable[[str], str] = str,
+) -> Iterator[str]:
+    """Sentences on words that no delta has, deltas that are not called by their words, and weights far from 1.
+
+    text: of the prompt and the negative prompt, without tags. deltas: the words of each, and its weight.
+    known: other words that mean something. besides: what, besides the deltas, does not have the words told of.
+    fold: makes one of spellings that are the same to the model.
+    """
+    words = [*known, *(token for tokens, _ in deltas for token in tokens)]
+    folded = set(map(fold, words))
+    for token in tokens_in(text):
+        if fold(token) not in folded:
+            near = did_you_mean(token, words)
+            yield f"{token} is plain text: no delta in the prompt has that word{besides}{near or '.'}"
+    for tokens, weight in deltas:
+        asked = set(map(fold, tokens))
+        if asked and not asked.intersection(split_at_tokens(fold(text), asked)):
+            yield f"The prompt has none of its delta's words: {', '.join(tokens)}."
+        if abs(weight) > _FAR:
+            yield f"A weight of {weight:g} is far from 1, at which the delta was trained: try 0.5 to 1.2."

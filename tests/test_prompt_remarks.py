@@ -1,0 +1,33 @@
+"""A prompt that will not draw what its deltas have learned is told of, and no other."""
+
+from __future__ import annotations
+
+from lib_custom_diffusion.prompt_remarks import remarks
+
+RAC = (["<rac>"], 1.0)
+
+
+def test_a_prompt_with_its_words_and_a_usual_weight_is_not_remarked_on() -> None:
+    assert list(remarks("a <rac> raccoon, red", [RAC, ([], -0.5), (["<new1>", "mycat"], 2)], ["<emb>"])) == [
+        "The prompt has none of its delta's words: <new1>, mycat."
+    ]
+    assert list(remarks("a <rac> and a <emb> with mycat", [RAC, (["mycat"], 2)], ["<emb>"])) == []
+
+
+def test_a_mistyped_word_is_told_with_the_one_that_it_may_be() -> None:
+    assert list(remarks("a <rca> raccoon", [RAC], besides=", and no --embedding")) == [
+        "<rca> is plain text: no delta in the prompt has that word, and no --embedding. Did you mean <rac>?",
+        "The prompt has none of its delta's words: <rac>.",
+    ]
+
+
+def test_case_counts_where_it_does_to_the_model() -> None:
+    assert len(list(remarks("a <Rac>", [RAC]))) == 2
+    assert list(remarks("a <Rac> MyCat", [RAC, (["mycat"], 1)], fold=str.lower)) == []
+
+
+def test_a_weight_at_which_pictures_fall_apart_is_told() -> None:
+    said = "A weight of {} is far from 1, at which the delta was trained: try 0.5 to 1.2."
+    assert list(remarks("<rac>", [(["<rac>"], 10.0), (["<rac>"], -2.5), (["<rac>"], -2)])) == [
+        said.format("10"), said.format("-2.5"),
+    ]  # fmt: skip
