@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,36 @@ def test_notes_and_metadata_beside_a_delta_run_nothing(webui: WebUI, page: Page,
         assert not page.page.locator("img[src=x]").count()
     finally:
         beside.unlink()
+
+
+def test_names_and_previews_of_files_run_nothing(webui: WebUI, page: Page, thing: Path) -> None:
+    harm = "<img src=x onerror='window.harmed = 1'>"
+    names = ["it's (a+)+ {0}", "\u202ecat\u202c 🐱", "&lt;img src=x onerror=window.harmed=1&gt;", "x" * 200]
+    folder = thing.parent
+    files = [folder / f"{name}.delta.safetensors" for name in names]
+    beside = [folder / f"{names[0]}.delta.{suffix}" for suffix in ("png", "txt")]
+    for file in files:
+        shutil.copy(thing, file)
+    for file in beside:  # a preview and a description
+        file.write_text(f"<!doctype html>{harm}<script>window.harmed = 1</script>")
+    try:
+        page.tab("Deltas", "#txt2img_extra_tabs")
+        page.press("txt2img_deltas_extra_refresh")
+        card = page.page.locator("#txt2img_deltas_cards .card", has_text="it's")
+        card.locator(".description", has_text="window.harmed").wait_for()
+        for name in names:
+            page.fill("txt2img_prompt", "")
+            page.page.locator("#txt2img_deltas_cards .card .name", has_text=name).click()
+            assert f"<delta:{name}:1> thing" in page.value("txt2img_prompt")
+        page.look("names")
+        card.hover()
+        card.locator(".edit-button").click()
+        page.page.locator("#txt2img_deltas_edit_user_metadata").get_by_label("Notes").wait_for()
+        page.page.wait_for_timeout(1000)  # in which a picture that is not there would have failed
+        assert page.page.evaluate("window.harmed") is None
+        preview = card.locator("img.preview").get_attribute("src")
+        visit = page.page.goto(f"{webui.url}/{preview}")
+        assert visit.headers["content-type"] == "image/png" and page.page.evaluate("window.harmed") is None
+    finally:
+        for file in [*files, *beside]:
+            file.unlink()
