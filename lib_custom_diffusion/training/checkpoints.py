@@ -92,7 +92,7 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
         raise NotSaved(final, error.reason if isinstance(error, NotSaved) else error.strerror) from error
     _delete(folder / f"{_REPLACED}{state.step}")
     if keep is not None:
-        others = [path for path in _checkpoints(folder) if path != final]
+        others = [path for path in saves_in(folder) if path != final]
         others.sort(key=lambda path: (_step_of(path) < state.step, _step_of(path)))
         remove(others[: len(others) - (keep - 1)])
     return final
@@ -130,7 +130,8 @@ def is_checkpoint_name(name: str) -> bool:
     return _CHECKPOINT.fullmatch(name) is not None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def saves_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in the order of their steps."""
     return sorted((path for path in folder.glob("checkpoint-*") if is_checkpoint_name(path.name)), key=_step_of)
 
 
@@ -147,12 +148,12 @@ def resolve_checkpoint(folder: Path, asked: str | None) -> Path | None:
     if asked is None:
         return None
     if asked == "latest":
-        checkpoints = _checkpoints(folder)
-        return checkpoints[-1] if checkpoints else None
+        saves = saves_in(folder)
+        return saves[-1] if saves else None
     for candidate in (folder / asked, given_path(asked)):
         if (candidate / _STATE).is_file():
             return candidate
-    near = did_you_mean(asked, [path.name for path in _checkpoints(folder)])
+    near = did_you_mean(asked, [path.name for path in saves_in(folder)])
     raise UserError(f"there is no save {asked} in {folder}; use latest, or leave the option out to start again{near}")
 
 
@@ -163,7 +164,7 @@ def is_in(checkpoint: Path, folder: Path) -> bool:
 
 def results_in(folder: Path, name: str) -> list[Path]:
     """What a training of that name has left in a folder: its checkpoints, and its delta last if it is finished."""
-    return [*_checkpoints(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
+    return [*saves_in(folder), *(path for path in [folder / f"{name}{SUFFIX}"] if path.exists())]
 
 
 def remove(paths: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ..delta import SUFFIX
 from ..errors import UserError, did_you_mean
 from ..storage import check_writable, typed_path
 from ..tokens import split_at_tokens
+from ..training import checkpoints
 from ..training.checks import check_settings
 from ..training.job import Host, Report
 from ..training.loop import Progress
@@ -218,8 +218,7 @@ def _deliver(report: Report, model: Any) -> Outcome:
     result = report.result
     files = [write_word(model, token, vectors, result.step) for token, vectors in result.delta.embeddings.items()]
     if not shared.opts.save_optimizer_state:
-        for checkpoint in report.folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        checkpoints.remove(checkpoints.saves_in(report.folder))
     if report.preview is not None:
         # The card's; a picture that a person chooses is NAME.delta.png, and comes first.
         with suppress(OSError, ValueError):

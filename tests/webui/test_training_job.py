@@ -240,6 +240,10 @@ def test_the_optimizer_state_is_kept_if_the_host_is_set_to(host, plan, tmp_path,
     monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
     done = train(plan, str(tmp_path / "log"))
     assert (done.log_directory / "checkpoint-6" / "state.safetensors").is_file()
+    (done.log_directory / "checkpoint-notes").mkdir()
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", False)
+    again = train(replace(plan, overwrite=True), str(tmp_path / "log"))
+    assert [path.name for path in again.log_directory.glob("checkpoint-*")] == ["checkpoint-notes"]
 
 
 @pytest.mark.parametrize(
