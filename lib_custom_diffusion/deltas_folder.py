@@ -14,7 +14,7 @@ from .tokens import file_name
 
 _LOOKED_AT = 50_000
 """Files and folders in which a name is looked for, where the folder may be any: from / it took minutes."""
-_SHOWN = 20
+_SHOWN = 5
 _DATE = "-".join("[0-9]" * digits for digits in (4, 2, 2))  # of folders; a directory of logs may have any others
 
 
@@ -94,8 +94,10 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
         named.setdefault(path.relative_to(folder).with_name(delta_name(path)).as_posix(), path)
     if name not in named:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        there = f"which has {', '.join(names[:_SHOWN])}{more}" if names else "which is empty"
-        raise UserError(f"there is no delta {name!r} in {folder}, {there}{did_you_mean(name, names)}")
+        there = f"has {', '.join(names[:_SHOWN])}{more}" if names else "is empty"
+        near = did_you_mean(name, names)
+        rest = f"{near} The folder {there}" if near else f", which {there}"
+        raise UserError(f"there is no delta {name!r} in {folder}{rest}")
     return named[name]
 
 

@@ -38,7 +38,9 @@ def split_tokens(text: str) -> list[str]:
     tokens = [token.strip() for token in text.split("+")]
     for token in tokens:
         if not token or any(character.isspace() or character == "," for character in token):
-            raise UserError(f"{text!r} should be tokens without spaces or commas, joined by +, such as <new1>+<new2>")
+            raise UserError(
+                f"{text!r} should be a word without spaces or commas, such as <new1>; several are joined by +"
+            )
         if tokens.count(token) > 1:
             raise UserError(f"{text!r} names {token} twice")
     return tokens
@@ -73,7 +75,9 @@ def initial_vectors(
     vectors = {}
     for token, initializer in zip(tokens, initializers):
         if backend.has_token(token):
-            raise UserError(f"{token} is a word that {backend.name} knows already; choose a new one, such as <new1>")
+            raise UserError(
+                f"{token} is a word that the model {backend.name} knows already; choose a new one, such as <new1>"
+            )
         found = initializer_vectors(backend, initializer).float().cpu()
         if len(found) == 0:
             raise _stands_for_nothing(initializer, token)
@@ -98,7 +102,7 @@ def initializer_vectors(backend: Backend, text: str) -> Tensor:
     if entry is not None:
         return entry
     if text.endswith(_END_OF_WORD):
-        raise UserError(f"the vocabulary of {backend.name} has no entry {text}; leave out {_END_OF_WORD}")
+        raise UserError(f"the vocabulary of the model {backend.name} has no entry {text}; leave out {_END_OF_WORD}")
     whole, words = backend.token_vectors(text), text.split()
     found = [backend.token_vectors(word) for word in words]
     if len(words) < 2 or not torch.equal(torch.cat(found), whole):

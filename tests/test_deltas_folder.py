@@ -31,7 +31,7 @@ def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_
     assert find_delta(tmp_path, "pets/dog") == tmp_path / "pets" / "dog.delta.safetensors"
     with pytest.raises(UserError, match=r"there is no delta 'bird' in .* which has cat, dog, pets/cat$"):
         find_delta(tmp_path, "bird")
-    with pytest.raises(UserError, match=r"which has cat, dog, pets/cat\. Did you mean cat\?"):
+    with pytest.raises(UserError, match=r"\. Did you mean cat\? The folder has cat, dog, pets/cat$"):
         find_delta(tmp_path, "Cart")
     with pytest.raises(UserError, match="choose a delta"):
         find_delta(tmp_path, "")
@@ -118,5 +118,5 @@ def test_a_name_is_not_looked_for_in_a_whole_disk(tmp_path: Path, monkeypatch: p
 
 def test_of_many_deltas_some_are_named(tmp_path: Path) -> None:
     put(tmp_path, *(f"cat{number:02}.delta.safetensors" for number in range(23)))
-    with pytest.raises(UserError, match=r"which has cat00, .*, cat19 and 3 more$"):
+    with pytest.raises(UserError, match=r"which has cat00, cat01, cat02, cat03, cat04 and 18 more$"):
         find_delta(tmp_path, "nope")

@@ -40,7 +40,7 @@ def test_initializer_of_several_words_gives_one_each_or_its_average() -> None:
 
 
 def test_token_of_the_vocabulary_is_refused() -> None:
-    with pytest.raises(UserError, match="cat is a word that tiny knows already"):
+    with pytest.raises(UserError, match="cat is a word that the model tiny knows already"):
         initial_vectors(TinyBackend(), ["cat"], ["ktn"], 1)
 
 

@@ -104,17 +104,17 @@ def all_keys(deltas: Iterable[Delta]) -> list[str]:
 
 
 def common_provenance(deltas: Sequence[Delta]) -> Provenance:
-    """What several deltas have in common: architecture, checkpoint if it is one and the same, and the steps of all.
+    """What several deltas have in common: architecture, checkpoint if it is one and the same; steps of one alone.
 
     Raises UserError if they were made for models of different shapes.
     """
     _check_same_model(deltas)
     named = [delta.provenance for delta in deltas]
-    checkpoints = {origin.checkpoint for origin in named}
+    checkpoints, steps = {origin.checkpoint for origin in named}, [origin.steps for origin in named]
     return Provenance(
         architecture=next((origin.architecture for origin in named if origin.architecture), ""),
         checkpoint=checkpoints.pop() if len(checkpoints) == 1 else "",
-        steps=sum(origin.steps for origin in named),
+        steps=steps[0] if len(steps) == 1 else 0,
     )
 
 

@@ -490,7 +490,7 @@ def _check_words(deltas: Sequence[Delta], backend: Backend) -> None:
     for delta in deltas:
         for token, vectors in delta.embeddings.items():
             if vectors.shape[1] != width:
-                sizes = f"{vectors.shape[1]} wide, the words of {backend.name} {width}"
+                sizes = f"{vectors.shape[1]} wide, the words of the model {backend.name} {width}"
                 raise UserError(f"{token} is {sizes}: made for another model")
 
 

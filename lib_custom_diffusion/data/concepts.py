@@ -357,6 +357,6 @@ def _latents(
         posterior = backend.encode_pictures(pixels.to(backend.device))
         mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise UserError(f"the VAE of {backend.name} makes no numbers of {path}; run it in full precision")
+            raise UserError(f"the VAE of the model {backend.name} makes no numbers of {path}; run it in full precision")
         encoded.update(zip(part, zip(mean, std, strict=True), strict=True))
     return encoded

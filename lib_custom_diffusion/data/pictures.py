@@ -165,6 +165,8 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir(), key=lambda path: path.name)
     except FileNotFoundError as error:
         raise UserError(f"there is no folder {folder}") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{folder} is a file; give the folder that it is in") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be read as a folder of pictures: {error.strerror}") from error
 
@@ -195,7 +197,7 @@ def load_picture(path: Path, alpha_is_weight: bool = False) -> Picture:
     except FileNotFoundError as error:
         raise UnusablePicture("there is no such file") from error
     except UnidentifiedImageError as error:
-        raise UnusablePicture("this is not a picture that can be read") from error
+        raise UnusablePicture("it is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
         raise UnusablePicture("it has too many pixels, as broken pictures have; save it smaller") from error
     except Exception as error:  # from damaged files Pillow raises nearly everything

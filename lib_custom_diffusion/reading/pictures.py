@@ -45,7 +45,7 @@ def read_picture(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _content(written: bytes | None, name: str) -> tuple[str, dict[str, Any]]:
     if written is None:
-        raise UserError("it is an ordinary picture, with no embedding in it")
+        raise UserError("it is a picture that has no embedding in it")
     try:
         if len(written) > _LONGEST:
             raise ValueError("too long")

@@ -46,10 +46,10 @@ _FILES = "delta files, or any files that convert reads"
 def add_limits(command: argparse._ActionsContainer, required: bool, rank: bool = True) -> None:
     """What a file is compressed to: one of --max_size, --rank and --energy."""
     add = command.add_mutually_exclusive_group(required=required).add_argument
-    add("--max_size", help="maximum size of the file, such as 5MB")
+    add("--max_size", help="compress the delta to a file of at most this size, such as 5MB")
     if rank:
-        add("--rank", type=int, help="rank of every layer: how much detail it keeps")
-    add("--energy", type=float, help="share of its effect to keep, by squares, such as 0.99")
+        add("--rank", type=int, help="compress every layer to this rank: how much detail it keeps")
+    add("--energy", type=float, help="compress the delta to this share of its effect, by squares, such as 0.99")
 
 
 def limit_of(options: argparse.Namespace) -> Limit | None:
@@ -161,7 +161,12 @@ def add_merge(commands: argparse._SubParsersAction) -> None:
         _merge,
     )
     add = command.add_argument
-    add("files", type=given_path, nargs="+", help=f"{_FILES}; one concept each")
+    add(
+        "files",
+        type=given_path,
+        nargs="+",
+        help=f"{_FILES}; one concept each. One alone acts as before on its words, and less on others",
+    )
     _add_model(command, "the model that reads the prompts", default="toy")
     add("--target_prompts", action="append", default=[], metavar="PROMPTS",
         help="prompts of a concept, once per file, separated by |; if not given, they are made from its words:"

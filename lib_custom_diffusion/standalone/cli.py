@@ -237,7 +237,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=_D.seed,
-        help="of the first picture; the app, unlike the commands, chooses one at random",
+        help="seed of the first picture; each one after it has the next seed",
     )
 
 

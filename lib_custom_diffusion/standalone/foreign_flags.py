@@ -46,6 +46,23 @@ _RENAMED = {  # where commands call it differently, all its names
     "n_iter": "--num_images", "H": "--resolution", "W": "--resolution", "outdir": "--output",
     "save_path": "--output", "outpath": "--output", "regularization_prompt": "--captions", "mode": "--to",
     "sample_root": "--delta", "numgen": "--num_images", "target_paths": "--instance_data_dir",
+    # what people type who do not look it up
+    **dict.fromkeys(("steps", "num_steps", "train_steps", "max_steps"), "--num_inference_steps|--max_train_steps"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), "--num_train_epochs"), "lr": "--learning_rate",
+    **dict.fromkeys(("bs", "batch"), "--train_batch_size|--sample_batch_size"),
+    **dict.fromkeys(("width", "height", "size"), "--resolution|--max_size"),
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance"), "--guidance_scale"),
+    **dict.fromkeys(("out", "out_dir", "outfile", "output_file", "output_folder", "o", "-o", "output", "output_dir"),
+                    "--output_dir|--output|--class_data_dir"),
+    **dict.fromkeys(("count", "num", "num_samples", "batch_count"), "--num_images|--num_class_images"),
+    **dict.fromkeys(("data", "data_dir", "instance_dir", "dataset", "images_dir", "image_dir", "pictures"),
+                    "--instance_data_dir"),
+    **dict.fromkeys(("negative", "neg"), "--negative_prompt"), "prompt": "--instance_prompt|--prompts|--class_prompt",
+    **dict.fromkeys(("class", "class_word"), "--class_prompt"), "vectors": "--vectors_per_token",
+    **dict.fromkeys(("word", "token", "trigger", "placeholder"), "--modifier_token"), "init": "--initializer_token",
+    **dict.fromkeys(("checkpoint", "base_model", "model_path"), "--model"), "weight": "--weights",
+    **dict.fromkeys(("force", "replace"), "--overwrite"), "save_every": "--checkpointing_steps", "format": "--to",
+    "fp16": "--mixed_precision fp16", "bf16": "--mixed_precision bf16", "host": "--listen", "lora_rank": "--rank",
 }  # fmt: skip
 _ALWAYS = {
     **dict.fromkeys(("cache_latents", "cache_latents_to_disk", "vae_batch_size", "cache_info", "skip_cache_check"),

@@ -180,7 +180,7 @@ def words_of(backend: DiffusersBackend, deltas: Sequence[Delta], embeddings: Seq
     for token, found in vectors.items():
         if found.shape[1] != width:
             raise UserError(
-                f"{token} is {found.shape[1]} wide, the words of {backend.name} {width}: made for another model"
+                f"{token} is {found.shape[1]} wide, the words of the model {backend.name} {width}: made for another one"
             )
     return {token: found.to(backend.device) for token, found in vectors.items()}
 

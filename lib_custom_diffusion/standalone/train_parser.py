@@ -128,8 +128,8 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("training").add_argument
     add(
         "--rank", type=int,
-        help="train deltas as factors of this rank, which takes less memory and makes a smaller file; 0 for full"
-        " matrices. If not given, 32 for SDXL and 0 for others",
+        help="how much each layer can learn: a low rank, such as 16, takes less memory and makes a smaller file; 0 is"
+        " no limit. If not given, 32 for SDXL and 0 for others",
     )  # fmt: skip
     add("--freeze_model", choices=SELECTIONS, default=_D.freeze_model, help="which cross-attention layers are trained")
     add("--train_blocks", default="", help='only in these blocks: down, mid, up or patterns, such as "mid,up"')
@@ -219,7 +219,7 @@ def _add_rates(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    output = command.add_argument_group("output", "--max_size or --energy compress the delta at the end.")
+    output = command.add_argument_group("output")
     add = output.add_argument
     add("--output_dir", type=given_path, default=Path("custom-diffusion-model"), help="folder for the results")
     add("--name", help="name of the delta; made from the tokens if not given")

@@ -45,7 +45,7 @@ from .place import COPIES, PREVIEWS, check_place, check_results, class_folder
 from .plan import TrainingPlan, Wording
 from .resuming import identity_of, refuse_other
 from .unused import unused
-from .words import check_words
+from .words import check_words, kind_notes
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +226,8 @@ class TrainingJob:
         if resolution % multiple:
             near = max(1, round(resolution / multiple)) * multiple
             raise UserError(
-                f"{label('resolution')} must be a multiple of {multiple} pixels for {backend.name}, which halves"
-                f" pictures so often, not {resolution}; the nearest is {near}"
+                f"{label('resolution')} must be a multiple of {multiple} pixels for the model {backend.name}, which"
+                f" halves pictures so often, not {resolution}; the nearest is {near}"
             )
         config = plan.config()
         tokens = config.modifier_token, config.initializer_token
@@ -241,6 +241,7 @@ class TrainingJob:
         on_device = {token: each.to(backend.device) for token, each in vectors.items()}
         captions = [plan.captions_of(concept) for concept in plan.named_concepts()]
         self.notes += [f"{told[:1].upper()}{told[1:]}." for told in check_words(backend, on_device, captions)]
+        self.notes += kind_notes(backend, plan, self.face.wording.of_concept)
         if plan.report_to not in ("none", "tensorboard") and self.host.recorder is None:
             raise UserError(f"{label('report_to')} {plan.report_to} is for the command line; use tensorboard or none")
 

@@ -92,8 +92,8 @@ def check_results(plan: TrainingPlan, wording: Wording, folder: Path, delta: Pat
     if there and not plan.overwrite:
         resume = f"{wording.ask('resume_from_checkpoint')} to continue from its last save, " if not checkpoint else ""
         raise UserError(
-            f"there is a training {plan.result_name} already ({there[-1]}); {resume}{wording.ask('overwrite')} to"
-            f" replace it, or give another {wording.label('output_dir' if delta is None else 'name')}"
+            f"there is already a training called {plan.result_name} ({there[-1]}); {resume}{wording.ask('overwrite')}"
+            f" to replace it, or give another {wording.label('output_dir' if delta is None else 'name')}"
         )
     return checkpoint
 

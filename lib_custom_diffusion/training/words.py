@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..attention import is_toy
 from ..backend import Backend
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
+from ..text_features import read_captions
 from ..tokens import split_at_tokens
+from .plan import NAME, TrainingPlan
 
 
 def is_in(token: str, caption: str) -> bool:
@@ -63,6 +67,23 @@ def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Seque
                 f"{len(lacking)} of the {len(own)} captions of concept {number} have none of the new words, such as"
                 f" {lacking[0]!r}"
             )
+    return told
+
+
+def kind_notes(backend: Backend, plan: TrainingPlan, label: Callable[[str, int], str]) -> list[str]:
+    """Sentences on the concepts' kinds: that there is none where captions would have it, and words no toy knows.
+
+    label: what the user knows a setting of a concept as. Other models than the toys know any word, if in pieces.
+    """
+    told = []
+    for number, (written, concept) in enumerate(zip(plan.concepts, plan.named_concepts()), start=1):
+        kind = label("class_prompt", number)
+        if NAME in written.instance_prompt and not concept.class_prompt.strip():
+            told.append(f"{kind} is empty: captions have the new word alone. Of a thing, say what it is, such as cat.")
+        for word in re.findall(r"[^\W\d_]+", concept.class_prompt.lower()) if is_toy(backend.architecture) else ():
+            if len(backend.token_vectors(word)) > 1:
+                near = did_you_mean(word, " ".join(read_captions(backend.captions)).lower().split())
+                told.append(f"{kind} has {word!r}, a word that the model {backend.name} does not know{near or '.'}")
     return told
 
 

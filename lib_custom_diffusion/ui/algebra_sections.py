@@ -101,7 +101,10 @@ def _compress(host: Host) -> list[Action]:
 
 
 def _blend(host: Host) -> list[Action]:
-    gr.HTML(f"<p>Adds {DELTA}s together, each with its weight. The result includes all their words.</p>")
+    gr.HTML(
+        f"<p>Adds {DELTA}s together, each with its weight; one alone is made stronger or weaker. The result"
+        " includes all their words.</p>"
+    )
     names = delta_field(host, "Deltas to blend", "cd_blend", several=True)
     weights = gr.Textbox(
         label="Weights",
@@ -115,7 +118,7 @@ def _blend(host: Host) -> list[Action]:
 
     def run(show: Show, names: list[str], weights: str, size: float, result: str, overwrite: bool) -> Outcome:
         sources = chosen(host, names)
-        output = new_file(host.deltas_dir, _given(result), overwrite)
+        output = new_file(host.deltas_dir, _given(result, "Name of the blend"), overwrite)
         limit = _limit(LIMITS[0], size, 0, 0) if size else None
         done = blend_files(
             sources, parse_weights(weights or "", len(sources)), output, limit, host.loaded(), _stages(show)
@@ -129,7 +132,8 @@ def _blend(host: Host) -> list[Action]:
 def _merge(host: Host) -> list[Action]:
     gr.HTML(
         f"<p>Combines the {DELTA}s of concepts that were trained separately, so that each word keeps its effect and"
-        " little else changes. Uses the loaded model.</p>"
+        " little else changes. One delta alone can be merged, too: then its word keeps its effect, and other prompts"
+        " change less. Uses the loaded model.</p>"
     )
     names = delta_field(host, "Deltas to merge", "cd_merge", several=True)
     prompts = gr.Textbox(
@@ -141,7 +145,7 @@ def _merge(host: Host) -> list[Action]:
 
     def run(show: Show, names: list[str], prompts: str, result: str, overwrite: bool) -> Outcome:
         sources = chosen(host, names)
-        output = new_file(host.deltas_dir, _given(result), overwrite)
+        output = new_file(host.deltas_dir, _given(result, "Name of the merged delta"), overwrite)
         asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=_stages(show))
         told = done.report(names)
@@ -303,9 +307,9 @@ def _result_fields(part: str, what: str, default: str = "") -> tuple[gr.Textbox,
     return name, overwrite
 
 
-def _given(name: str) -> str:
+def _given(name: str, label: str) -> str:
     if not (name or "").strip():
-        raise UserError("give the result a name")
+        raise UserError(f"{label} is empty; give one, such as both")
     return name
 
 

@@ -13,6 +13,10 @@ from ..reading import read_header
 from ..text_features import concept_words
 
 _EMBEDDING = "embedding."
+_NORMS = (
+    "<p>How strongly each layer is changed: the norm of its delta (Frobenius). Bars compare the layers with the one"
+    " that is changed most.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def report_html(path: Path) -> str:
     norms = {key: _norm(entry) for key, entry in delta.entries.items()}
     largest = max(norms.values(), default=0.0) or 1.0
     bars = "".join(_bar(short_name(key), norm, norm / largest) for key, norm in norms.items())
-    return f'<div class="cd-inspection"><table>{table}</table><div class="cd-norms">{bars}</div></div>'
+    return f'<div class="cd-inspection"><table>{table}</table>{_NORMS}<div class="cd-norms">{bars}</div></div>'
 
 
 def _norm(entry: Entry) -> float:

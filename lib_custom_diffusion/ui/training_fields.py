@@ -265,8 +265,8 @@ def _result(face: Face) -> Fields:
         )  # fmt: skip
         fields["rank"] = gr.Number(
             label=LABELS["rank"], value=0, precision=0, elem_id="cd_rank",
-            info="How many independent changes each layer can learn: fewer need less memory and make a smaller file;"
-            " the default is any number, and 32 for SDXL",
+            info="How much each layer can learn. A low rank, such as 16, needs less memory and makes a smaller file."
+            " The default is 32 for SDXL, and no limit for other models",
         )  # fmt: skip
     return fields
 

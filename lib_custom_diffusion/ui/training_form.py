@@ -66,7 +66,7 @@ def entered_plan(
         raise UserError(f"a training has 1 to {MAX_CONCEPTS} concepts, not {len(concepts)}")
     for number, concept in enumerate(concepts, start=1):
         if not (concept.get("modifier_token") or "").strip():
-            raise UserError(f"{label_of_concept('modifier_token', number)} is empty; choose a word or create a new one")
+            raise UserError(f"{label_of_concept('modifier_token', number)} is empty; give the word to be learned")
         if not (concept.get("instance_data_dir") or "").strip():
             raise UserError(
                 f"{label_of_concept('instance_data_dir', number)} is empty; give the folder with your pictures"

@@ -6,6 +6,7 @@ import base64
 import datetime
 import html
 import io
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def estimate_text(timing: Timing, amounts: Amounts, just_measured: bool) -> str:
     encoding, training = timing.seconds(amounts)
     basis = "a few steps taken just now" if just_measured else f"a training of {timing.day} on this machine"
     return (
-        f"About {duration(encoding + training)}: {duration(encoding)} to prepare {amounts.encoded} views of the"
+        f"About {duration(encoding + training)}: {duration(encoding)} to prepare {amounts.encoded} versions of the"
         f" pictures, {duration(training)} for {amounts.steps} steps. Estimated from {basis} and the number and size"
         " of the pictures; previews take additional time."
     )
@@ -119,8 +120,20 @@ def duration(seconds: float) -> str:
 
 
 def error_html(error: Exception | str) -> str:
-    """A sentence that says what went wrong."""
-    return f"<div class='error'>{html.escape(str(error))}</div>"
+    """A sentence that says what went wrong, with a capital letter unless it begins with somebody's word or a path."""
+    told = str(error)
+    first = re.split(r"[ ,]", told, maxsplit=1)[0]
+    capital = told[:1].upper() + told[1:] if first in _FIRST_WORDS else told
+    return f"<div class='error'>{html.escape(capital)}</div>"
+
+
+_FIRST_WORDS = {
+    "a", "an", "another", "at", "blending", "cannot", "captions", "choose", "compression", "concept", "delta",
+    "each", "for", "give", "how", "in", "interrupted", "it", "its", "keys", "leave", "neither", "no", "none",
+    "nothing", "of", "only", "regularization", "say", "target", "the", "there", "these", "this", "training",
+    "unknown", "width", "without", "words", "write",
+}  # fmt: skip
+"""With which our own sentences begin: what begins otherwise may be a word that is learned, a value or a path."""
 
 
 def memory() -> str:

@@ -190,7 +190,7 @@ def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.
 def chosen(host: Host, names: Sequence[str] | None) -> list[Path]:
     """The files of the chosen deltas, in their order. Raises UserError for none, or one that is not there."""
     if not names:
-        raise UserError("choose one or more deltas")
+        raise UserError("choose one delta or several")
     return [find_delta(host.deltas_dir, name) for name in names]
 
 

@@ -138,8 +138,10 @@ def _ask_before_words_are_trained_over(plan: TrainingPlan, wording: Wording) -> 
         steps = steps_of(words[token])
         if steps:
             raise UserError(
-                f"the embedding {token} was trained already ({steps} steps), and its file would be"
-                f" replaced; {wording.ask('overwrite')} to train it on from there, or create another word"
+                f"the embedding {token} was trained already ({steps} steps), and its file would be replaced;"
+                f" {wording.ask('overwrite')} to start a new training from the word as it is now, create another word,"
+                f" or {wording.ask('resume_from_checkpoint')} to continue an interrupted one, which takes that Saves"
+                " Optimizer state was ticked in Settings, Training"
             )
 
 

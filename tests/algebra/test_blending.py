@@ -77,7 +77,8 @@ def test_provenance_is_what_all_have_in_common() -> None:
         return Delta({}, {}, Provenance("sd1", checkpoint, steps=steps))
 
     same = blend([made("abc", 250), made("abc", 100)], [1.0, 1.0]).delta.provenance
-    assert (same.architecture, same.checkpoint, same.steps) == ("sd1", "abc", 350)
+    assert (same.architecture, same.checkpoint, same.steps) == ("sd1", "abc", 0)
+    assert blend([made("abc", 250)], [2.0]).delta.provenance.steps == 250
     assert blend([made("abc", 1), made("xyz", 1)], [1.0, 1.0]).delta.provenance.checkpoint == ""
     unknown = blend([Delta({}), made("abc", 1)], [1.0, 1.0]).delta.provenance
     assert unknown.architecture == "sd1"

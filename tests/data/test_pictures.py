@@ -54,7 +54,7 @@ def test_folder_that_is_missing_or_a_file_or_without_pictures_is_named(tmp_path:
     with pytest.raises(UserError, match=r"no folder .*absent"):
         pictures.find_pictures(tmp_path / "absent")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"notes\.txt cannot be read as a folder"):
+    with pytest.raises(UserError, match=r"notes\.txt is a file; give the folder that it is in"):
         pictures.find_pictures(tmp_path / "notes.txt")
     with pytest.raises(UserError, match=rf"{tmp_path.name} has no pictures; .*\.png"):
         pictures.find_pictures(tmp_path)

@@ -117,7 +117,7 @@ def test_a_page_opened_later_shows_the_last_pictures_and_no_refusal(made: dict[s
     *_, later = opened.fn()
     assert later == here and "Seed 5" in later[1]
     *_, refused = made["cd_generate"].press(cd_gen_prompt="<delta:nobody:1>", **drawn)
-    assert "there is no delta" in refused[1]
+    assert "There is no delta" in refused[1]
     *_, later = opened.fn()
     assert later == here
 
@@ -151,4 +151,4 @@ def test_an_emptied_number_is_asked_for_by_its_label(made: dict[str, Part], part
 
 def test_half_a_size_is_refused(made: dict[str, Part]) -> None:
     *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", cd_gen_width=16)
-    assert "give both width and height" in told
+    assert "Give both width and height" in told

@@ -387,7 +387,7 @@ def test_info_for_people_and_programs(
     [
         (["--instance_data_dir", "nowhere"], "there is no folder nowhere"),
         (["--instance_prompt", "photo of a cat"], "no caption or prompt has the modifier token <new1>"),
-        (["--modifier_token", "cat"], "cat is a word that tiny-v2 knows already"),
+        (["--modifier_token", "cat"], "cat is a word that the model tiny-v2 knows already"),
         (["--modifier_token", "<new1>+<new1>"], "names <new1> twice"),
         (["--learning_rate", "fast"], "'fast' is not a learning rate"),
         (["--train_blocks", "middle"], "choose from down, mid, up"),

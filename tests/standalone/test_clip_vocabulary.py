@@ -79,7 +79,7 @@ def test_an_initializer_is_the_entries_that_it_names_in_any_case(
 
 
 def test_what_is_written_as_an_entry_and_is_none_is_refused(backend: DiffusersBackend) -> None:
-    with pytest.raises(UserError, match=r"the vocabulary of clip has no entry ktn</w>; leave out </w>"):
+    with pytest.raises(UserError, match=r"the vocabulary of the model clip has no entry ktn</w>; leave out </w>"):
         initial_vectors(backend, ["<new1>"], ["ktn</w>"], 1)
 
 

@@ -101,7 +101,7 @@ def test_all_flags_of_the_advanced_scripts_users_are_answered_at_once(capsys: py
 
 def test_what_is_to_be_written_instead_is_a_flag_of_train_or_generate() -> None:
     commands = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
-    names = ("merge", "convert", "evaluate", "generate", "train")
+    names = ("merge", "convert", "blend", "ui", "evaluate", "generate", "train")
     flags = {flag: each for name in names for flag, each in commands[name]._option_string_actions.items()}
     for each in foreign_flags._RENAMED.values():
         for new in each.split("|"):
@@ -119,6 +119,33 @@ def test_a_mistyped_flag_is_told_with_the_one_that_may_be_meant(capsys: pytest.C
         "train --resize_mode bukcet", capsys
     )
     assert "there is no file --odd" in told("blend --output new.delta.safetensors -- --odd", capsys)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("generate --prompt x --steps 8", "--num_inference_steps"),
+        ("train --steps 8", "--max_train_steps"),
+        ("demo --steps 8", "--max_train_steps"),
+        ("train --lr 1", "--learning_rate"),
+        ("train --epochs 3", "--num_train_epochs"),
+        ("train --batch-size 3", "--train_batch_size"),
+        ("generate --prompt x --batch_size 3", "--sample_batch_size"),
+        ("generate --prompt x --width 64", "--resolution"),
+        ("compress x --size 5MB", "--max_size"),
+        ("generate --prompt x --cfg 7", "--guidance_scale"),
+        ("generate --prompt x --out y", "--output"),
+        ("train -o y", "--output_dir"),
+        ("blend x y --output_dir z", "--output"),
+        ("regularize --prompt cat", "--class_prompt"),
+        ("evaluate --prompt cat", "--prompts"),
+        ("convert x --output y --format lora", "--to"),
+    ],
+)
+def test_a_common_name_of_a_flag_is_told_with_that_of_the_command(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(typed, capsys).endswith(f" write {meant}")
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("Info", "info")])

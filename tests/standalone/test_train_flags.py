@@ -360,7 +360,7 @@ def test_the_command_line_starts_with_the_libraries_of_the_core_alone() -> None:
     [
         (["--resume_from_checkpoint=checkpoint-7"], "there is no save checkpoint-7 in"),
         (["--resume_from_checkpoint=checkpoint-4", "--max_train_steps=3"], "checkpoint-4 has 4 steps behind it"),
-        ([], "there is a training new1 already"),
+        ([], "there is already a training called new1"),
         (["--mixed_precision=fp16", "--overwrite"], "--mixed_precision fp16 needs a GPU"),
         (
             ["--instance_data_dir=out/images", "--overwrite"],

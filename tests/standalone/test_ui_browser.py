@@ -233,7 +233,7 @@ def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: 
     page.tab("Train")
     for part, value in {"cd_class_1": "house", "cd_word_1": "<one1>", "cd_pictures_1": tmp_path / "nowhere"}.items():
         page.fill(part, value)
-    [first] = one_error(page, "there is no folder")
+    [first] = one_error(page, "There is no folder")
     page.press("cd_ask")
     page.page.wait_for_timeout(1000)
     assert errors(page) == [first]
@@ -250,7 +250,7 @@ def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: 
     one_error(page, "cat is a word")
     page.page.wait_for_timeout(2000)  # gradio tells the last state of an event once more when it ends
     page.drop("cd_upload", [Path(__file__)])  # alone, it is no picture
-    one_error(page, "test_ui_browser.py: it is no picture")
+    one_error(page, "test_ui_browser.py: it is not a picture")
     assert page.value("cd_pictures_1") == str(tmp_path)
     page.tab("Utilities")
     page.tab("Compress", "#cd_utils_tabs")
@@ -316,7 +316,7 @@ def test_on_a_narrow_screen_nothing_overlaps_or_is_cut(browser: Any, address: st
     page.tab("Train")
     page.fill("cd_pictures_1", "/nowhere")
     page.press("cd_start")
-    one_error(page, "there is no folder")
+    one_error(page, "There is no folder")
     button, told = (page.page.locator(part).first.bounding_box() for part in ("#cd_start", "#cd_estimate .error"))
     assert 0 < told["y"] - button["y"] < 250  # told where it was pressed
     page.page.close()
@@ -353,7 +353,7 @@ _OVERLAPPING = """() => {
 def test_a_mistake_in_the_prompt_is_told_in_a_sentence(page: Page) -> None:
     page.fill("cd_gen_prompt", "a cat <delta:nobody:1>")
     page.press("cd_generate")
-    assert "there is no delta 'nobody'" in page.wait_for("cd_gen_outcome", "nobody")
+    assert "There is no delta 'nobody'" in page.wait_for("cd_gen_outcome", "nobody")
 
 
 def test_a_delta_is_inspected_and_compressed(page: Page, deltas: Path) -> None:

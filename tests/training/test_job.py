@@ -134,7 +134,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"modifier_token": ("***",)}, "no letter or digit to use in a file name"),
         ({"modifier_token": ("<new1>", "new1")}, "the words <new1> and new1 are the same, or would be saved as"),
         ({"modifier_token": ("<new1>", "<NEW1>")}, "the words <new1> and <NEW1> are the same, or would be"),
-        ({"modifier_token": ("cat",)}, "cat is a word that tiny knows already"),
+        ({"modifier_token": ("cat",)}, "cat is a word that the model tiny knows already"),
         ({"initializer_token": ("",)}, "the initializer token '' for <new1> is empty"),
         ({"resolution": 20}, "resolution must be a multiple of 8"),
         ({"rank": -1}, "rank must be 0 or more"),
@@ -242,7 +242,7 @@ def test_what_another_training_has_left_meanwhile_is_neither_replaced_nor_mixed_
     waiting, going_on = made(), made(resume_from_checkpoint="latest")
     replacing = made(overwrite=True, max_train_steps=2)
     before = run(plan, tmp_path / "out").step, contents(tmp_path / "out")
-    with pytest.raises(UserError, match="there is a training new1 already"):
+    with pytest.raises(UserError, match="there is already a training called new1"):
         waiting.run()
     with pytest.raises(UserError, match=r"another training has saved into .*out meanwhile; start again to resume from"):
         going_on.run()
@@ -430,7 +430,7 @@ def test_a_save_of_another_folder_does_not_replace_a_training_unasked(plan: Trai
     run(replace(plan, seed=7, max_train_steps=6), tmp_path / "other")
     before = contents(tmp_path / "other")
     elsewhere = replace(plan, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    with pytest.raises(UserError, match=r"a training new1 already \(.*\); set overwrite to replace it, or"):
+    with pytest.raises(UserError, match=r"already a training called new1 \(.*\); set overwrite to replace it, or"):
         run(elsewhere, tmp_path / "other")
     assert contents(tmp_path / "other") == before
     run(replace(elsewhere, overwrite=True), tmp_path / "other")
@@ -545,7 +545,7 @@ def test_what_was_used_and_left_out_is_told(plan: TrainingPlan, tmp_path: Path) 
     (folder / "i.jxl").write_bytes(b"a picture, elsewhere")
     report = run(plan, tmp_path / "out")
     assert report.notes[0] == (
-        "3 of 5 pictures were used; left out: h.jpg (this is not a picture that can be read), i.jxl (a picture that"
+        "3 of 5 pictures were used; left out: h.jpg (it is not a picture that can be read), i.jxl (a picture that"
         " needs pip install pillow-jxl-plugin, or to be saved as JPEG)."
     )
     assert run(plan, tmp_path / "other").notes[0] == report.notes[0]
@@ -559,7 +559,7 @@ def test_pictures_of_one_name_in_several_folders_are_counted_apart_and_repeated_
         (folder / "x.png").write_bytes(b"no picture")
     [cat] = plan.concepts
     asked = replace(plan, concepts=(replace(cat, instance_data_dir=tmp_path / "repeated"),), train_batch_size=1)
-    reason = "x.png (this is not a picture that can be read)"
+    reason = "x.png (it is not a picture that can be read)"
     assert run(asked, tmp_path / "out").notes[0] == f"2 of 4 pictures were used; left out: {reason}, {reason}."
     assert caplog.text.count("skipped") == 2
 
@@ -569,7 +569,7 @@ def test_a_picture_whose_name_is_no_utf8_is_told_of_as_far_as_it_can_be(plan: Tr
         (plan.concepts[0].instance_data_dir / "h\udcff.jpg").write_bytes(b"no picture")
     except OSError:
         pytest.skip("this system has no such names")
-    assert "left out: h?.jpg (this" in run(plan, tmp_path / "out").notes[0]
+    assert "left out: h?.jpg (it" in run(plan, tmp_path / "out").notes[0]
 
 
 def test_of_an_animation_the_first_picture_is_used_and_that_is_told(plan: TrainingPlan, tmp_path: Path) -> None:
@@ -743,7 +743,8 @@ def test_a_resolution_that_the_unet_cannot_halve_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(job, "size_multiple", lambda unet: 64)
     with pytest.raises(
-        UserError, match=r"resolution must be a multiple of 64 pixels for tiny, .* not 520; the nearest is 512"
+        UserError,
+        match=r"resolution must be a multiple of 64 pixels for the model tiny, .* not 520; the nearest is 512",
     ):
         run(replace(plan, resolution=520), tmp_path / "out")
 
@@ -754,7 +755,7 @@ def test_a_concept_without_any_usable_picture_is_refused_before_the_others_are_e
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "a.png").write_bytes(b"no picture")
     other, backend = Concept("photo of a <new2> dog", tmp_path / "others", "dog"), TinyBackend()
-    with pytest.raises(UserError, match=r"none of the pictures can be used; the last was .*a\.png: this is not"):
+    with pytest.raises(UserError, match=r"none of the pictures can be used; the last was .*a\.png: it is not"):
         run(replace(plan, concepts=(*plan.concepts, other)), tmp_path / "out", backend=backend)
     assert backend.pictures_encoded == 0
 

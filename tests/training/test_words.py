@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from lib_custom_diffusion.data.concepts import Concept
 from lib_custom_diffusion.errors import UserError
-from lib_custom_diffusion.training.words import check_said, check_words, stands_alone
+from lib_custom_diffusion.training.plan import TrainingPlan, Wording
+from lib_custom_diffusion.training.words import check_said, check_words, kind_notes, stands_alone
 from tiny import WIDTH, TinyBackend
 
 ONE = {"<new1>": torch.ones(1, WIDTH)}
@@ -72,3 +77,39 @@ def test_only_who_reads_words_between_spaces_refuses_those_that_letters_touch() 
 
 def test_a_word_may_be_written_in_either_case_where_the_model_takes_both_for_one() -> None:
     check_said(["mycat"], [["photo of MyCat"]])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "told"),
+    [
+        ("photo of a [name]", "man", []),
+        ("photo of a [name]", "Old man", []),
+        ("photo of a [name]", "mna", ["Kind of concept 1 has 'mna', a word that the model toy does not know."
+                                      " Did you mean man?"]),
+        ("photo of a <new1> mna", "xqzw", ["Kind of concept 1 has 'xqzw', a word that the model toy does not know."]),
+        ("photo of a [name]", " ", ["Kind of concept 1 is empty: captions have the new word alone. Of a thing, say what"
+                                    " it is, such as cat."]),
+        ("photo of a <new1> cat", "", []),
+    ],
+)  # fmt: skip
+def test_a_kind_that_a_toy_does_not_know_is_told_and_one_that_captions_lack(
+    prompt: str, kind: str, told: list[str], tmp_path: Path
+) -> None:
+    backend = _Spelling()
+    backend.captions = tmp_path / "captions.txt"
+    backend.captions.write_text("an old man\na cat")
+    plan = TrainingPlan(modifier_token=("<new1>",), concepts=(Concept(prompt, tmp_path, kind),))
+    wording = Wording({"class_prompt": "Kind"})
+    assert kind_notes(backend, plan, wording.of_concept) == told
+    backend.architecture = "crossattn-16x768"
+    large = kind_notes(backend, replace(plan, concepts=(Concept("a <new1>", tmp_path, kind),)), wording.of_concept)
+    assert large == []
+
+
+class _Spelling(TinyBackend):
+    """Knows three words, and spells all others."""
+
+    name = "toy"
+
+    def token_vectors(self, text: str) -> torch.Tensor:
+        return torch.zeros(1 if text in ("old", "man", "cat") else len(text), WIDTH)

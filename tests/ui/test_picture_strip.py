@@ -92,12 +92,12 @@ def test_no_folder_shows_nothing_and_a_wrong_one_a_sentence(tmp_path: Path) -> N
     assert (
         picture_strip("", SHAPES[0]) == picture_strip(None, SHAPES[0]) == folder_fault("") == folder_fault(None) == ""
     )
-    assert "there is no folder" in folder_fault(str(tmp_path / "nowhere"))
+    assert "There is no folder" in folder_fault(str(tmp_path / "nowhere"))
     assert "has no pictures" in folder_fault(str(tmp_path))
 
 
 def test_a_folder_that_is_still_being_typed_is_no_fault(folder: Path) -> None:
     typed = str(folder)[:-1]
     assert picture_strip(typed, SHAPES[0]) == ""
-    assert f"there is no folder {typed}" in folder_fault(typed)
+    assert f"There is no folder {typed}" in folder_fault(typed)
     assert shown(picture_strip(str(folder), SHAPES[0])) and folder_fault(str(folder)) == ""

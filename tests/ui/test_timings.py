@@ -74,7 +74,7 @@ def test_a_damaged_file_counts_for_nothing_and_is_replaced(tmp_path: Path, conte
 def test_the_estimate_says_what_it_is_based_on() -> None:
     timing = Timing(HERE, 0.8, 1.5, "2026-01-01")  # 20 s for the pictures, 150 s for the steps
     told = estimate_text(timing, AMOUNTS, just_measured=False)
-    assert told.startswith("About 3 min: 20 s to prepare 100 views of the pictures, 2 min for 50 steps.")
+    assert told.startswith("About 3 min: 20 s to prepare 100 versions of the pictures, 2 min for 50 steps.")
     assert "a training of 2026-01-01 on this machine" in told
     assert "a few steps taken just now" in estimate_text(timing, AMOUNTS, just_measured=True)
 

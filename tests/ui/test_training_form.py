@@ -125,7 +125,7 @@ def test_what_is_no_plan_is_one_sentence(change: dict[str, Any], said: str) -> N
         ([CONCEPT] * 5, "1 to 4 concepts, not 5"),
         (
             [CONCEPT, {"modifier_token": " ", "instance_data_dir": "/own"}],
-            "Word of concept 2 is empty; choose a word or create a new one",
+            "Word of concept 2 is empty; give the word to be learned",
         ),
         (
             [{"modifier_token": "a", "instance_data_dir": " "}],

@@ -83,7 +83,7 @@ def test_a_training_answers_with_what_it_made_and_used(folder, pictures, tmp_pat
     assert (answer["steps"], answer["interrupted"]) == (2, False)
     assert answer["delta"] == str(folder / "mycat.delta.safetensors")
     assert answer["prompt"] == "photo of a mycat cat <delta:mycat:1>"
-    assert answer["notes"].startswith("1 of 2 pictures was used; left out: broken.png (this is not a picture")
+    assert answer["notes"].startswith("1 of 2 pictures was used; left out: broken.png (it is not a picture")
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
 def test_a_mistake_is_shown_as_a_sentence(made):
     event = made["cd_start"].events[0]
     *_, outcome = event.fn(*[component.value for component in event.inputs])
-    assert outcome == "<div class='error'>Word is empty; choose a word or create a new one</div>"
+    assert outcome == "<div class='error'>Word is empty; give the word to be learned</div>"
     entered = {"cd_embedding_1": "mycat", "cd_pictures_1": "/x", "cd_steps": None}  # not the 250 of another preset
     *_, outcome = event.fn(*[entered.get(part.elem_id, part.value) for part in event.inputs])
     assert outcome == "<div class='error'>Max steps is empty; give a number</div>"
@@ -231,7 +231,7 @@ def test_a_new_word_is_created_from_the_page(made, tmp_path):
     _, _, first, second, *_ = event.fn("my-hen", "cat", 1, False, 2, "my-dog", "", "", "")
     assert "value" not in first and second["value"] == "my-hen"
     told, _, *fields = event.fn("my-dog", "cat", 1, False, 1, "", "", "", "")
-    assert "there is an embedding my-dog already" in told and not any("value" in field for field in fields)
+    assert "There is an embedding my-dog already" in told and not any("value" in field for field in fields)
 
 
 @pytest.mark.parametrize(("name", "said"), [("dog", "dog is a word"), ("<dog>", "dog is"), (" my  cat ", "my cat are")])

@@ -6,6 +6,7 @@ All three train the model that the stand-in WebUI has loaded, as one model canno
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,8 @@ def by_app(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
     }  # fmt: skip
     *_, last = made["cd_start"].press(**entered)
     error = last[0] if isinstance(last[0], str) else ""  # an update where there is none
-    return tmp_path / "app", error.partition("<div class='error'>")[2].removesuffix("</div>")
+    told = error.partition("<div class='error'>")[2].removesuffix("</div>")
+    return tmp_path / "app", re.sub("^(There|No|In|The)(?= )", lambda first: first[0].lower(), told)
 
 
 def by_api(asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:

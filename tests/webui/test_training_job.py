@@ -154,7 +154,10 @@ def test_words_that_are_embeddings_in_captions_and_kinds_are_told_of(host, plan,
 def test_a_word_that_was_trained_already_is_not_trained_over_without_being_asked(host, plan, tmp_path):
     train(replace(plan, max_train_steps=2), str(tmp_path / "log"))
     learned = (tmp_path / "embeddings" / "mycat.pt").read_bytes()
-    with pytest.raises(UserError, match=r"mycat was trained already \(2 steps\).*tick Overwrite in Advanced to"):
+    with pytest.raises(
+        UserError,
+        match=r"trained already \(2 steps\).*tick Overwrite in Advanced to start a new .*Saves Optim",
+    ):
         train(replace(plan, name="another"), str(tmp_path / "log"))
     assert (tmp_path / "embeddings" / "mycat.pt").read_bytes() == learned
     assert train(replace(plan, name="another", overwrite=True), str(tmp_path / "log")).step == 6
@@ -229,7 +232,7 @@ def test_previews_are_saved_and_shown(host, plan, tmp_path):
 def test_a_delta_of_that_name_is_kept_unless_overwriting_was_asked_for(host, plan, tmp_path):
     target = tmp_path / "deltas" / "mycat.delta.safetensors"
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"there is a training mycat already .*tick Overwrite"):
+    with pytest.raises(UserError, match=r"there is already a training called mycat .*tick Overwrite"):
         train(plan, str(tmp_path / "log"))
     assert target.read_bytes() == b"precious"
     train(replace(plan, overwrite=True), str(tmp_path / "log"))

@@ -72,7 +72,7 @@ def test_compress_of_what_fits_says_so(made, tmp_path):
 def test_a_result_takes_no_others_place_unless_told_to(made, tmp_path):
     entered = {"cd_compress_name": "cat", "cd_compress_to": "rank", "cd_compress_rank": 1, "cd_compress_result": "dog"}
     before = (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes()
-    assert "there is a file dog.delta.safetensors already" in report(made["cd_compress"].press(**entered))
+    assert "There is a file dog.delta.safetensors already" in report(made["cd_compress"].press(**entered))
     assert (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes() == before
     assert "Compressed" in report(made["cd_compress"].press(**entered, cd_compress_overwrite=True))
     assert (tmp_path / "deltas" / "dog.delta.safetensors").read_bytes() != before
@@ -146,16 +146,16 @@ def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
 @pytest.mark.parametrize(
     ("button", "entered", "sentence"),
     [
-        ("cd_compress", {}, "choose a delta"),
-        ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "give the size"),
-        ("cd_blend", {"cd_blend_result": "x"}, "choose one or more deltas"),
-        ("cd_blend", {"cd_blend_names": ["cat"]}, "give the result a name"),
+        ("cd_compress", {}, "Choose a delta"),
+        ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "Give the size"),
+        ("cd_blend", {"cd_blend_result": "x"}, "Choose one delta or several"),
+        ("cd_blend", {"cd_blend_names": ["cat"]}, "Name of the blend is empty; give one"),
         ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "one number"),
         ("cd_merge", {"cd_merge_names": ["cat"], "cd_merge_result": "x", "cd_merge_prompts": "a\nb"}, "2 times for 1"),
-        ("cd_convert", {}, "choose a file"),
-        ("cd_reg_draw", {"cd_reg_prompt": "cat"}, "give a folder"),
+        ("cd_convert", {}, "Choose a file"),
+        ("cd_reg_draw", {"cd_reg_prompt": "cat"}, "Give a folder"),
         ("cd_reg_draw", {"cd_reg_folder": "drawn", "cd_reg_prompt": " "}, "Prompt is empty; say what to draw"),
-        ("cd_pick", {"cd_pick_prompt": "cat"}, "give the folder of captioned pictures"),
+        ("cd_pick", {"cd_pick_prompt": "cat"}, "Give the folder of captioned pictures"),
         ("cd_pick", {"cd_pick_source": ".", "cd_pick_target": "picked"}, "Prompt to match is empty; give one"),
     ],
 )
@@ -318,4 +318,4 @@ def test_a_tab_that_is_opened_asks_for_what_was_made_since_the_page_was(page, tm
 def test_inspect_shows_tokens_and_layers(made):
     shown = made["cd_inspect"].press(cd_inspect_name="cat")
     assert "&lt;new1&gt;" in shown and "2 × 6" in shown and shown.count("cd-norm-bar") == 6
-    assert "there is no delta" in made["cd_inspect"].press(cd_inspect_name="bird")
+    assert "There is no delta" in made["cd_inspect"].press(cd_inspect_name="bird")

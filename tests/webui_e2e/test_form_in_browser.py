@@ -50,7 +50,7 @@ def test_there_is_one_error_at_a_time(webui: WebUI, page: Page) -> None:
 
     page.open_training()
     enter("/nowhere")
-    only("there is no folder /nowhere", "cd_estimate")
+    only("There is no folder /nowhere", "cd_estimate")
     page.press("cd_start")
     only("Word is empty", "cd_outcome")
     page.press("cd_ask")
@@ -58,11 +58,11 @@ def test_there_is_one_error_at_a_time(webui: WebUI, page: Page) -> None:
     page.press("cd_start")
     only("Word is empty", "cd_outcome")  # the same again
     enter("/nowhere/else")
-    only("there is no folder /nowhere/else", "cd_estimate")
+    only("There is no folder /nowhere/else", "cd_estimate")
     page.tab("Custom Diffusion Utils")
     page.tab("Compress", "#cd_utils_tabs")
     page.press("cd_compress")
-    only("choose a delta", "cd_utils_outcome")
+    only("Choose a delta", "cd_utils_outcome")
     page.tab("Inspect", "#cd_utils_tabs")
     page.page.wait_for_timeout(1000)
     assert page.errors() == []

@@ -119,7 +119,7 @@ def test_without_a_checkpoint_the_page_says_what_is_missing(empty: WebUI, newcom
     page.fill("cd_new_name", "rocky")
     before = (empty.data / "log.txt").read_text()
     page.press("cd_new_create")
-    page.wait_for("cd_new_told", "there is no checkpoint yet; install the toy model, or put one into", 60)
+    page.wait_for("cd_new_told", "There is no checkpoint yet; install the toy model, or put one into", 60)
     assert "Traceback" not in (empty.data / "log.txt").read_text().removeprefix(before)
     page.unfold("cd_more")
     concepts = page.page.locator("#cd_count input[type=number]")
@@ -138,7 +138,7 @@ def test_the_button_of_every_utility_is_on_the_screen_and_what_comes_of_it_stays
         page.tab(name, "#cd_utils_tabs")
         page.in_sight(page.page.locator(f"button#{button}"))
     page.press("cd_reg_draw")
-    page.wait_for("cd_utils_outcome", "give a folder for the pictures", 60)
+    page.wait_for("cd_utils_outcome", "Give a folder for the pictures", 60)
     page.page.set_viewport_size({"width": SCREEN["width"], "height": 500})
     page.page.locator("#cd_reg_draw").first.scroll_into_view_if_needed()
     assert page.page.locator("#cd_utils_outcome .error").bounding_box()["y"] >= 0

@@ -82,7 +82,7 @@ def test_deltas_are_blended_and_merged(webui: WebUI, utilities: Page) -> None:
         expected = 0.5 * cup.entries[key].float() + 2 * pot.entries[key].float()
         assert (entry.float() - expected).abs().max() < 1e-3
     page.press("cd_blend")
-    page.wait_for("cd_utils_outcome", "there is a file blended.delta.safetensors already")
+    page.wait_for("cd_utils_outcome", "There is a file blended.delta.safetensors already")
     section(page, "Merge")
     choose_deltas(page, "cd_merge_names", "cup", "pot")
     page.fill("cd_merge_result", "merged")

@@ -74,7 +74,9 @@ class _Place:
         before: the folder that was chosen; pictures that were dragged into it are among the new ones.
         """
         paths = [Path(file) for file in files]
-        left_out = {path: why_unread(path) or "it is no picture" for path in paths if not is_picture(path)}
+        left_out = {
+            path: why_unread(path) or "it is not a picture that can be read" for path in paths if not is_picture(path)
+        }
         told = f"<div class='error'>{left_out_html(left_out)}</div>" if left_out else ""
         if len(left_out) == len(paths):
             return "", told
