@@ -221,12 +221,13 @@ def fingerprint(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
+_ERRORS = """() => [...document.querySelectorAll('.error')].filter(each => each.offsetParent)
+    .map(each => `${each.closest('[id]').id}: ${each.innerText}`)"""
+"""What is seen of errors: which part of the page says what."""
+
+
 def errors(page: Page) -> list[str]:
-    """What is seen of errors: which part of the page says what."""
-    return page.page.evaluate(
-        "() => [...document.querySelectorAll('.error')].filter(each => each.offsetParent)"
-        ".map(each => `${each.closest('[id]').id}: ${each.innerText}`)"
-    )
+    return page.page.evaluate(_ERRORS)
 
 
 def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: Page, tmp_path: Path) -> None:
@@ -287,15 +288,9 @@ def test_an_answer_is_drawn_again_though_it_is_the_same(page: Page) -> None:
 
 
 def one_error(page: Page, text: str) -> list[str]:
-    """The errors that are seen once there is one with the text: it alone."""
-    page.page.wait_for_function(
-        "text => [...document.querySelectorAll('.error')].some("
-        "each => each.offsetParent && each.innerText.includes(text))",
-        arg=text,
-    )
-    shown = errors(page)
-    assert len(shown) == 1, shown
-    return shown
+    """The errors that are seen once one with the text is seen alone; what is told again goes for a moment."""
+    alone = f"text => {{ const seen = ({_ERRORS})(); return seen.length === 1 && seen[0].includes(text) && seen; }}"
+    return page.page.wait_for_function(alone, arg=text).json_value()
 
 
 @pytest.mark.parametrize("width", [400, 800])
