@@ -97,7 +97,7 @@ def find_delta(folder: Path, name: str, by_path: bool = False) -> Path:
         there = f"has {', '.join(names[:_SHOWN])}{more}" if names else "is empty"
         near = did_you_mean(name, names)
         rest = f"{near} The folder {there}" if near else f", which {there}"
-        raise UserError(f"there is no delta {name!r} in {folder}{rest}")
+        raise UserError(f"there is no delta {name!r} in {folder.absolute()}{rest}")
     return named[name]
 
 

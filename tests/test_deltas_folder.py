@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def put(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_path(tmp_path: Path) -> None:
+def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(
         tmp_path, "pets/cat.delta.safetensors", "cat.delta.safetensors", "pets/dog.delta.safetensors", "cat.safetensors"
     )
@@ -33,6 +36,9 @@ def test_the_nearest_file_of_a_stem_has_its_name_and_others_are_called_by_their_
         find_delta(tmp_path, "bird")
     with pytest.raises(UserError, match=r"\. Did you mean cat\? The folder has cat, dog, pets/cat$"):
         find_delta(tmp_path, "Cart")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"in {re.escape(str(tmp_path))}\. Did you mean cat\?"):
+        find_delta(Path("."), "Cart")
     with pytest.raises(UserError, match="choose a delta"):
         find_delta(tmp_path, "")
 

@@ -142,6 +142,8 @@ class Merged(Result):
         """What came of it, in a plain person's words, by heading. names: of the files."""
         lost = [f"{name} is not" for name, off in zip(names, self.off, strict=True) if off > KEPT]
         kept = "every concept is kept" if len(names) > 1 else "the concept is kept"
+        kept_rows, all_rows = self.target_rows
+        which = f"{kept_rows} of the {all_rows} in the prompts; the others follow from them"
         rows = {
             "Result": f"{', '.join(lost)} kept well; give prompts that it is used in, or try blend" if lost else kept,
             "Compared with its own file": ", ".join(
@@ -149,7 +151,7 @@ class Merged(Result):
             )
             + f" on its own prompts; up to {KEPT:.0%} counts as kept",
             "Accuracy": f"{self.stored_residual:.2%} off on the words that had to come out exactly"
-            f" ({self.target_rows[0]} of the {self.target_rows[1]} in the prompts; the others follow from them)",
+            f" ({which if kept_rows < all_rows else f'all {all_rows} in the prompts'})",
         }
         if self.change_of_sum:
             share = self.change / self.change_of_sum

@@ -108,6 +108,9 @@ def test_a_merge_tells_what_the_file_does_to_its_targets(cat: Path, tmp_path: Pa
     assert told["Result"] == "the concept is kept"
     assert f"my cat acts {merged.off[0]:.1%} differently" in told["Compared with its own file"]
     assert f"{merged.stored_residual:.2%} off on the words" in told["Accuracy"]
+    assert replace(merged, target_rows=(4, 4)).report(["cat"])["Accuracy"].endswith("exactly (all 4 in the prompts)")
+    some = replace(merged, target_rows=(9, 14)).report(["cat"])["Accuracy"]
+    assert some.endswith("(9 of the 14 in the prompts; the others follow from them)")
     share = f"{merged.change / merged.change_of_sum:.0%}"
     assert told["Side effects"].startswith(f"other prompts change {share} as much as its own file changes them")
 
