@@ -256,7 +256,7 @@ def test_there_is_one_error_at_a_time_and_none_once_something_else_begins(page: 
     page.tab("Utilities")
     page.tab("Compress", "#cd_utils_tabs")
     page.press("cd_compress")
-    page.wait_for("cd_utils_outcome", "choose")
+    page.wait_for("cd_utils_outcome", "Choose a delta")
     page.tab("Inspect", "#cd_utils_tabs")
     page.page.wait_for_timeout(500)
     assert errors(page) == []
