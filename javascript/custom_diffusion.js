@@ -32,6 +32,7 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
         if (ended) return;
         ended = true;
         outcome.classList.remove('cd-outdated');
+        outcome.querySelectorAll('.cd-past').forEach((error) => error.classList.remove('cd-past'));
         showText.innerHTML = ''; // the outcome takes its place
         filled.disconnect();
     };
@@ -74,10 +75,9 @@ async function stateOfCustomDiffusionJob(id) {
     }
 }
 
-// There is one error at a time: an older one elsewhere is hidden.
+// There is one error at a time: an older one elsewhere is hidden, not what came of the training before, below it.
 function hideCustomDiffusionError(id) {
-    const place = gradioApp().querySelector(`#${id}.prose`);
-    if (place.querySelector('.error')) place.classList.add('cd-outdated');
+    for (const error of gradioApp().querySelectorAll(`#${id}.prose .error`)) error.classList.add('cd-past');
 }
 
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
@@ -118,7 +118,7 @@ onUiLoaded(function() {
     new MutationObserver(function() {
         if (told.innerHTML == said) return;
         said = told.innerHTML;
-        told.classList.remove('cd-outdated');
+        told.querySelectorAll('.cd-past').forEach((error) => error.classList.remove('cd-past'));
         if (told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
     }).observe(told, {childList: true, subtree: true});
 });
@@ -168,6 +168,7 @@ function customDiffusionToTxt2img() {
     switch_to_txt2img();
     // Its first part has the settings and the picture; another may have been opened, such as the cards.
     gradioApp().querySelector('#txt2img_extra_tabs > .tab-nav > button')?.click();
+    recalculate_prompts_txt2img();
     return [];
 }
 
@@ -178,8 +179,21 @@ function customDiffusionToPlot() {
     return [];
 }
 
+// The tab of utilities begins with the toy while there is no checkpoint. It is left as it is where a person sees it.
+function customDiffusionUtilitiesWithoutToy() {
+    const tabs = gradioApp().getElementById('cd_utils_tabs');
+    if (!tabs || tabs.offsetParent) return;
+    const buttons = Array.from(tabs.querySelectorAll(':scope > .tab-nav > button'));
+    if (buttons[0].textContent.trim() == 'Toy model' && buttons[0].classList.contains('selected')) buttons[1].click();
+}
+
+onOptionsAvailable(function() {
+    if (opts.sd_model_checkpoint) customDiffusionUtilitiesWithoutToy();
+});
+
 function chooseCustomDiffusionToy(title) {
     if (title) {
+        customDiffusionUtilitiesWithoutToy();
         selectCheckpoint(title);
         gradioApp().getElementById('cd_toy_preset').click();
     }

@@ -26,12 +26,13 @@ from ..algebra.files import (
     rename_file,
     renamed_lines,
 )
-from ..delta import SUFFIX
+from ..delta import SUFFIX, Delta
 from ..deltas_folder import files_below, find_delta, new_file
 from ..errors import UserError
 from ..formats import KINDS, dropped_text, give_model, how_to_use
 from ..storage import size_text, write_atomically
 from ..tokens import file_name
+from .inspection import summarize
 from .utilities import DELTA, Action, Host, Outcome, Section, Show, chosen, delta_field, table
 
 LIMITS = ("file size", "rank", "share of the effect")
@@ -48,8 +49,8 @@ def _compress(host: Host) -> list[Action]:
     to = gr.Radio(label="Limit", choices=list(LIMITS), value=LIMITS[0], elem_id="cd_compress_to")
     values = [
         gr.Number(
-            label="Size of the file in MB", value=5, info="Divided among all layers, for the least loss",
-            elem_id="cd_compress_size",
+            label="Size of the file in MB", value=5, elem_id="cd_compress_size",
+            info="Filled in with a tenth of the delta's; divided among all layers, for the least loss",
         ),
         gr.Slider(
             label="Rank of every layer", minimum=1, maximum=128, step=1, value=16, visible=False,
@@ -64,6 +65,7 @@ def _compress(host: Host) -> list[Action]:
         fn=lambda kind: [gr.update(visible=kind == each) for each in LIMITS],
         inputs=[to], outputs=values, queue=False, show_progress=False,
     )  # fmt: skip
+    name.input(fn=lambda name: _tenth(host, name), inputs=[name], outputs=values[:1], queue=False, show_progress=False)
     with gr.Row():
         weighed = gr.Checkbox(
             label="Weigh errors by prompts", value=True, elem_id="cd_compress_weighed",
@@ -84,6 +86,10 @@ def _compress(host: Host) -> list[Action]:
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-small", overwrite)
         limit = _limit(to, size, rank, energy)
+        if not (result or "").strip() and limit.max_bytes and _size(source) <= limit.max_bytes:
+            Delta.load(source)  # what is damaged is refused
+            why = f"It is already small enough: {size_text(_size(source))}; give the result a name to copy it"
+            return Outcome(_report("Not compressed", {"Why": why}, {}, []))
         done = compress_file(source, output, limit, host.loaded(weighed), quantized=not float16, tell=_stages(show))
         if done.unchanged:
             return _delta_outcome(host, "Not compressed", done, {"Why": compressed_text(done)})
@@ -98,6 +104,21 @@ def _compress(host: Host) -> list[Action]:
         return _delta_outcome(host, "Compressed", done, rows)
 
     return [Action(button, run, [name, to, *values, weighed, float16, result, overwrite])]
+
+
+def _tenth(host: Host, name: str) -> Any:
+    """A tenth of a delta's size in MB, for a field; as it is, if there is no such delta."""
+    try:
+        return float(f"{max(_size(find_delta(host.deltas_dir, name or '')) / 1e7, 0.001):.2g}")
+    except UserError:
+        return gr.update()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _blend(host: Host) -> list[Action]:
@@ -161,13 +182,11 @@ def _rename(host: Host) -> list[Action]:
     name = delta_field(host, "Delta with the word", "cd_rename")
     with gr.Row():
         old = gr.Textbox(
-            label="Current word",
-            value="<new1>",
-            info="Inspect shows a delta's words",
-            max_lines=1,
+            label="Current word", placeholder="<new1>", info="Filled in when you choose a delta", max_lines=1,
             elem_id="cd_rename_old",
-        )
+        )  # fmt: skip
         new = gr.Textbox(label="New word", info="Such as <my-cat>", max_lines=1, elem_id="cd_rename_new")
+    name.input(fn=lambda name: _first_word(host, name), inputs=[name], outputs=[old], queue=False, show_progress=False)
     result, overwrite = _result_fields("cd_rename", "renamed delta", "NAME-renamed")
     button = gr.Button("Rename", variant="primary", elem_id="cd_rename")
 
@@ -175,10 +194,21 @@ def _rename(host: Host) -> list[Action]:
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-renamed", overwrite)
         note = plain_word_note(new.strip())
+        if not (old or "").strip():
+            raise UserError("Current word is empty; give the word of the delta that is to be renamed")
         done = rename_file(source, old.strip(), new.strip(), output)
         return _delta_outcome(host, "Renamed", done, {"Note": note} if note else {})
 
     return [Action(button, run, [name, old, new, result, overwrite])]
+
+
+def _first_word(host: Host, name: str) -> Any:
+    """The word of a delta, or the first of several, for a field; as it is, if that cannot be read."""
+    try:
+        words = summarize(find_delta(host.deltas_dir, name or "")).tokens
+    except UserError:
+        return gr.update()
+    return next(iter(words), "")
 
 
 def _convert(host: Host) -> list[Action]:

@@ -16,7 +16,7 @@ from ..attention import SELECTIONS
 from ..data.captions import CAPTION_SOURCES
 from ..training.optimizers import OPTIMIZERS
 from ..training.prior import PRIORS
-from .answers import clear_first
+from .answers import clear_first, forget_errors
 from .picture_strip import folder_fault, picture_strip
 from .training_form import CLIP_MODES, LABELS, MAX_CONCEPTS, PICTURE_SHAPES, label_of_concept
 
@@ -152,6 +152,8 @@ def advanced_fields(face: Face, essentials: Essentials, told: gr.HTML, also: Cal
             show_progress=False,
         )  # fmt: skip
     clear_first(folder.input, told)  # it was of another
+    of_error = [part for part in (*essentials.concept.values(), essentials.preset) if part is not folder]
+    forget_errors(of_error, told)  # others would move as it goes
     folder.blur(
         fn=lambda *entered: [picture_strip(*entered), folder_fault(entered[0]) or gr.update()],
         inputs=[folder, shape, alpha], outputs=[essentials.strip, told], queue=False, show_progress=False,

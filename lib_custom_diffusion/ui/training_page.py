@@ -76,8 +76,7 @@ def progress_html(progress: Progress, seconds_per_step: float, losses: LossHisto
     }
     table = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items() if value)
     curve = loss_svg(losses.points, progress.total_steps)
-    # The WebUI writes a text of one line onto its progress bar as well; this is none for it.
-    return f'<div class="cd-progress">\n<table>{table}</table>{curve}</div>'
+    return f'<div class="cd-progress"><table>{table}</table>{curve}</div>'
 
 
 def outcome_html(done: Outcome) -> str:

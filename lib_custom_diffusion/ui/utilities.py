@@ -19,6 +19,8 @@ from ..backend import Backend
 from ..deltas_folder import find_delta, named_deltas
 from ..errors import UserError
 from ..storage import typed_path
+from .answers import clear_first, forget_errors
+from .training_page import error_html
 
 
 class Show(Protocol):
@@ -40,12 +42,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Action:
-    """A button, what it does with the values of the fields, and the fields."""
+    """A button, what it does with the values of the fields, and the fields.
+
+    run:     called with a Show and the values.
+    at_once: whether it needs no turn among the jobs, as it only reads a file.
+    """
 
     button: gr.Button
     run: Callable[..., Outcome]
-    """Called with a Show and the values."""
     inputs: list[Any]
+    at_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,11 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
     """Make the page where gradio is building one: sections on the left, what comes of them on the right."""
     with gr.Row(equal_height=False, elem_id="cd_utils"):
         with gr.Column(scale=3), gr.Tabs(elem_id="cd_utils_tabs"):
-            actions, tabs = [], []
+            parts: list[tuple[gr.Tab, str, list[Action]]] = []
             for section in sections:
                 with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab") as tab:
-                    actions += section.add(host)
-                tabs.append(tab)
-            host.lists.ask_when_selected(*tabs)
+                    parts.append((tab, section.id, section.add(host)))
+            host.lists.ask_when_selected(*(tab for tab, _, _ in parts))
         with gr.Column(scale=2, elem_id="cd_utils_results"):
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
@@ -151,17 +156,42 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
             host.open_delta(opens, delta)
             gallery = gr.Gallery(label="Pictures", columns=4, elem_id="cd_utils_gallery")
     results = Results(report, progress, gallery, delta, opens)
-    for action in actions:
-        host.bind(action, results)
-    for tab in tabs:  # what was wrong in one of them is of no interest in another
-        tab.select(fn=None, _js=_WITHOUT_ERROR, inputs=[report], outputs=[report])
+    for tab, name, actions in parts:
+        for action in actions:
+            (_answer_at_once if action.at_once else host.bind)(action, results)
+            action.button.click(fn=None, _js=_results_are_of(name), inputs=[], outputs=[])
+            forget_errors(action.inputs, report)
+        tab.select(fn=None, _js=_WITHOUT_OTHERS % name, inputs=[report], outputs=[report])
     return results
 
 
-_WITHOUT_ERROR = """(told) => {
+def _answer_at_once(action: Action, results: Results) -> None:
+    def run(*values: Any) -> tuple[Any, Any, Any, str]:
+        try:
+            return shown(action.run(lambda _done, _total, _what="": None, *values))
+        except UserError as error:
+            return gr.update(), "", gr.update(visible=False), error_html(error)
+
+    outputs = [results.gallery, results.delta, results.open, results.report]
+    action.button.click(fn=run, inputs=action.inputs, outputs=outputs, queue=False, show_progress=False)
+    clear_first(action.button.click, results.report)
+
+
+def _results_are_of(section: str) -> str:
+    return f"""() => {{
+        const all = document.getElementById('cd_utils').dataset;
+        all.of = '{section}';
+        delete all.elsewhere;
+    }}"""
+
+
+_WITHOUT_OTHERS = """(told) => {
+    const all = document.getElementById('cd_utils').dataset;
+    if (all.of && all.of != '%s') all.elsewhere = ''; else delete all.elsewhere;
     const running = document.querySelector('#cd_utils_outcome.cd-outdated');
     return !running && told?.startsWith("<div class='error'>") ? '' : told;
 }"""
+"""What came of a section is shown beside that one alone, and what was wrong there is of no interest afterwards."""
 
 
 def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:

@@ -81,6 +81,14 @@ def failed(sentence: str) -> Shown:
     return hidden, hidden, hidden, hidden, hidden, "", sentence
 
 
+def refused(came: Shown) -> Shown:
+    """What to show of one that was refused: what was wrong, above what came of the one before, if there was one."""
+    if last.shown is None:
+        return came
+    same = gr.update()
+    return same, same, same, same, same, same, came[-1] + last.shown[-1]
+
+
 def add_fetching(part: str, task: gr.Textbox, outputs: Sequence[Any], without: Sequence[Any]) -> None:
     """A button, PART_fetch, that the page presses when a job is over and nothing came of it.
 

@@ -68,8 +68,11 @@ def example() -> tuple[str, str]:
     return str(TOY / "concepts" / name), first["instance_prompt"].rpartition(first["modifier_token"])[2].strip()
 
 
-def toy_buttons(part: str) -> None:
-    """Buttons that install a toy and choose it, as checkpoint and as preset of the training form, by the page."""
+def toy_buttons(part: str, next_step: str) -> gr.HTML:
+    """Buttons that install a toy and choose it, as checkpoint and as preset of the training form, by the page.
+
+    Returns where it is said what came of it and what to do next (HTML), yet to be rendered.
+    """
     gr.HTML(
         "<p>No checkpoint yet, or just trying? The toy model is a very small model of drawings that trains in minutes"
         " on any computer. This copies it to your checkpoints, selects it, and fills in the training form with an"
@@ -78,20 +81,22 @@ def toy_buttons(part: str) -> None:
     with gr.Row():
         button = gr.Button("Install the toy model and use it", variant="primary", elem_id=part)
         button_xl = gr.Button("Or in SDXL's layout", elem_id=f"{part}_xl")
-    told = gr.HTML(elem_id=f"{part}_told")
+    told = gr.HTML(elem_id=f"{part}_told").unrender()
     title = gr.Textbox(visible=False, elem_id=f"{part}_title")
     for each, name in ((button, "toy"), (button_xl, "toy-xl")):
-        each.click(fn=wrap_queued_call(partial(_install, name)), inputs=[], outputs=[title, told], queue=False).then(
+        install = wrap_queued_call(partial(_install, name, next_step))
+        each.click(fn=install, inputs=[], outputs=[title, told], queue=False).then(
             fn=None, _js="chooseCustomDiffusionToy", inputs=[title], outputs=[]
         )
         clear_first(each.click, told)
+    return told
 
 
-def _install(name: str) -> tuple[str, str]:
+def _install(name: str, next_step: str) -> tuple[str, str]:
     """The checkpoint's title, as the host's list of checkpoints has it, and what to say."""
     try:
         path = install_toy(name)
     except UserError as error:
         return "", error_html(error)
     found = sd_models.get_closet_checkpoint_match(path.name)
-    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and selected it.</p>"
+    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and selected it. {next_step}</p>"

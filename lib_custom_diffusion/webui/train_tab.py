@@ -22,7 +22,7 @@ from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
-from ..ui.answers import clear_first
+from ..ui.answers import clear_first, forget_errors
 from ..ui.preset_note import Loaded, amended, preset_note
 from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
@@ -31,7 +31,7 @@ from .compare import grid_infotext
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
 from .new_embedding import create_embedding, refuse_ordinary
-from .reopened_page import Shown, add_fetching, failed, last, succeeded
+from .reopened_page import Shown, add_fetching, failed, last, refused, succeeded
 from .toy_model import example, no_checkpoint, toy_buttons, toy_chosen
 from .training_job import estimate, logs_in, template_file, timings_file, train
 
@@ -45,7 +45,8 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     """Make the tab; the host calls this while it makes its Train tab."""
     with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train") as tab:
         with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
-            toy_buttons("cd_train_toy")
+            installed = toy_buttons("cd_train_toy", "Next: give your word a name under <i>New word</i>.")
+        installed.render()  # it stays when the offer goes
         task = gr.Textbox(visible=False, elem_id="cd_train_task")
         new_word, create = _create_embedding_box()
         face = Face(FormRow, _word, lambda _number: {}, _template, {**RECIPES, **TOY_RECIPES}, _note)
@@ -101,7 +102,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
         if done:
             del asked[task]
         last.end(task, came)
-        return came
+        return came if last.task == task else refused(came)
 
     begin = {
         "fn": wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
@@ -136,6 +137,7 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     )
     add_fetching("cd_estimate", task, [told], [])
     stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
+    forget_errors([*fields.inputs, fields.preset], outcome)
     # Pressed by the page when a toy was installed.
     folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
     toy_preset.click(

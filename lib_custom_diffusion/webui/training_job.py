@@ -41,6 +41,9 @@ from .reopened_page import JOB, last
 
 logger = logging.getLogger(__name__)
 
+NOT_ON_THE_BAR = "\n"
+"""The host writes a text of one line onto its progress bar as well, above where the page shows it."""
+
 
 def train(
     plan: TrainingPlan, log_directory: str = LOG_DIRECTORY, preview: Sampling | None = None, wording: Wording = PAGE
@@ -96,7 +99,7 @@ def _begin(plan: TrainingPlan, wording: Wording) -> tuple[TrainingPlan, HostBack
     Raises UserError if it cannot be trained.
     """
     shared.state.job, shared.state.job_count = JOB, plan.max_train_steps
-    shared.state.textinfo = "Preparing…"
+    shared.state.textinfo = f"Preparing…{NOT_ON_THE_BAR}"
     check_settings(replace(plan, initializer_token=plan.tokens), wording)  # they start from what they are
     refuse_without_checkpoint()
     refuse_untrainable(shared.sd_model)
@@ -190,7 +193,7 @@ class HostScreen:
     def show(self, text: str, step: int = 0) -> None:
         last.begin()
         shared.state.job_no = step
-        shared.state.textinfo = text
+        shared.state.textinfo = f"{text}{NOT_ON_THE_BAR}"
 
     def show_picture(self, picture: Image.Image) -> None:
         """Show a preview, and let nothing that its prompt switched on act on the training."""

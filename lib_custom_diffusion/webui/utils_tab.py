@@ -19,6 +19,7 @@ from .delta_library import library
 from .drawing_backend import DrawingBackend
 from .reopened_page import add_fetching
 from .toy_model import no_checkpoint, toy_buttons
+from .training_job import NOT_ON_THE_BAR
 
 JOB = "custom-diffusion-utility"
 _DEFAULT_SAMPLER = "Euler a"
@@ -79,11 +80,11 @@ def _outputs(results: Results) -> list[Any]:
 
 def _show(done: int, total: int, what: str = "") -> None:
     shared.state.job_no, shared.state.job_count = done, total
-    shared.state.textinfo = what
+    shared.state.textinfo = f"{what}{NOT_ON_THE_BAR}"
     if shared.state.interrupted:
         raise Interrupted("Interrupted. What was finished is kept; run it again with the same settings to continue.")
 
 
 def _toy(_host: Host) -> list[Action]:
-    toy_buttons("cd_toy")
+    toy_buttons("cd_toy", "Next: <i>Train</i> → <i>Custom Diffusion</i>, filled in with an example.").render()
     return []  # a copied file is no job

@@ -74,7 +74,7 @@ def test_names_and_metadata_of_files_run_nothing(browser: Any, address: str, del
         page.tab("Inspect", "#cd_utils_tabs")
         page.choose("cd_inspect_name", "it's")
         page.press("cd_inspect")
-        assert HARM in page.wait_for("cd_inspect_report", "Layers")
+        assert HARM in page.wait_for("cd_utils_outcome", "Layers")
         page.tab("Compress", "#cd_utils_tabs")
         page.choose("cd_compress_name", "it's")
         page.fill("cd_compress_result", HARM)

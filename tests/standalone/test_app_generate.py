@@ -142,7 +142,7 @@ def test_what_was_drawn_before_an_interruption_is_shown_and_that_is_no_error(
 @pytest.mark.parametrize(("part", "label"), [("cd_gen_steps", "Sampling steps"), ("cd_gen_count", "Batch count")])
 def test_an_emptied_number_is_asked_for_by_its_label(made: dict[str, Part], part: str, label: str) -> None:
     *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", **{part: None})
-    assert told == f"<div class='error'>{label} is empty; give a number</div>"
+    assert told == f"<div class='error'>{label} is empty; give a number. Nothing was drawn.</div>"
     *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", **{part: 0})
     assert f"{label} should be 1 to " in told
     *_, (_, told, _) = made["cd_generate"].press(cd_gen_prompt="a cat", cd_gen_cfg=None)

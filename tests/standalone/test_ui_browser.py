@@ -284,7 +284,7 @@ def test_an_answer_is_drawn_again_though_it_is_the_same(page: Page) -> None:
     page.tab("Compress", "#cd_utils_tabs")
     told_anew("cd_compress", "cd_utils_outcome")
     page.tab("Inspect", "#cd_utils_tabs")
-    told_anew("cd_inspect", "cd_inspect_report")
+    told_anew("cd_inspect", "cd_utils_outcome")
 
 
 def one_error(page: Page, text: str) -> list[str]:
@@ -356,7 +356,7 @@ def test_a_delta_is_inspected_and_compressed(page: Page, deltas: Path) -> None:
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "mug")
     page.press("cd_inspect")
-    assert "<new1> mug" in page.wait_for("cd_inspect_report", "Layers")
+    assert "<new1> mug" in page.wait_for("cd_utils_outcome", "Layers")
     page.look("app-inspect")
     page.tab("Compress", "#cd_utils_tabs")
     page.choose("cd_compress_name", "mug")

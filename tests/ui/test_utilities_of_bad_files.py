@@ -67,7 +67,9 @@ USES: dict[str, Callable[[Utilities, str], Any]] = {
     "compress": lambda page, name: page.press("cd_compress", cd_compress_name=name, cd_compress_weighed=False),
     "blend": lambda page, name: page.press("cd_blend", cd_blend_names=["good", name], cd_blend_result="new"),
     "merge": lambda page, name: page.press("cd_merge", cd_merge_names=["good", name], cd_merge_result="new"),
-    "rename": lambda page, name: page.press("cd_rename", cd_rename_name=name, cd_rename_new="<my>"),
+    "rename": lambda page, name: page.press(
+        "cd_rename", cd_rename_name=name, cd_rename_old="<new1>", cd_rename_new="<my>"
+    ),
     "convert": lambda page, name: page.press(
         "cd_convert", cd_convert_names=[f"{name}{SUFFIX}"], cd_convert_fits=False, cd_convert_result="new"
     ),
@@ -92,7 +94,7 @@ def test_broken_files_are_refused_with_a_sentence(kind: str, tmp_path: Path, mon
             press(page, "bad")
         assert "\n" not in str(refused.value) and len(str(refused.value)) > 10, use
         assert content_of(folder) == before, use
-    assert page.parts["cd_inspect"].press(cd_inspect_name="bad").startswith("<div class='error'>")
+    assert page.parts["cd_inspect"].press(cd_inspect_name="bad")[-1].startswith("<div class='error'>")
     assert [path.name for path in tmp_path.iterdir()] == ["deltas"]  # no code was run
 
 
@@ -112,4 +114,4 @@ def test_sound_files_of_odd_names_are_used(name: str, tmp_path: Path) -> None:
     assert len(made) >= 3 and not [each for each in made if set(each) & set('<>:"|?*\t')]
     [renamed] = [each for each in made if "-renamed" in each or each == f"renamed{SUFFIX}"]
     assert "<my>" in Delta.load(tmp_path / renamed).embeddings
-    assert "cd-norm" in page.parts["cd_inspect"].press(cd_inspect_name=name)
+    assert "cd-norm" in page.parts["cd_inspect"].press(cd_inspect_name=name)[-1]

@@ -72,6 +72,15 @@ def test_a_later_page_is_told_of_no_training_that_was_refused_nor_of_another_job
     assert fetched(WAITING)[-1] == "no word"  # the page that asked for it is
 
 
+def test_what_was_wrong_with_the_next_stands_above_what_came_of_the_last(monkeypatch):
+    monkeypatch.setattr(reopened_page, "last", reopened_page.LastTraining())
+    assert reopened_page.refused(reopened_page.failed("no word")) == reopened_page.failed("no word")
+    done = Outcome(7, False, Path("cat.delta.safetensors"), [], Path("logs"), "photo of a cat")
+    reopened_page.last.task, reopened_page.last.shown = TASK, reopened_page.succeeded(done)
+    *same, outcome = reopened_page.refused(reopened_page.failed("<p>no word</p>"))
+    assert same == [gr.update()] * 6 and outcome.startswith("<p>no word</p><p>Finished after 7 steps")
+
+
 def test_of_one_that_broke_off_and_one_that_never_began_this_is_told():
     progress.finished_tasks.append(TASK)
     *same, outcome = fetched(TASK)

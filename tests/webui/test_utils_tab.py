@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+import torch
 from modules import sd_models, shared
 from modules.textual_inversion import textual_inversion
 from PIL import Image
@@ -62,11 +63,26 @@ def test_compress_writes_a_smaller_file_and_tells_the_error(made, tmp_path):
     assert card.js == "customDiffusionShowCard" and [part.elem_id for part in card.inputs] == ["cd_utils_delta"]
 
 
-def test_compress_of_what_fits_says_so(made, tmp_path):
+def test_compress_of_what_fits_says_so_and_copies_it_to_a_name_that_was_given(made, tmp_path):
     told = report(made["cd_compress"].press(cd_compress_name="cat"))  # to 5 MB
+    assert "Not compressed" in told and "already small enough: 3.1 kB; give the result a name to copy it" in told
+    assert not (tmp_path / "deltas" / "cat-small.delta.safetensors").exists()
+    told = report(made["cd_compress"].press(cd_compress_name="cat", cd_compress_result="cat-small"))
     assert "Not compressed" in told and "already small enough" in told and "Differs from the original by" not in told
     original, copy = (tmp_path / "deltas" / f"{name}.delta.safetensors" for name in ("cat", "cat-small"))
     assert copy.read_bytes() == original.read_bytes()
+
+
+def test_a_delta_that_is_chosen_fills_in_a_tenth_of_its_size_and_its_word(made, tmp_path):
+    delta = tmp_path / "deltas" / "cat.delta.safetensors"
+    Delta({}, {"<rac>": torch.ones(40, 1000)}).save(delta)
+    assert delta.stat().st_size == pytest.approx(80_000, abs=1000)
+    for field, value in (("cd_compress_name", 0.008), ("cd_rename_name", "<rac>")):
+        filled = next(each.fn for each in made[field].events if each.fn)
+        assert filled("cat") == value
+        assert filled("gone") == filled(None) == gr.update()
+    delta.write_bytes(b"nothing")
+    assert next(each.fn for each in made["cd_rename_name"].events if each.fn)("cat") == gr.update()
 
 
 def test_a_result_takes_no_others_place_unless_told_to(made, tmp_path):
@@ -148,6 +164,7 @@ def test_several_files_go_into_a_folder_of_the_name(made, tmp_path):
     [
         ("cd_compress", {}, "Choose a delta"),
         ("cd_compress", {"cd_compress_name": "cat", "cd_compress_size": 0}, "Give the size"),
+        ("cd_rename", {"cd_rename_name": "cat", "cd_rename_new": "<a>"}, "Current word is empty"),
         ("cd_blend", {"cd_blend_result": "x"}, "Choose one delta or several"),
         ("cd_blend", {"cd_blend_names": ["cat"]}, "Name of the blend is empty; give one"),
         ("cd_blend", {"cd_blend_names": ["cat"], "cd_blend_result": "x", "cd_blend_weights": "1, 2"}, "one number"),
@@ -181,7 +198,7 @@ def test_pictures_of_a_prompt_are_drawn_with_captions(made, tmp_path):
     pictures, _, _, told = draw(made, tmp_path / "drawn", cd_reg_prompt="photo of a cat")
     assert "3 pictures drawn" in told and len(pictures) == 3
     assert [caption for _, caption in captioned_pictures(tmp_path / "drawn")] == ["photo of a cat"] * 3
-    assert (shared.state.job_no, shared.state.textinfo) == (3, "3 of 3 pictures")
+    assert (shared.state.job_no, shared.state.textinfo) == (3, "3 of 3 pictures\n")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +238,7 @@ def test_a_template_of_the_hosts_is_drawn(made, tmp_path):
 
 
 def test_only_the_fields_that_a_source_wants_are_seen(made):
-    [event] = made["cd_reg_source"].events
+    event = made["cd_reg_source"].events[0]
     ids = [part.elem_id for part in event.outputs]
     wanted = {
         source: {part for part, change in zip(ids, event.fn(source), strict=True) if change["visible"]}
@@ -316,6 +333,6 @@ def test_a_tab_that_is_opened_asks_for_what_was_made_since_the_page_was(page, tm
 
 
 def test_inspect_shows_tokens_and_layers(made):
-    shown = made["cd_inspect"].press(cd_inspect_name="cat")
+    shown = report(made["cd_inspect"].press(cd_inspect_name="cat"))
     assert "&lt;new1&gt;" in shown and "2 × 6" in shown and shown.count("cd-norm-bar") == 6
-    assert "There is no delta" in made["cd_inspect"].press(cd_inspect_name="bird")
+    assert "There is no delta" in report(made["cd_inspect"].press(cd_inspect_name="bird"))

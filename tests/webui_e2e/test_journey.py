@@ -133,7 +133,7 @@ def test_a_delta_is_inspected_and_the_toy_installed(webui: WebUI, page: Page) ->
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "wedge")
     page.press("cd_inspect")
-    page.wait_for("cd_inspect_report", "mywedge", 60)
+    page.wait_for("cd_utils_outcome", "mywedge", 60)
     page.look("inspect")
 
 

@@ -199,6 +199,6 @@ def test_the_new_words_card_shows_it(newcomer: Newcomer) -> None:
     page.tab("Inspect", "#cd_utils_tabs")
     page.choose("cd_inspect_name", "rocky")
     page.press("cd_inspect")
-    page.wait_for("cd_inspect_report", "Layers", 60)
+    page.wait_for("cd_utils_outcome", "Layers", 60)
     page.look("webui-utils")
     assert not page.errors()

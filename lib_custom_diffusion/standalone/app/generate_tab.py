@@ -8,7 +8,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import gradio as gr
 from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
 from ...deltas_folder import find_delta, named_deltas
 from ...errors import Interrupted, UserError
-from ...ui.answers import clear_first
+from ...ui.answers import clear_first, forget_errors
 from ...ui.inspection import summarize
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
@@ -123,7 +123,7 @@ def add_generate_tab(
             random_seed = seed is None or seed < 0
             first = random.randrange(2**32) if random_seed else _number(seed, "Seed", 0, MOST_SEED)
         except UserError as error:
-            yield same, error_html(error), same
+            yield same, _failed(error), same
             return
 
         pictures: list[Path] = []
@@ -155,6 +155,7 @@ def add_generate_tab(
     )  # fmt: skip
     for event in (start.click, read.upload, delta.input):
         clear_first(event, told)
+    forget_errors([prompt, negative, steps, scale, count, width, height, seed], told)
     return prompt, scale
 
 
@@ -170,10 +171,16 @@ def _watched(
     except Interrupted:
         told = f"<p>Interrupted after {len(pictures)} of {asked} pictures.</p>"
     except UserError as error:
-        yield same, error_html(error), same
+        yield same, _failed(error, pictures), same
         return
     shown = [(str(path), path.stem.lstrip("0") or "0") for path in pictures]
     yield shown or same, told, gr.update(choices=history.all())
+
+
+def _failed(error: UserError, drawn: Sequence[Path] = ()) -> str:
+    """What was wrong, and that pictures which may stand there are earlier ones."""
+    ended = "" if str(error).endswith((".", "?")) else "."
+    return error_html(error if drawn else f"{error}{ended} Nothing was drawn.")
 
 
 def _read(picture: Any) -> list[Any]:
