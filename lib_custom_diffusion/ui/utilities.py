@@ -88,6 +88,10 @@ class Lists:
         for tab in tabs:
             self._ask(tab.select)
 
+    def ask_when_pressed(self, button: gr.Button) -> None:
+        """The same for what another page has made."""
+        self._ask(button.click)
+
     def _ask(self, event: Callable[..., Any]) -> None:
         def ask() -> list[Any]:
             return [gr.update(choices=names()) for _, names in self.known]

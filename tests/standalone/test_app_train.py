@@ -222,6 +222,29 @@ def test_what_came_of_a_training_stays_while_the_next_is_refused(page: Page, pic
     assert last_outcome(cd_steps=1) == []  # there is a delta of that name already
 
 
+def test_while_a_training_goes_on_no_other_begins_and_it_stays_in_sight(page: Page, pictures: Path) -> None:
+    with page.models.lock:
+        first = page.parts["cd_start"].press(**entered(pictures, cd_steps=1))
+        next(first)
+        for button in ("cd_start", "cd_ask"):
+            [(told, *others)] = page.press(button, **entered(pictures, cd_word_1="<new2>"))
+            assert "Training &lt;new1&gt; has not ended yet; wait for it, or press Interrupt and save" in told
+            assert all(each == gr.update() for each in others)
+    *_, last = first
+    assert "Finished after 1 steps" in last[3]
+    *_, last = page.press("cd_start", **entered(pictures, cd_name="next", cd_steps=1))
+    assert "Finished after 1 steps" in last[3]
+
+
+def test_a_page_that_comes_back_into_sight_shows_what_another_has_trained(page: Page, pictures: Path) -> None:
+    seen = page.parts["cd_in_sight"].events[0]
+    assert [each.elem_id for each in seen.inputs] == ["cd_outcome"] and len(list(seen.fn("begin"))) == 1
+    *_, done = page.press("cd_start", **entered(pictures, cd_steps=1))
+    assert len(list(seen.fn(done[3]))) == 1  # it is there
+    *_, later = seen.fn("begin")
+    assert later[3] == done[3] and later[4] == done[4]
+
+
 def test_pictures_are_shown_beside_the_form(page: Page) -> None:
     blocks = page.blocks.blocks
     [side] = [part for part in blocks.values() if part.elem_id == "cd_side"]

@@ -77,7 +77,7 @@ def test_a_delta_that_is_chosen_fills_in_a_tenth_of_its_size_and_its_word(made, 
     delta = tmp_path / "deltas" / "cat.delta.safetensors"
     Delta({}, {"<rac>": torch.ones(40, 1000)}).save(delta)
     assert delta.stat().st_size == pytest.approx(80_000, abs=1000)
-    for field, value in (("cd_compress_name", 0.008), ("cd_rename_name", "<rac>")):
+    for field, value in (("cd_compress_name", 0.0081), ("cd_rename_name", "<rac>")):
         filled = next(each.fn for each in made[field].events if each.fn)
         assert filled("cat") == value
         assert filled("gone") == filled(None) == gr.update()

@@ -66,6 +66,7 @@ def build(models: Models, deltas_dir: Path, jobs: Jobs | None = None) -> gr.Bloc
                 add_utilities(_host(models, deltas_dir, jobs, lists, reopened), SECTIONS)
         lists.ask_when_opened()
         lists.ask_when_selected(generate, utilities)
+        lists.ask_when_pressed(reopened.in_sight)
         _let_choose(models, jobs, model, told, fields, scale)
         for part in list(blocks.blocks.values()):  # whatever begins next; the others ask for lists
             if isinstance(part, gr.Button) and not part.elem_classes:

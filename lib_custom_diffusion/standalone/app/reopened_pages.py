@@ -30,6 +30,10 @@ _PRESSED_WHEN_LOST = """() => {
             if (over == 2) again();
         }
     })();
+    document.addEventListener('visibilitychange', () => {
+        const running = document.querySelector('.cd-job, #cd_progress .cd-progress');
+        if (!document.hidden && !running) document.getElementById('cd_in_sight').click();
+    });
 }"""
 """Gradio brings nothing more to a page whose connection broke, as on a busy machine or one that has slept. An answer
 that the page was too busy to take it drops without a word; so the page asks whether what it shows still goes on."""
@@ -58,10 +62,14 @@ class LastJob:
 
 
 class ReopenedPages:
-    """Made where gradio is building the page; each part of it that shows jobs gets a `LastJob`."""
+    """Made where gradio is building the page; each part of it that shows jobs gets a `LastJob`.
+
+    in_sight: a button that a page which shows no running job presses when it comes back into sight.
+    """
 
     def __init__(self) -> None:
         self._again = gr.Button(visible=False, elem_id="cd_again")
+        self.in_sight = gr.Button(visible=False, elem_id="cd_in_sight", elem_classes=["tool"])
         Context.root_block.load(fn=None, _js=_PRESSED_WHEN_LOST, inputs=[], outputs=[])
 
     def part(self, outputs: Sequence[Any], when_opened: bool = True) -> LastJob:

@@ -166,11 +166,19 @@ def build_train_tab(
 
     # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
     def run(preset: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        running = _running(asked)
+        if running:
+            yield error_html(running), *[gr.update()] * (len(shown) - 1)
+            return
         training = _start(jobs, place, fields, values)
         asked[:] = [*[each for each in asked if not each[0].refused][-1:], (training.job, [preset, *values])]
         yield from last.watch(training.job, lambda: _watched(training))
 
     def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
+        running = _running(asked)
+        if running:
+            yield error_html(running), gr.update()
+            return
         job = _estimate(jobs, place, fields, values)
         yield from last_estimate.watch(job, lambda: _estimated(job))
 
@@ -181,7 +189,15 @@ def build_train_tab(
         entered = next((values for job, values in begun if not _is_done(job)), [gr.update() for _ in form])
         return [*entered, place.note(fields.preset.value, "")]
 
+    def seen_again(told: str) -> Iterator[tuple[Any, ...]]:
+        """A page that comes back into sight shows the last training, if it does not do so yet."""
+        yield tuple(gr.update() for _ in shown)
+        for job, _ in [each for each in asked if not each[0].refused][-1:]:
+            if not job.finished or _outcome_of(job) not in (None, told):
+                yield from last.again()
+
     form = [fields.preset, *inputs]
+    reopened.in_sight.click(fn=seen_again, inputs=[outcome], outputs=shown, show_progress=False)
     Context.root_block.load(fn=opened, inputs=[], outputs=[*form, essentials.note], queue=False, show_progress=False)
     noted = {
         "fn": place.note, "inputs": fields.noted, "outputs": [essentials.note], "queue": False, "show_progress": False,
@@ -243,6 +259,19 @@ def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any])
         return train(place, _entered(fields, values), screens[0])
 
     return _Training(jobs.start(f"training {_named(fields, values)}", work), screens)
+
+
+def _running(asked: Sequence[tuple[Job[Outcome], list[Any]]]) -> str:
+    """Why nothing can be asked for: a training that has not ended; "" if there is none."""
+    name = next((job.name for job, _ in asked if not job.finished), "")
+    return name and f"{name[:1].upper()}{name[1:]} has not ended yet; wait for it, or press Interrupt and save"
+
+
+def _outcome_of(job: Job[Outcome]) -> str | None:
+    """What is shown of a training that is over; None if it failed."""
+    with suppress(UserError):
+        return outcome_html(job.result())
+    return None
 
 
 def _is_done(job: Job[Outcome]) -> bool:
