@@ -403,6 +403,52 @@ def test_a_page_opened_later_shows_what_came_of_the_last_utility_and_the_last_pi
     page.look("app-reopened")
 
 
+def test_what_came_of_a_utility_stands_beside_it_alone_and_an_error_goes_when_a_field_is_mended(page: Page) -> None:
+    def sees(text: str) -> bool:
+        outcome = page.page.locator("#cd_utils_outcome").first
+        return outcome.is_visible() and text in outcome.inner_text()
+
+    page.tab("Utilities")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.press("cd_inspect")
+    page.wait_for("cd_utils_outcome", "choose a delta")
+    page.choose("cd_inspect_name", "mug")
+    page.page.wait_for_function("() => !document.querySelector('#cd_utils_outcome .error')")
+    page.press("cd_inspect")
+    page.wait_for("cd_utils_outcome", "Layers")
+    page.look("app-inspect")
+    page.tab("Rename", "#cd_utils_tabs")
+    page.page.wait_for_timeout(500)
+    assert not sees("Layers")
+    page.choose("cd_rename_name", "mug")
+    page.page.wait_for_function("() => document.querySelector('#cd_rename_old :is(input, textarea)').value === '<new1>'")
+    page.look("app-rename")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.page.wait_for_timeout(500)
+    assert sees("Layers")
+    page.tab("Compress", "#cd_utils_tabs")
+    page.choose("cd_compress_name", "mug")
+    page.page.wait_for_function("() => Number(document.querySelector('#cd_compress_size input').value) < 1")
+    page.press("cd_compress")
+    page.wait_for("cd_utils_outcome", "Before")
+    page.look("app-compress")
+    page.tab("Inspect", "#cd_utils_tabs")
+    page.page.wait_for_timeout(500)
+    assert not sees("Layers") and not sees("Before")
+    page.tab("Generate")
+    page.press("cd_generate")
+    page.wait_for("cd_gen_outcome", "Nothing was drawn.")
+    page.page.locator("#cd_gen_prompt textarea").press_sequentially("a")
+    page.page.wait_for_function("() => !document.querySelector('#cd_gen_outcome .error')")
+    page.fill("cd_gen_prompt", "a <new2> mug <delta:mug:5>")
+    for part, value in {"cd_gen_steps": 2, "cd_gen_count": 1, "cd_gen_seed": 7}.items():
+        page.fill(part, value)
+    page.press("cd_generate")
+    told = page.wait_for("cd_gen_outcome", "A weight of 5 is far from 1")
+    assert "<new2> is plain text: no delta in the prompt has that word. Did you mean <new1>?" in told
+    page.look("app-remarks")
+
+
 def test_regularization_pictures_are_drawn_from_a_template(page: Page, tmp_path: Path) -> None:
     page.tab("Utilities")
     page.page.locator("#cd_reg_source label", has_text="a template").click()
