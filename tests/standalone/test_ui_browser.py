@@ -411,7 +411,7 @@ def test_what_came_of_a_utility_stands_beside_it_alone_and_an_error_goes_when_a_
     page.tab("Utilities")
     page.tab("Inspect", "#cd_utils_tabs")
     page.press("cd_inspect")
-    page.wait_for("cd_utils_outcome", "choose a delta")
+    page.wait_for("cd_utils_outcome", "Choose a delta")
     page.choose("cd_inspect_name", "mug")
     page.page.wait_for_function("() => !document.querySelector('#cd_utils_outcome .error')")
     page.press("cd_inspect")
@@ -421,7 +421,8 @@ def test_what_came_of_a_utility_stands_beside_it_alone_and_an_error_goes_when_a_
     page.page.wait_for_timeout(500)
     assert not sees("Layers")
     page.choose("cd_rename_name", "mug")
-    page.page.wait_for_function("() => document.querySelector('#cd_rename_old :is(input, textarea)').value === '<new1>'")
+    old = "document.querySelector('#cd_rename_old :is(input, textarea)').value"
+    page.page.wait_for_function(f"() => {old} === '<new1>'")
     page.look("app-rename")
     page.tab("Inspect", "#cd_utils_tabs")
     page.page.wait_for_timeout(500)
