@@ -31,8 +31,7 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
     const show = function() {
         if (ended) return;
         ended = true;
-        outcome.classList.remove('cd-outdated');
-        outcome.querySelectorAll('.cd-past').forEach((error) => error.classList.remove('cd-past'));
+        outcome.classList.remove('cd-outdated', 'cd-past');
         showText.innerHTML = ''; // the outcome takes its place
         filled.disconnect();
     };
@@ -77,7 +76,8 @@ async function stateOfCustomDiffusionJob(id) {
 
 // There is one error at a time: an older one elsewhere is hidden, not what came of the training before, below it.
 function hideCustomDiffusionError(id) {
-    for (const error of gradioApp().querySelectorAll(`#${id}.prose .error`)) error.classList.add('cd-past');
+    const place = gradioApp().querySelector(`#${id}.prose`);
+    if (place.querySelector('.error')) place.classList.add('cd-past');
 }
 
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
@@ -118,7 +118,7 @@ onUiLoaded(function() {
     new MutationObserver(function() {
         if (told.innerHTML == said) return;
         said = told.innerHTML;
-        told.querySelectorAll('.cd-past').forEach((error) => error.classList.remove('cd-past'));
+        told.classList.remove('cd-past');
         if (told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
     }).observe(told, {childList: true, subtree: true});
 });
