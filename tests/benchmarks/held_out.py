@@ -7,8 +7,11 @@ the font (world.py).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from lib_custom_diffusion.standalone.toy import world
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept
@@ -21,6 +24,8 @@ PICTURES = (
 """Background, size and place of each of a concept's pictures."""
 GROUNDS = ("yellow", "pink", "green")
 """That none of them has, to ask for."""
+BESIDE = "tree"
+"""What the last prompt asks for as well."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ def held_out_concept(name: str, folder: Path) -> BundledConcept:
         path, scene = folder / f"{number}.png", world.scene_of(rng, concept.thing, colour, size, place, None, coat)
         if not path.exists():
             world.draw(scene).save(path)
-    category, beside = world.with_article(world.CATEGORY[concept.thing]), "tree"
+    category = world.with_article(world.CATEGORY[concept.thing])
     first, second, third = GROUNDS
 
     def prompts(subject: str, small: str, of_it: str) -> tuple[str, ...]:
         return (
             f"{subject} on a {first} background", f"photo of {small} on a {second} background",
-            f"{of_it} and a {beside} on a {third} background",
+            f"{of_it} and a {BESIDE} on a {third} background",
         )  # fmt: skip
 
     taught = f"<new1> {concept.of_class}"
@@ -78,3 +83,21 @@ def held_out_concept(name: str, folder: Path) -> BundledConcept:
         judge_captions=prompts(category, f"a small {world.CATEGORY[concept.thing]}", category),
         sentences=("", "", ""), unrelated_prompts=("a cup on a white background",),
     )  # fmt: skip
+
+
+def true_drawings(concept: BundledConcept, seeds: Sequence[int]) -> list[tuple[str, Image.Image]]:
+    """What a perfect model would draw of one of `HELD_OUT`: each of its prompts, and a drawing of it for each seed.
+
+    Raises FileNotFoundError without the font.
+    """
+    thing, coat = HELD_OUT[concept.name].thing, HELD_OUT_COATS.get(HELD_OUT[concept.name].coat or "")
+    first, second, third = GROUNDS
+    drawn = []
+    for seed in seeds:
+        rng = random.Random(f"{concept.name}/{seed}")
+        scenes = (
+            world.scene_of(rng, thing, first, coat=coat), world.scene_of(rng, thing, second, "small", coat=coat),
+            world.pair_of(rng, thing, BESIDE, third, coats=(coat, None)),
+        )  # fmt: skip
+        drawn += [(prompt, world.draw(scene)) for prompt, scene in zip(concept.prompts, scenes, strict=True)]
+    return drawn

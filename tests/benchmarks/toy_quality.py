@@ -88,6 +88,13 @@ def through_vae(pipeline: object, pictures: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def pictures_through_vae(pipeline: object, pictures: list[Image.Image]) -> list[Image.Image]:
+    """Pictures as the VAE gives them back: what the model could draw at best."""
+    pixels = (through_vae(pipeline, to_tensor(pictures)) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+@torch.no_grad()
 def reconstruct(pipeline: object, pictures: list[Image.Image]) -> Reconstruction:
     """Send pictures through the VAE and back."""
     pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
@@ -140,11 +147,10 @@ def right_coats(pictures: list[Image.Image], named: list[tuple[str, str, str]]) 
 
 
 def true_coats(pipeline: object, named: list[tuple[str, str, str]]) -> list[Image.Image]:
-    """True drawings of things in named coats, sent through the VAE: what the toy could draw at best."""
+    """True drawings of things in named coats, sent through the VAE."""
     rng = random.Random(5)
     drawn = [world.draw(world.scene_of(rng, *on, coat=looks.NAMED_COATS[name])) for name, *on in named]
-    pixels = (through_vae(pipeline, to_tensor(drawn)) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(each) for each in pixels]
+    return pictures_through_vae(pipeline, drawn)
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:

@@ -205,7 +205,47 @@ def test_held_out_stands_for_twelve_concepts_that_the_model_never_saw(
     assert "wolf" not in capsys.readouterr().out  # nothing is measured yet
 
 
-@pytest.mark.skipif(not any(path.exists() for path in world.FONT_PATHS), reason="the drawings need Noto Color Emoji")
+needs_font = pytest.mark.skipif(
+    not any(path.exists() for path in world.FONT_PATHS), reason="the drawings need Noto Color Emoji"
+)
+
+
+@needs_font
+@pytest.mark.parametrize("name", ["wolf", "dezol-owl"])
+def test_true_drawings_show_the_concept_as_each_prompt_asks(benchmark_script: Load, tmp_path: Path, name: str) -> None:
+    held_out, judge = benchmark_script("held_out"), Judge.load()
+    concept = held_out.held_out_concept(name, tmp_path)
+    prompts, drawings = zip(*held_out.true_drawings(concept, range(4)))
+    assert prompts == concept.prompts * 4
+    assert judge.colours(drawings) == list(held_out.GROUNDS) * 4
+    alone = [picture for prompt, picture in zip(prompts, drawings) if " and " not in prompt]
+    own = [Image.open(path) for path in sorted(tmp_path.iterdir())]
+    assert sum(judge.recognised(alone, own, concept.known_as)) == 8
+    without_coat = [world.draw(world.scene_of(random.Random(seed), concept.known_as or "owl", "yellow"))
+                    for seed in range(4)]  # fmt: skip
+    assert sum(judge.recognised(without_coat, own, concept.known_as)) == (4 if concept.known_as else 0)
+
+
+@needs_font
+def test_the_row_of_true_drawings_says_what_a_perfect_model_would_score(
+    benchmark_script: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=1))
+    monkeypatch.setattr(demo, "CLASS_SAMPLING", replace(demo.CLASS_SAMPLING, steps=1))
+    fidelity = benchmark_script("fidelity")
+    monkeypatch.setattr(fidelity, "pictures_through_vae", lambda _, pictures: pictures)
+    monkeypatch.setattr("sys.argv", ["fidelity.py", "--dry_run", "--concepts", "wolf", "--work", str(tmp_path)])
+    study = fidelity.Study(
+        fidelity.tiny(), fidelity.Judge.load(), fidelity.Amount(range(2), range(2), 1, 1), fidelity.parse()
+    )
+    figures = study.true(study.concepts()[0])
+    assert figures["asked"] == figures["recognised_after"] == figures["colour_right_after"] == 6
+    assert figures["recognised_before"] == 0 and figures["likeness_after"] > 0.8
+    assert figures["text_alignment_after"] > 0.6 > figures["text_alignment_before"]
+    assert figures["drift"] == pytest.approx(0, abs=1e-6) and figures["unrelated_change"] == pytest.approx(0, abs=1e-6)
+
+
+@needs_font
 @pytest.mark.parametrize(("drawn", "expected"), [("wolf", (4, 4)), ("fox", (0, 4)), ("plain wolf", (None, 0))])
 def test_in_other_styles_both_the_thing_and_the_style_count(
     benchmark_script: Load, monkeypatch: pytest.MonkeyPatch, drawn: str, expected: tuple[int | None, int]
