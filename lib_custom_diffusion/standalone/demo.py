@@ -209,14 +209,17 @@ class DemoPictures:
 def judged(judge: Judge, bundled: BundledConcept, before: DemoPictures, after: DemoPictures) -> dict[str, float]:
     """What is recognised, likeness, agreement with the prompts, and what moved that should have stayed."""
     references = _references(bundled)
-    captions = [caption for prompt, caption in zip(bundled.prompts, bundled.judge_captions) for _ in after.of(prompt)]
+    captions_before, captions = (
+        [caption for prompt, caption in zip(bundled.prompts, bundled.judge_captions) for _ in drawn.of(prompt)]
+        for drawn in (before, after)
+    )
     return {
         "asked": len(captions),
         "recognised_before": sum(_recognised(judge, bundled, before)),
         "likeness_before": judge.likeness(before.some(bundled.prompts), references),
         "likeness_after": judge.likeness(after.some(bundled.prompts), references),
         "likeness_ceiling": judge.likeness(references[::2], references[1::2]),
-        "text_alignment_before": judge.text_alignment(before.some(bundled.prompts), captions),
+        "text_alignment_before": judge.text_alignment(before.some(bundled.prompts), captions_before),
         "text_alignment_after": judge.text_alignment(after.some(bundled.prompts), captions),
         "drift": judge.drift(before.of(bundled.class_prompt), after.of(bundled.class_prompt)),
         "unrelated_change": judge.change(before.some(bundled.unrelated_prompts), after.some(bundled.unrelated_prompts)),
