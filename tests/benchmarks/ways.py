@@ -346,7 +346,7 @@ WAYS = {
     "pictures": Way("K/V + word, pictures", partial(ours, prior="none"), pictures=True),
     "text": Way("K/V + word, text prior", partial(ours, prior="text")),
     "gated": Way("K/V from the word on + word", gated),
-    "crossattn": Way("all of cross-attention + word, text prior", partial(ours, freeze_model="crossattn")),
+    "crossattn": Way("all of cross-attention + word, text prior", partial(ours, freeze_model="crossattn"), 1 / 27),
     "lora-kv": Way("LoRA on K/V + word, pictures", partial(lora, layers=KV), pictures=True),
     "lora": Way("LoRA on all attention + word, pictures", partial(lora, layers=ATTENTION), pictures=True),
     "unet": Way("whole UNet + word, pictures", whole_unet, 0.1, pictures=True),
