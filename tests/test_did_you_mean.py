@@ -58,5 +58,5 @@ def test_a_bundled_concept_that_may_be_meant_is_told(tmp_path: Path, capsys: pyt
 
 
 def test_a_word_of_a_prompt_that_may_be_meant_is_told() -> None:
-    [told] = without_meaning("a <new2> cat", "", ["<new1>"], Sampling())
-    assert told.endswith("no --embedding. Did you mean <new1>?")
+    told = list(without_meaning("a <new2> cat", [(["<new1>"], 1.0)], Sampling(), str, besides=", and no --embedding"))
+    assert told[0].endswith("no --embedding. Did you mean <new1>?")

@@ -395,7 +395,9 @@ def test_latents_that_are_no_numbers_are_an_error_that_names_the_picture(tmp_pat
             return LatentDistribution(whole.mean * torch.nan, whole.std)
 
     concept = Concept(PROMPT, pictures(tmp_path, a=solid(RED)))
-    with pytest.raises(UserError, match=r"VAE of tiny makes no numbers of .*a\.png; run it in full precision"):
+    with pytest.raises(
+        UserError, match=r"VAE of the model tiny makes no numbers of .*a\.png; run it in full precision"
+    ):
         encode_concept(concept, HalfPrecision(), PLAIN, 0)
 
 
