@@ -87,7 +87,7 @@ def test_deltas_are_blended_and_merged(webui: WebUI, utilities: Page) -> None:
     choose_deltas(page, "cd_merge_names", "cup", "pot")
     page.fill("cd_merge_result", "merged")
     page.press("cd_merge")
-    page.wait_for("cd_utils_outcome", "every concept is kept")
+    page.wait_for("cd_utils_outcome", "kept well")  # these two are random and are not
     page.page.locator("#cd_utils_outcome summary").click()
     told = page.wait_for("cd_utils_outcome", "off on the words")
     page.look("utils-merge")
