@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -52,10 +53,11 @@ def _vae() -> AutoencoderKL:
 
 
 def _scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
+    with torch.device("cpu"):  # as where a model is loaded
+        return DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        )  # fmt: skip
 
 
 def sdxl_unet() -> UNet2DConditionModel:
