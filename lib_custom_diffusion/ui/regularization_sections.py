@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -24,6 +26,16 @@ def _draw(host: Host) -> list[Action]:
         "<p>Regularization images are pictures of other things of the same kind, which keep the model from forgetting"
         " them. The loaded model draws them, with a caption file beside each.</p>"
     )
+    fields = [*_fields_of_what(host), *_fields_of_how(host)]
+    with gr.Row():
+        draw = gr.Button("Draw regularization images", variant="primary", elem_id="cd_reg_draw")
+        stop = gr.Button("Interrupt", elem_id="cd_reg_stop")
+    stop.click(fn=host.interrupt, inputs=[], outputs=[], queue=False)
+    return [Action(draw, partial(_drawn, host), fields)]
+
+
+def _fields_of_what(host: Host) -> list[Any]:
+    """What pictures show, how many there are to be, and where they go."""
     source = gr.Radio(label="Draw", choices=list(SOURCES), value=SOURCES[0], elem_id="cd_reg_source")
     prompt = gr.Textbox(
         label="Prompt", info="Such as photo of a cat; with a template, what [name] stands for, such as cat",
@@ -50,9 +62,14 @@ def _draw(host: Host) -> list[Action]:
             elem_id="cd_reg_folder",
         )  # fmt: skip
     source.change(
-        fn=_fields_of, inputs=[source], outputs=[prompt, template, captions, count, times],
+        fn=_wanted_by, inputs=[source], outputs=[prompt, template, captions, count, times],
         queue=False, show_progress=False,
     )  # fmt: skip
+    return [source, prompt, template, captions, count, times, folder]
+
+
+def _fields_of_how(host: Host) -> list[Any]:
+    """How pictures are drawn."""
     with gr.Row():
         sampler = gr.Dropdown(
             label="Sampling method", choices=list(host.samplers), value=next(iter(host.samplers), None),
@@ -79,47 +96,46 @@ def _draw(host: Host) -> list[Action]:
             info="Of the first picture; the others follow",
             elem_id="cd_reg_seed",
         )
-    with gr.Row():
-        draw = gr.Button("Draw regularization images", variant="primary", elem_id="cd_reg_draw")
-        stop = gr.Button("Interrupt", elem_id="cd_reg_stop")
-    stop.click(fn=host.interrupt, inputs=[], outputs=[], queue=False)
+    return [sampler, steps, scale, side, batch, seed]
 
-    def run(
-        show: Show, source: str, prompt: str, template: str, captions: str, count: float, times: float, folder: str,
-        sampler: str, steps: float, scale: float, side: float, batch: float, seed: float,
-    ) -> Outcome:  # fmt: skip
-        target = folder_of(folder, "a folder for the pictures")
-        size = (int(side), int(side)) if side else None
-        first = int(seed or 0)
-        asked = Sampling(int(steps), float(scale), "", size, int(batch or 0))
-        asked.check(first, _LABELS.__getitem__)
 
-        def tell(done: int, total: int) -> None:
-            show(done, total, f"{done} of {total} pictures")
+def _drawn(
+    host: Host, show: Show, source: str, prompt: str, template: str, captions: str, count: float, times: float,
+    folder: str, sampler: str, steps: float, scale: float, side: float, batch: float, seed: float,
+) -> Outcome:  # fmt: skip
+    """Draw what was asked for."""
+    target = folder_of(folder, "a folder for the pictures")
+    size = (int(side), int(side)) if side else None
+    first = int(seed or 0)
+    asked = Sampling(int(steps), float(scale), "", size, int(batch or 0))
+    asked.check(first, _LABELS.__getitem__)
 
-        if source == SOURCES[0]:
-            if not (prompt or "").strip():
-                raise UserError("Prompt is empty; say what to draw, such as photo of a cat")
-            backend = host.backend(sampler)
-            drawn = generate(backend, prompt, target, int(count or 0), _suiting(asked, backend), first, tell)
+    def tell(done: int, total: int) -> None:
+        show(done, total, f"{done} of {total} pictures")
+
+    if source == SOURCES[0]:
+        if not (prompt or "").strip():
+            raise UserError("Prompt is empty; say what to draw, such as photo of a cat")
+        backend = host.backend(sampler)
+        drawn = generate(backend, prompt, target, int(count or 0), _suiting(asked, backend), first, tell)
+    else:
+        if source == SOURCES[1]:
+            prompts = captions_of(folder_of(captions, "the folder of captioned pictures"), int(times or 0))
         else:
-            if source == SOURCES[1]:
-                prompts = captions_of(folder_of(captions, "the folder of captioned pictures"), int(times or 0))
-            else:
-                words = captions_of(folder_of(captions, "")) if (captions or "").strip() else []
-                path = host.templates.get(template or "")
-                if path is None:
-                    raise UserError("choose a template")
-                prompts = template_captions(path, prompt or "", int(count or 0), first, words)
-            backend = host.backend(sampler)
-            drawn = generate_captions(backend, prompts, target, _suiting(asked, backend), first, tell)
-        report = f"<p>{_pictures(len(drawn))} drawn into <code>{html.escape(str(target))}</code>.</p>"
-        return Outcome(report, pictures=drawn[:_SHOWN])
+            prompts = _of_template(host, template, prompt or "", captions, int(count or 0), first)
+        backend = host.backend(sampler)
+        drawn = generate_captions(backend, prompts, target, _suiting(asked, backend), first, tell)
+    report = f"<p>{_pictures(len(drawn))} drawn into <code>{html.escape(str(target))}</code>.</p>"
+    return Outcome(report, pictures=drawn[:_SHOWN])
 
-    fields = [
-        source, prompt, template, captions, count, times, folder, sampler, steps, scale, side, batch, seed
-    ]  # fmt: skip
-    return [Action(draw, run, fields)]
+
+def _of_template(host: Host, template: str, name: str, captions: str, count: int, seed: int) -> list[str]:
+    """Prompts made of a template's lines, with the captions of a folder as [filewords] if one is given."""
+    words = captions_of(folder_of(captions, "")) if (captions or "").strip() else []
+    path = host.templates.get(template or "")
+    if path is None:
+        raise UserError("choose a template")
+    return template_captions(path, name, count, seed, words)
 
 
 _LABELS = {
@@ -135,7 +151,7 @@ def _suiting(asked: Sampling, backend: Backend) -> Sampling:
     return replace(asked, guidance_scale=asked.guidance_scale or usual)
 
 
-def _fields_of(source: str) -> list[dict]:
+def _wanted_by(source: str) -> list[dict]:
     """Which of prompt, template, captions, count and times a source wants."""
     from_prompt, from_captions, from_template = (source == each for each in SOURCES)
     wanted = (not from_captions, from_template, not from_prompt, not from_captions, from_captions)

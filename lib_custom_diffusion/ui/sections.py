@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from . import algebra_sections, inspection_section, regularization_sections
+from . import algebra_sections, convert_section, inspection_section, regularization_sections
 
-SECTIONS = (*regularization_sections.SECTIONS, *algebra_sections.SECTIONS, *inspection_section.SECTIONS)
+SECTIONS = (
+    *regularization_sections.SECTIONS,
+    *algebra_sections.SECTIONS,
+    *convert_section.SECTIONS,
+    *inspection_section.SECTIONS,
+)

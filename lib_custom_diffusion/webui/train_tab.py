@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 import torch
 from gradio.context import Context
 from modules import script_callbacks, sd_hijack, sd_models, sd_samplers, shared
-from modules.call_queue import wrap_gradio_gpu_call, wrap_queued_call
+from modules.call_queue import wrap_gradio_gpu_call
 from modules.textual_inversion import textual_inversion
 from modules.ui_common import create_refresh_button
 from modules.ui_components import FormRow
@@ -22,15 +21,16 @@ from ..backend import Sampling, usual_sampling
 from ..errors import UserError
 from ..training.plan import TrainingPlan
 from ..training.recipes import RECIPES, TOY_RECIPES
-from ..ui.answers import clear_first, forget_errors
+from ..ui.answers import forget_errors
 from ..ui.preset_note import Loaded, amended, preset_note
-from ..ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
+from ..ui.settings_fields import group
+from ..ui.training_fields import Essentials, Face, FormFields, advanced_fields, essential_fields
 from ..ui.training_form import LABELS, entered_plan, label_of_concept
 from ..ui.training_page import OUT_OF_MEMORY, error_html
 from .compare import grid_infotext
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
-from .new_embedding import create_embedding, refuse_ordinary
+from .new_word_box import embedding_names, new_word_box
 from .reopened_page import Shown, add_fetching, failed, last, refused, succeeded
 from .toy_model import example, no_checkpoint, toy_buttons, toy_chosen
 from .training_job import estimate, logs_in, template_file, timings_file, train
@@ -41,55 +41,128 @@ _SENT = ("prompt", "steps", "sampler_name", "cfg_scale", "width", "height")
 """What of these is sent there with a prompt to try."""
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What is shown of a training that is over: what came of it, and what can be done with that."""
+
+    told: gr.HTML
+    prompt: gr.Textbox
+    send: gr.Button
+    card: gr.Button
+    compare: gr.Button
+    resume: gr.Button
+    delta: gr.Textbox
+
+    @property
+    def shown(self) -> list[Any]:
+        """In the order of `reopened_page.Shown`."""
+        return [self.prompt, self.send, self.card, self.compare, self.resume, self.delta, self.told]
+
+
+@dataclass(frozen=True)
+class _Tab:
+    """What events are bound to. offer: of a toy, where there is no checkpoint. told: of what was entered."""
+
+    offer: gr.Group
+    task: gr.Textbox
+    new_word: gr.Accordion
+    essentials: Essentials
+    start: gr.Button
+    ask: gr.Button
+    stop: gr.Button
+    told: gr.HTML
+    fields: FormFields
+    log_directory: gr.Textbox
+    from_txt2img: gr.Checkbox
+    resumable: gr.HTML
+    outcome: _Outcome
+    reopened: gr.Button
+    toy_preset: gr.Button
+
+    @property
+    def words(self) -> list[gr.Dropdown]:
+        """Where the word of each concept is chosen."""
+        return [concept["modifier_token"] for concept in self.fields.concepts]
+
+    @property
+    def filled(self) -> list[gr.components.IOComponent]:
+        """What a preset is, and what it fills in."""
+        return [self.fields.preset, *self.fields.filled.values()]
+
+
 def build(params: script_callbacks.UiTrainTabParams) -> None:
     """Make the tab; the host calls this while it makes its Train tab."""
-    with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train") as tab:
-        with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
-            installed = toy_buttons("cd_train_toy", "Next: give your word a name under <i>New word</i>.")
-        installed.render()  # it stays when the offer goes
-        task = gr.Textbox(visible=False, elem_id="cd_train_task")
-        new_word, create = _create_embedding_box()
-        face = Face(FormRow, _word, lambda _number: {}, _template, {**RECIPES, **TOY_RECIPES}, _note)
-        essentials = essential_fields(face)
-        with gr.Row(elem_id="cd_buttons"):
-            start = gr.Button("Train", variant="primary", elem_id="cd_start")
-            ask = gr.Button("How long?", elem_id="cd_ask")
-            stop = gr.Button("Interrupt and save", elem_id="cd_stop")
-        told = gr.HTML(elem_id="cd_estimate")
-        fields = advanced_fields(face, essentials, told, _log_fields)
-        log_directory, from_txt2img = (fields.settings.pop(name) for name in ("log_directory", "from_txt2img"))
-        resumable = gr.HTML(resumable_html(), elem_id="cd_resumable")
-        words = [concept["modifier_token"] for concept in fields.concepts]
-        create(fields.count, words)
-        with gr.Column(elem_id="cd_outcome_box"):  # the page puts it where the progress is
-            outcome = gr.HTML(elem_id="cd_outcome")
-            prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
-            with gr.Row():
-                send = gr.Button("Send to txt2img", visible=False, variant="primary", elem_id="cd_send")
-                card = gr.Button("Show card", visible=False, elem_id="cd_card")
-                compare = gr.Button("Compare checkpoints", visible=False, elem_id="cd_compare")
-                resume = gr.Button("Resume", visible=False, elem_id="cd_resume_now")
-            delta = gr.Textbox(visible=False, elem_id="cd_delta")
-        reopened = gr.Button(visible=False, elem_id="cd_reopened")
-        toy_preset = gr.Button(visible=False, elem_id="cd_toy_preset")
-    _remembered_apart(tab)
-    shown = [prompt, send, card, compare, resume, delta, outcome]
+    with gr.Tab(label="Custom Diffusion", id="train_custom_diffusion", elem_id="cd_train") as block:
+        tab = _lay_out()
+    _remembered_apart(block)
+    _fill_when_opened(tab)
+    _train_when_asked(tab, params.txt2img_preview_params)
+    _estimate_when_asked(tab)
+    forget_errors([*tab.fields.inputs, tab.fields.preset], tab.outcome.told)
+    _fill_for_a_toy(tab)
+    _use_outcome(tab.outcome, dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True)))
+
+
+def _lay_out() -> _Tab:
+    with gr.Group(visible=no_checkpoint(), elem_id="cd_no_checkpoint") as offer:
+        installed = toy_buttons("cd_train_toy", "Next: give your word a name under <i>New word</i>.")
+    installed.render()  # it stays when the offer goes
+    task = gr.Textbox(visible=False, elem_id="cd_train_task")
+    new_word, create = new_word_box()
+    face = Face(FormRow, _word, lambda _number: {}, _template, {**RECIPES, **TOY_RECIPES}, _note)
+    essentials = essential_fields(face)
+    with gr.Row(elem_id="cd_buttons"):
+        start = gr.Button("Train", variant="primary", elem_id="cd_start")
+        ask = gr.Button("How long?", elem_id="cd_ask")
+        stop = gr.Button("Interrupt and save", elem_id="cd_stop")
+    told = gr.HTML(elem_id="cd_estimate")
+    fields = advanced_fields(face, essentials, told, _log_fields)
+    log_directory, from_txt2img = (fields.settings.pop(name) for name in ("log_directory", "from_txt2img"))
+    resumable = gr.HTML(resumable_html(), elem_id="cd_resumable")
+    tab = _Tab(
+        offer, task, new_word, essentials, start, ask, stop, told, fields, log_directory, from_txt2img, resumable,
+        _outcome_box(), gr.Button(visible=False, elem_id="cd_reopened"),
+        gr.Button(visible=False, elem_id="cd_toy_preset"),
+    )  # fmt: skip
+    create(fields.count, tab.words)
+    return tab
+
+
+def _outcome_box() -> _Outcome:
+    with gr.Column(elem_id="cd_outcome_box"):  # the page puts it where the progress is
+        told = gr.HTML(elem_id="cd_outcome")
+        prompt = gr.Textbox(label="Prompt to try", visible=False, elem_id="cd_try_prompt", interactive=True)
+        with gr.Row():
+            send = gr.Button("Send to txt2img", visible=False, variant="primary", elem_id="cd_send")
+            card = gr.Button("Show card", visible=False, elem_id="cd_card")
+            compare = gr.Button("Compare checkpoints", visible=False, elem_id="cd_compare")
+            resume = gr.Button("Resume", visible=False, elem_id="cd_resume_now")
+        delta = gr.Textbox(visible=False, elem_id="cd_delta")
+    return _Outcome(told, prompt, send, card, compare, resume, delta)
+
+
+def _fill_when_opened(tab: _Tab) -> None:
+    """The page is made once, when the host starts; checkpoints and words come and go while it runs."""
 
     def opened() -> list[Any]:
-        library.look_into(logs_in(log_directory.value or ""))  # as it was kept under Settings → Defaults
-        there = _embedding_names()
-        names = [gr.update(choices=there) for _ in words]
-        preset, *others = _suiting_preset(fields)
-        note = _note(preset if isinstance(preset, str) else fields.preset.value, "")
+        library.look_into(logs_in(tab.log_directory.value or ""))  # as it was kept under Settings → Defaults
+        there = embedding_names()
+        names = [gr.update(choices=there) for _ in tab.words]
+        preset, *others = _suiting_preset(tab.fields)
+        note = _note(preset if isinstance(preset, str) else tab.fields.preset.value, "")
         offered = gr.update(visible=no_checkpoint())
         return [offered, resumable_html(), *names, preset, *others, note, gr.update(open=not there)]
 
-    # The page is made once, when the host starts; checkpoints and words come and go while it runs.
-    filled = [fields.preset, *fields.filled.values()]
     Context.root_block.load(
-        fn=opened, inputs=[], outputs=[offer, resumable, *words, *filled, essentials.note, new_word], queue=False,
+        fn=opened, inputs=[],
+        outputs=[tab.offer, tab.resumable, *tab.words, *tab.filled, tab.essentials.note, tab.new_word], queue=False,
         show_progress=False,
     )  # fmt: skip
+
+
+def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
+    fields, shown = tab.fields, tab.outcome.shown
+    form = [fields.preset, *fields.inputs]
     asked: dict[str, Sequence[Any]] = {}  # what was entered, by task: of what runs, and of the last that can go on
 
     def run(task: str, from_txt2img: bool, log_directory: str, preset: str, *values: Any) -> Shown:
@@ -107,55 +180,63 @@ def build(params: script_callbacks.UiTrainTabParams) -> None:
     begin = {
         "fn": wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
         "_js": "startCustomDiffusionTraining",
-        "inputs": [task, from_txt2img, log_directory, fields.preset, *fields.inputs, *params.txt2img_preview_params],
+        "inputs": [tab.task, tab.from_txt2img, tab.log_directory, *form, *txt2img_fields],
         "outputs": shown,
         "show_progress": False,
     }
     noted = {  # what a training of this kind takes here is known after one
-        "fn": _note, "inputs": fields.noted, "outputs": [essentials.note], "queue": False, "show_progress": False,
+        "fn": _note, "inputs": fields.noted, "outputs": [tab.essentials.note], "queue": False, "show_progress": False,
     }  # fmt: skip
     goes_on = fields.settings["resume_from_checkpoint"]
-    resume.click(
+    tab.outcome.resume.click(
         fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**begin).then(
         fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**noted)  # fmt: skip
-    start.click(**begin).then(**noted)
+    tab.start.click(**begin).then(**noted)
     # Pressed by the page, if a training runs while it is opened, or was the last.
-    reopened.click(
-        fn=lambda task: asked.get(task) or [gr.update() for _ in (fields.preset, *fields.inputs)],
-        _js="runningCustomDiffusionTraining", inputs=[task], outputs=[fields.preset, *fields.inputs], queue=False,
-        show_progress=False,
+    tab.reopened.click(
+        fn=lambda task: asked.get(task) or [gr.update() for _ in form],
+        _js="runningCustomDiffusionTraining", inputs=[tab.task], outputs=form, queue=False, show_progress=False,
     ).then(fn=None, _js="watchReopenedCustomDiffusionTraining", inputs=[], outputs=[])  # fmt: skip
-    add_fetching("cd_outcome", task, shown, failed("")[:-1])
-    ask.click(
-        fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(fields, values),), extra_outputs=[]),
+    add_fetching("cd_outcome", tab.task, shown, failed("")[:-1])
+    tab.stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
+
+
+def _estimate_when_asked(tab: _Tab) -> None:
+    tab.ask.click(
+        fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(tab.fields, values),), extra_outputs=[]),
         _js="startCustomDiffusionEstimate",
-        inputs=[task, *fields.inputs],
-        outputs=[told],
+        inputs=[tab.task, *tab.fields.inputs],
+        outputs=[tab.told],
         show_progress=False,
     )
-    add_fetching("cd_estimate", task, [told], [])
-    stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
-    forget_errors([*fields.inputs, fields.preset], outcome)
-    # Pressed by the page when a toy was installed.
-    folder, kind = (fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
-    toy_preset.click(
-        fn=lambda *entered: [gr.update(visible=False), *_toy_form(fields, *entered)],
-        inputs=[folder, kind], outputs=[offer, folder, kind, *filled], queue=False, show_progress=False,
+    add_fetching("cd_estimate", tab.task, [tab.told], [])
+
+
+def _fill_for_a_toy(tab: _Tab) -> None:
+    """The page presses the button when a toy was installed."""
+    folder, kind = (tab.fields.concepts[0][name] for name in ("instance_data_dir", "class_prompt"))
+    tab.toy_preset.click(
+        fn=lambda *entered: [gr.update(visible=False), *_toy_form(tab.fields, *entered)],
+        inputs=[folder, kind], outputs=[tab.offer, folder, kind, *tab.filled], queue=False, show_progress=False,
     ).then(fn=None, _js="customDiffusionAsksForWord", inputs=[], outputs=[])  # fmt: skip
-    txt2img_fields = dict(zip(_PREVIEW_FIELDS, params.txt2img_preview_params, strict=True))
-    send.click(
+
+
+def _use_outcome(outcome: _Outcome, txt2img: Mapping[str, Any]) -> None:
+    """What the buttons under an outcome do. txt2img: the fields of that tab."""
+    outcome.send.click(
         fn=_to_txt2img,
-        inputs=[prompt],
-        outputs=[txt2img_fields[name] for name in _SENT],
+        inputs=[outcome.prompt],
+        outputs=[txt2img[name] for name in _SENT],
         queue=False,
         show_progress=False,
     ).then(fn=None, _js="customDiffusionToTxt2img", inputs=[], outputs=[])
-    compare.click(
-        fn=_to_plot, inputs=[prompt, delta], outputs=[txt2img_fields["prompt"]], queue=False, show_progress=False
-    ).then(fn=None, _js="customDiffusionToPlot", inputs=[], outputs=[])
-    card.click(fn=None, _js="customDiffusionShowCard", inputs=[delta])
+    outcome.compare.click(
+        fn=_to_plot, inputs=[outcome.prompt, outcome.delta], outputs=[txt2img["prompt"]], queue=False,
+        show_progress=False,
+    ).then(fn=None, _js="customDiffusionToPlot", inputs=[], outputs=[])  # fmt: skip
+    outcome.card.click(fn=None, _js="customDiffusionShowCard", inputs=[outcome.delta])
 
 
 def _toy_form(fields: FormFields, folder: str, kind: str) -> list[Any]:
@@ -261,25 +342,16 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
     return entered_plan(concepts, settings, template_file)
 
 
-def _embedding_names() -> list[str]:
-    """The words that there are; until the host has read them, those that its folder has files for."""
-    files = Path(shared.cmd_opts.embeddings_dir).rglob("*")
-    names = sd_hijack.model_hijack.embedding_db.word_embeddings or (
-        path.stem for path in files if path.suffix.lower() in (".pt", ".bin", ".safetensors")
-    )
-    return sorted(names)
-
-
 def _word(number: int) -> dict[str, Any]:
     """The embedding of a concept, with the host's button that reads them again."""
     embedding = gr.Dropdown(
-        label=f"{label_of_concept('modifier_token', number)} (embedding)", choices=_embedding_names(),
+        label=f"{label_of_concept('modifier_token', number)} (embedding)", choices=embedding_names(),
         elem_id=f"cd_embedding_{number}",
     )  # fmt: skip
     create_refresh_button(
         embedding,
         sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings,
-        lambda: {"choices": _embedding_names()},
+        lambda: {"choices": embedding_names()},
         f"cd_refresh_embedding_{number}",
     )
     return {"modifier_token": embedding}
@@ -290,55 +362,3 @@ def _template() -> Any:
         label=LABELS["template"], choices=sorted(textual_inversion.textual_inversion_templates),
         value="subject_filewords.txt", info="Used when captions come from a template", elem_id="cd_template",
     )  # fmt: skip
-
-
-def _create_embedding_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.Dropdown]], None]]:
-    """Where a new word is made, open where there is none yet, and what binds its button.
-
-    The second is to be called with the number of concepts and the fields that their words are chosen in.
-    """
-    with gr.Accordion("New word", open=not _embedding_names(), elem_id="cd_new") as box:
-        with FormRow():
-            name = gr.Textbox(label="Name", placeholder="such as mycat", max_lines=1, elem_id="cd_new_name")
-            text = gr.Textbox(label="Initialization text", value="ktn", max_lines=1, elem_id="cd_new_text")
-            vectors = gr.Number(label="Number of vectors per token", value=1, precision=0, elem_id="cd_new_vectors")
-        with FormRow():
-            overwrite = gr.Checkbox(label="Overwrite Old Embedding", value=False, elem_id="cd_new_overwrite")
-            create = gr.Button("Create embedding", elem_id="cd_new_create")
-    told = gr.HTML(elem_id="cd_new_told")
-
-    def make(
-        name: str, text: str, vectors: float | None, overwrite: bool, count: float | None, *chosen: str
-    ) -> list[Any]:
-        same = [gr.update() for _ in chosen]
-        try:
-            refuse_ordinary(name)
-            created = create_embedding(name, text, int(vectors or 0), overwrite)
-        except UserError as error:
-            return [error_html(error), gr.update(), *same]
-        words, place = _embedding_names(), next((n for n in range(int(count or 1)) if not chosen[n]), 0)
-        updates = [
-            gr.update(choices=words, value=created) if number == place else gr.update(choices=words)
-            for number in range(len(chosen))
-        ]
-        return [_told_of(created, name), gr.update(open=False), *updates]
-
-    def bind(count: gr.Slider, choices: list[gr.Dropdown]) -> None:
-        inputs = [name, text, vectors, overwrite, count, *choices]
-        for event in (create.click, name.submit):
-            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices], queue=False).then(
-                fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
-            )
-            clear_first(event, told)
-
-    return box, bind
-
-
-def _told_of(created: str, asked: str) -> str:
-    """What is said of a new word, with what a person may not expect."""
-    said = [f"Created <b>{html.escape(created)}</b> and selected it."]
-    if created != asked.strip():
-        said.append(
-            f"The name <i>{html.escape(asked.strip())}</i> has characters that an embedding's name cannot have."
-        )
-    return f"<p>{' '.join(said)}</p>"

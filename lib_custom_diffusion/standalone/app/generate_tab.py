@@ -10,6 +10,7 @@ import random
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,76 +42,40 @@ def usual_scale(models: Models) -> float:
     return (TOY_SAMPLING if models.small else Sampling()).guidance_scale
 
 
+@dataclass(frozen=True)
+class _Tab:
+    """What events are bound to. read: fills the fields in from a picture. earlier: prompts that were drawn."""
+
+    prompt: gr.Textbox
+    negative: gr.Textbox
+    start: gr.Button
+    stop: gr.Button
+    read: gr.UploadButton
+    delta: gr.Dropdown
+    earlier: gr.Dropdown
+    steps: gr.Slider
+    scale: gr.Slider
+    width: gr.Number
+    height: gr.Number
+    count: gr.Number
+    seed: gr.Number
+    told: gr.HTML
+    gallery: gr.Gallery
+
+    @property
+    def entered(self) -> list[gr.components.IOComponent]:
+        """What pictures are drawn of."""
+        return [
+            self.prompt, self.negative, self.steps, self.scale, self.count, self.width, self.height, self.seed
+        ]  # fmt: skip
+
+
 def add_generate_tab(
     models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, history: PromptHistory, reopened: ReopenedPages
 ) -> tuple[gr.Textbox, gr.Slider]:
     """Make the tab where gradio is building one; returns the fields of the prompt and of the CFG scale."""
-    with gr.Row(equal_height=False):
-        with gr.Column():
-            prompt = gr.Textbox(
-                label="Prompt", lines=2, placeholder=f"{_EXAMPLE}; <delta:NAME:0.8> uses a delta",
-                elem_id="cd_gen_prompt",
-            )  # fmt: skip
-            negative = gr.Textbox(
-                label="Negative prompt", placeholder="what not to draw", elem_id="cd_gen_negative_prompt"
-            )
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="cd_generate")
-                stop = gr.Button("Interrupt", elem_id="cd_gen_stop")
-                read = gr.UploadButton("Read from picture", file_types=["image"], elem_id="cd_gen_read")
-            with gr.Row():
-                delta = gr.Dropdown(
-                    label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
-                    info="A delta is the small file that a training makes: it holds your concept",
-                )  # fmt: skip
-                lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
-            with gr.Row():
-                earlier = gr.Dropdown(label="Prompt history", choices=history.all(), elem_id="cd_gen_history")
-                lists.add(earlier, history.all, "cd_gen_history_refresh")
-            with gr.Row():
-                steps = gr.Slider(
-                    label="Sampling steps",
-                    minimum=1,
-                    maximum=MAX_STEPS,
-                    step=1,
-                    value=25,
-                    info="More take longer",
-                    elem_id="cd_gen_steps",
-                )
-                scale = gr.Slider(
-                    label="CFG Scale",
-                    minimum=1.0,
-                    maximum=30.0,
-                    step=0.5,
-                    value=usual_scale(models),
-                    info="How strictly pictures follow the prompt",
-                    elem_id="cd_gen_cfg",
-                )
-            with gr.Row():
-                width = gr.Number(
-                    label="Width",
-                    value=0,
-                    precision=0,
-                    info="0 for the model's own",
-                    min_width=90,
-                    elem_id="cd_gen_width",
-                )
-                height = gr.Number(
-                    label="Height", value=0, precision=0, info="0 for the model's own", min_width=90,
-                    elem_id="cd_gen_height",
-                )  # fmt: skip
-                count = gr.Number(
-                    label="Batch count", value=4, precision=0, info="Each picture uses the next seed", min_width=90,
-                    elem_id="cd_gen_count",
-                )  # fmt: skip
-                seed = gr.Number(
-                    label="Seed", value=-1, precision=0, info="-1 for random", min_width=90, elem_id="cd_gen_seed"
-                )
-        with gr.Column():
-            told = gr.HTML(elem_id="cd_gen_outcome")
-            gallery = gr.Gallery(label="Pictures", columns=2, object_fit="contain", elem_id="cd_gallery")
-
-    shown = [gallery, told, earlier]
+    tab = _lay_out(models, deltas_dir, lists, history)
+    shown = [tab.gallery, tab.told, tab.earlier]
     last = reopened.part(shown)
 
     def run(
@@ -137,26 +102,86 @@ def add_generate_tab(
         told = _told(prompt or "", sampling, deltas_dir, first, asked)
         yield from last.watch(job, lambda: _watched(job, pictures, asked, told, history))
 
-    start.click(
-        fn=run, inputs=[prompt, negative, steps, scale, count, width, height, seed], outputs=shown,
+    tab.start.click(fn=run, inputs=tab.entered, outputs=shown, show_progress=False)
+    tab.stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
+    _fill_in(tab, deltas_dir)
+    for event in (tab.start.click, tab.read.upload, tab.delta.input):
+        clear_first(event, tab.told)
+    forget_errors(tab.entered, tab.told)
+    return tab.prompt, tab.scale
+
+
+def _lay_out(models: Models, deltas_dir: Path, lists: Lists, history: PromptHistory) -> _Tab:
+    with gr.Row(equal_height=False):
+        with gr.Column():
+            prompt = gr.Textbox(
+                label="Prompt", lines=2, placeholder=f"{_EXAMPLE}; <delta:NAME:0.8> uses a delta",
+                elem_id="cd_gen_prompt",
+            )  # fmt: skip
+            negative = gr.Textbox(
+                label="Negative prompt", placeholder="what not to draw", elem_id="cd_gen_negative_prompt"
+            )
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="cd_generate")
+                stop = gr.Button("Interrupt", elem_id="cd_gen_stop")
+                read = gr.UploadButton("Read from picture", file_types=["image"], elem_id="cd_gen_read")
+            with gr.Row():
+                delta = gr.Dropdown(
+                    label="Add a delta and its words", choices=list(named_deltas(deltas_dir)), elem_id="cd_delta",
+                    info="A delta is the small file that a training makes: it holds your concept",
+                )  # fmt: skip
+                lists.add(delta, lambda: list(named_deltas(deltas_dir)), "cd_delta_refresh")
+            with gr.Row():
+                earlier = gr.Dropdown(label="Prompt history", choices=history.all(), elem_id="cd_gen_history")
+                lists.add(earlier, history.all, "cd_gen_history_refresh")
+            numbers = _numbers(usual_scale(models))
+        with gr.Column():
+            told = gr.HTML(elem_id="cd_gen_outcome")
+            gallery = gr.Gallery(label="Pictures", columns=2, object_fit="contain", elem_id="cd_gallery")
+    return _Tab(prompt, negative, start, stop, read, delta, earlier, *numbers, told, gallery)
+
+
+def _numbers(usual_scale: float) -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Number, gr.Number, gr.Number]:
+    """The fields of steps, CFG scale, width, height, count and seed."""
+    with gr.Row():
+        steps = gr.Slider(
+            label="Sampling steps", minimum=1, maximum=MAX_STEPS, step=1, value=25, info="More take longer",
+            elem_id="cd_gen_steps",
+        )  # fmt: skip
+        scale = gr.Slider(
+            label="CFG Scale", minimum=1.0, maximum=30.0, step=0.5, value=usual_scale,
+            info="How strictly pictures follow the prompt", elem_id="cd_gen_cfg",
+        )  # fmt: skip
+    with gr.Row():
+        width, height = (
+            gr.Number(
+                label=label, value=0, precision=0, info="0 for the model's own", min_width=90,
+                elem_id=f"cd_gen_{label.lower()}",
+            )
+            for label in ("Width", "Height")
+        )  # fmt: skip
+        count = gr.Number(
+            label="Batch count", value=4, precision=0, info="Each picture uses the next seed", min_width=90,
+            elem_id="cd_gen_count",
+        )  # fmt: skip
+        seed = gr.Number(label="Seed", value=-1, precision=0, info="-1 for random", min_width=90, elem_id="cd_gen_seed")
+    return steps, scale, width, height, count, seed
+
+
+def _fill_in(tab: _Tab, deltas_dir: Path) -> None:
+    """An earlier prompt, what a picture says, or a delta fills fields in."""
+    tab.earlier.input(
+        fn=lambda chosen: chosen or gr.update(), inputs=[tab.earlier], outputs=[tab.prompt], queue=False,
         show_progress=False,
     )  # fmt: skip
-    earlier.input(
-        fn=lambda chosen: chosen or gr.update(), inputs=[earlier], outputs=[prompt], queue=False, show_progress=False
+    said = [tab.prompt, tab.negative, tab.steps, tab.scale, tab.width, tab.height, tab.seed]
+    tab.read.upload(
+        fn=_read, inputs=[tab.read], outputs=[*said, tab.gallery, tab.told], queue=False, show_progress=False
     )
-    read.upload(
-        fn=_read, inputs=[read], outputs=[prompt, negative, steps, scale, width, height, seed, gallery, told],
-        queue=False, show_progress=False,
+    tab.delta.input(
+        fn=lambda prompt, name: _with_delta(prompt, name, deltas_dir), inputs=[tab.prompt, tab.delta],
+        outputs=[tab.prompt, tab.told], queue=False, show_progress=False,
     )  # fmt: skip
-    stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
-    delta.input(
-        fn=lambda prompt, name: _with_delta(prompt, name, deltas_dir), inputs=[prompt, delta], outputs=[prompt, told],
-        queue=False, show_progress=False,
-    )  # fmt: skip
-    for event in (start.click, read.upload, delta.input):
-        clear_first(event, told)
-    forget_errors([prompt, negative, steps, scale, count, width, height, seed], told)
-    return prompt, scale
 
 
 def _watched(

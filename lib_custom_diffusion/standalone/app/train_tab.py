@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import html
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
-from PIL import Image
 
 from ...data.pictures import is_picture, why_unread
 from ...delta import SUFFIX
@@ -32,13 +29,15 @@ from ...ui.answers import clear_first
 from ...ui.picture_strip import left_out_html
 from ...ui.preset_note import Loaded, amended, preset_note
 from ...ui.regularization_sections import bundled_templates
+from ...ui.settings_fields import group
 from ...ui.training_face import PageFace, estimate, outcome_of, run_on_page
-from ...ui.training_fields import Face, FormFields, advanced_fields, essential_fields, group
+from ...ui.training_fields import Essentials, Face, FormFields, advanced_fields, essential_fields
 from ...ui.training_form import LABELS, PAGE, entered_plan, label_of_concept
-from ...ui.training_page import Outcome, error_html, outcome_html
+from ...ui.training_page import Outcome, error_html
 from .jobs import Job, Jobs
 from .models import Models
-from .reopened_pages import ReopenedPages
+from .reopened_pages import LastJob, ReopenedPages
+from .trainings import Asked, JobScreen, Training, estimated, is_done, shown_outcome, watched
 
 _EMPTY = (
     "<ol class='cd-begin'><li><b>Word</b>: what your concept will be called in prompts. It is made up, so that no other"
@@ -95,36 +94,27 @@ def _new(folder: Path, stem: str, suffix: str = "") -> Path:
     return next(path for name in itertools.chain([f"{stem}{suffix}"], names) if not (path := folder / name).exists())
 
 
-class _Screen:
-    """What the page shows of a running job; the job's thread writes it, the page's reads it."""
-
-    def __init__(self, job: Job[Any]) -> None:
-        self.job = job
-        self.text = ""
-        self.picture: Image.Image | None = None
-
-    def show(self, text: str, step: int = 0) -> None:
-        self.text = text
-        self.job.went_on()
-
-    def show_picture(self, picture: Image.Image) -> None:
-        self.picture = picture
-
-    def interrupted(self) -> bool:
-        return self.job.interrupted.is_set()
-
-
 @dataclass(frozen=True)
-class _Training:
-    """A training that a page has asked for. screens: what shows it, once it is its turn."""
+class _Tab:
+    """What events are bound to."""
 
-    job: Job[Outcome]
-    screens: list[_Screen]
+    essentials: Essentials
+    start: gr.Button
+    ask: gr.Button
+    stop: gr.Button
+    told: gr.HTML
+    progress: gr.HTML
+    prompt: gr.Textbox
+    use: gr.Button
+    resume: gr.Button
+    picture: gr.Image
+    outcome: gr.HTML
+    fields: FormFields
 
     @property
-    def picture(self) -> Image.Image | None:
-        """The last preview."""
-        return self.screens[0].picture if self.screens else None
+    def shown(self) -> list[Any]:
+        """In the order of `watched`."""
+        return [self.told, self.progress, self.picture, self.outcome, self.prompt, self.use, self.resume]
 
 
 def build_train_tab(
@@ -136,8 +126,49 @@ def build_train_tab(
     logs: the folder for logs, copies and checkpoints.
     send: has a click on the button bring the text box's prompt to where pictures are drawn.
     """
-    place = _Place(models, deltas_dir, logs)
-    presets = {**TOY_RECIPES, **RECIPES} if models.small else {**RECIPES, **TOY_RECIPES}
+    place, asked = _Place(models, deltas_dir, logs), Asked()
+    tab = _lay_out(place)
+    fields, shown = tab.fields, tab.shown
+    form = [fields.preset, *fields.inputs]
+    last, last_estimate = reopened.part(shown), reopened.part([tab.told, tab.progress], when_opened=False)
+
+    # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
+    def run(preset: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        if asked.running():
+            yield error_html(asked.running()), *[gr.update()] * (len(shown) - 1)
+            return
+        training = _start(jobs, place, fields, values)
+        asked.add(training.job, [preset, *values])
+        yield from last.watch(training.job, lambda: watched(training))
+
+    def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
+        if asked.running():
+            yield error_html(asked.running()), gr.update()
+            return
+        job = _estimate(jobs, place, fields, values)
+        yield from last_estimate.watch(job, lambda: estimated(job))
+
+    noted = {
+        "fn": place.note, "inputs": fields.noted, "outputs": [tab.essentials.note], "queue": False,
+        "show_progress": False,
+    }  # fmt: skip
+    _show_again(tab, place, asked, last, reopened.in_sight)
+    tab.start.click(fn=run, inputs=form, outputs=shown, show_progress=False).then(**noted)  # its time is known now
+    goes_on = fields.settings["resume_from_checkpoint"]
+    tab.resume.click(
+        fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    ).then(fn=run, inputs=form, outputs=shown, show_progress=False).then(
+        fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
+    ).then(**noted)  # fmt: skip
+    tab.ask.click(fn=answer, inputs=fields.inputs, outputs=[tab.told, tab.progress], show_progress=False).then(**noted)
+    clear_first(tab.ask.click, tab.told)
+    tab.stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
+    send(tab.use, tab.prompt)
+    return fields
+
+
+def _lay_out(place: _Place) -> _Tab:
+    presets = {**TOY_RECIPES, **RECIPES} if place.models.small else {**RECIPES, **TOY_RECIPES}
     with gr.Row(equal_height=False, elem_id="cd_training"):
         with gr.Column(elem_id="cd_form"):
             face = Face(gr.Row, _word, _initializer, _template, presets, place.note, place.keep)
@@ -159,61 +190,29 @@ def build_train_tab(
             essentials.strip.render()  # where there is room to see what is cropped away
         with gr.Column(elem_id="cd_rest"):
             fields = advanced_fields(face, essentials, told, _vectors)
-    inputs, shown = fields.inputs, [told, progress, picture, outcome, prompt, use, resume]
-    last, last_estimate = reopened.part(shown), reopened.part([told, progress], when_opened=False)
+    return _Tab(essentials, start, ask, stop, told, progress, prompt, use, resume, picture, outcome, fields)
 
-    asked: list[tuple[Job[Outcome], list[Any]]] = []  # trainings, and what was entered for them
 
-    # Generator functions, not functions that return generators: only of these does gradio show all that they yield.
-    def run(preset: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        running = _running(asked)
-        if running:
-            yield error_html(running), *[gr.update()] * (len(shown) - 1)
-            return
-        training = _start(jobs, place, fields, values)
-        asked[:] = [*[each for each in asked if not each[0].refused][-1:], (training.job, [preset, *values])]
-        yield from last.watch(training.job, lambda: _watched(training))
-
-    def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
-        running = _running(asked)
-        if running:
-            yield error_html(running), gr.update()
-            return
-        job = _estimate(jobs, place, fields, values)
-        yield from last_estimate.watch(job, lambda: _estimated(job))
+def _show_again(tab: _Tab, place: _Place, asked: Asked, last: LastJob, in_sight: gr.Button) -> None:
+    """A page that is opened, or comes back into sight, shows what is known by now."""
+    form = [tab.fields.preset, *tab.fields.inputs]
 
     def opened() -> list[Any]:
         """A page that is opened during a training has the form as it was filled in, as has one opened after one that
         can go on; any, what is known by now."""
-        begun = [(job, values) for job, values in asked if not job.refused][-1:]
-        entered = next((values for job, values in begun if not _is_done(job)), [gr.update() for _ in form])
-        return [*entered, place.note(fields.preset.value, "")]
+        entered = next((values for job, values in asked.last() if not is_done(job)), [gr.update() for _ in form])
+        return [*entered, place.note(tab.fields.preset.value, "")]
 
     def seen_again(told: str) -> Iterator[tuple[Any, ...]]:
         """A page that comes back into sight shows the last training, if it does not do so yet."""
-        yield tuple(gr.update() for _ in shown)
-        for job, _ in [each for each in asked if not each[0].refused][-1:]:
-            if not job.finished or _outcome_of(job) not in (None, told):
+        yield tuple(gr.update() for _ in tab.shown)
+        for job, _ in asked.last():
+            if not job.finished or shown_outcome(job) not in (None, told):
                 yield from last.again()
 
-    form = [fields.preset, *inputs]
-    reopened.in_sight.click(fn=seen_again, inputs=[outcome], outputs=shown, show_progress=False)
-    Context.root_block.load(fn=opened, inputs=[], outputs=[*form, essentials.note], queue=False, show_progress=False)
-    noted = {
-        "fn": place.note, "inputs": fields.noted, "outputs": [essentials.note], "queue": False, "show_progress": False,
-    }  # fmt: skip
-    start.click(fn=run, inputs=form, outputs=shown, show_progress=False).then(**noted)  # how long it takes is known now
-    goes_on = fields.settings["resume_from_checkpoint"]
-    resume.click(
-        fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
-    ).then(fn=run, inputs=form, outputs=shown, show_progress=False).then(
-        fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
-    ).then(**noted)  # fmt: skip
-    ask.click(fn=answer, inputs=inputs, outputs=[told, progress], show_progress=False).then(**noted)
-    clear_first(ask.click, told)
-    stop.click(fn=jobs.interrupt, inputs=[], outputs=[], queue=False)
-    send(use, prompt)
-    return fields
+    in_sight.click(fn=seen_again, inputs=[tab.outcome], outputs=tab.shown, show_progress=False)
+    outputs = [*form, tab.essentials.note]
+    Context.root_block.load(fn=opened, inputs=[], outputs=outputs, queue=False, show_progress=False)
 
 
 def _word(number: int) -> dict[str, Any]:
@@ -250,60 +249,15 @@ def _template() -> gr.Dropdown:
     )  # fmt: skip
 
 
-def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> _Training:
+def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Training:
     """Train what was entered, as soon as it is its turn."""
-    screens: list[_Screen] = []
+    screens: list[JobScreen] = []
 
     def work(job: Job[Outcome]) -> Outcome:
-        screens.append(_Screen(job))
+        screens.append(JobScreen(job))
         return train(place, _entered(fields, values), screens[0])
 
-    return _Training(jobs.start(f"training {_named(fields, values)}", work), screens)
-
-
-def _running(asked: Sequence[tuple[Job[Outcome], list[Any]]]) -> str:
-    """Why nothing can be asked for: a training that has not ended; "" if there is none."""
-    name = next((job.name for job, _ in asked if not job.finished), "")
-    return name and f"{name[:1].upper()}{name[1:]} has not ended yet; wait for it, or press Interrupt and save"
-
-
-def _outcome_of(job: Job[Outcome]) -> str | None:
-    """What is shown of a training that is over; None if it failed."""
-    with suppress(UserError):
-        return outcome_html(job.result())
-    return None
-
-
-def _is_done(job: Job[Outcome]) -> bool:
-    """Whether a training is over that came to its end, neither interrupted nor broken off."""
-    with suppress(UserError):
-        return job.finished and not job.result().interrupted
-    return False
-
-
-def _watched(training: _Training) -> Iterator[tuple[Any, ...]]:
-    """What to show of a training until it is over.
-
-    Each time: estimate or error, progress, preview, outcome, prompt to try, and the buttons that send it, and resume.
-    """
-    same, hidden = gr.update(), gr.update(visible=False)
-    yield "", "", same, same, same, same, same
-    picture, begun = None, False
-    for waiting in itertools.chain(training.job.watch(), [""]):
-        if training.job.begun and not begun:  # what came of the one before stays while this one may be refused
-            yield same, same, hidden, "", hidden, hidden, hidden
-            begun = True
-        text = training.screens[0].text if training.screens else ""
-        new = same if training.picture is picture else gr.update(value=training.picture, visible=True)
-        picture = training.picture
-        yield same, text or waiting, new, same, same, same, same
-    try:
-        done = training.job.result()
-    except UserError as error:
-        yield error_html(error), "", same, same, same, same, same
-        return
-    prompt = gr.update(value=done.prompt, visible=True)
-    yield same, "", same, outcome_html(done), prompt, gr.update(visible=True), gr.update(visible=done.resumable)
+    return Training(jobs.start(f"training {_named(fields, values)}", work), screens)
 
 
 def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Job[str]:
@@ -313,19 +267,9 @@ def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[An
         plan = _entered(fields, values)
         check_settings(plan, PAGE, stands_alone)
         host = Host(place.models.get(), Path())
-        return estimate(_in_its_precision(plan, host), host, _Screen(job), place.timings)
+        return estimate(_in_its_precision(plan, host), host, JobScreen(job), place.timings)
 
     return jobs.start("measuring how long a training takes", work)
-
-
-def _estimated(job: Job[str]) -> Iterator[tuple[Any, Any]]:
-    """What to show of an estimate until it is there: the estimate, and progress."""
-    for waiting in job.watch():
-        yield "", waiting
-    try:
-        yield f"<p>{html.escape(job.result())}</p>", ""
-    except UserError as error:
-        yield error_html(error), ""
 
 
 def _named(fields: FormFields, values: Sequence[Any]) -> str:
@@ -344,7 +288,7 @@ def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
     return entered_plan(concepts, settings, bundled_templates().get)
 
 
-def train(place: _Place, plan: TrainingPlan, screen: _Screen) -> Outcome:
+def train(place: _Place, plan: TrainingPlan, screen: JobScreen) -> Outcome:
     """Train as the plan says. Raises UserError for whatever a person can mend."""
     check_settings(plan, PAGE, stands_alone)
     folder = dated_folder(place.logs, plan, PAGE)
