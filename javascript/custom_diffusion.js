@@ -21,6 +21,21 @@ setInterval(function() {
     }
 }, 5000);
 
+// A card writes its tag and words into the prompt, and takes them out again. The host's own way knows no weight but of digits.
+function customDiffusionCardClicked(tab, text) {
+    const prompt = gradioApp().querySelector(`#${tab}_prompt > label > textarea`);
+    const separator = opts.extra_networks_add_text_separator;
+    const [, name, words] = text.match(/^<delta:([^>]*):[^:>]*>([^]*)$/);
+    const tags = [...prompt.value.matchAll(/<delta:([^<>]*):[^:<>]*>/g)].filter((tag) => tag[1] == name).reverse();
+    for (const tag of tags) {
+        const before = prompt.value.slice(0, tag.index), after = prompt.value.slice(tag.index + tag[0].length);
+        prompt.value = (before.endsWith(separator) ? before.slice(0, before.length - separator.length) : before)
+            + (after.startsWith(words) ? after.slice(words.length) : after);
+    }
+    if (!tags.length) prompt.value += separator + text;
+    updateInput(prompt);
+}
+
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one. It fills nothing in if
     // the same is to be said again, so what is there is hidden, not removed.

@@ -1,8 +1,8 @@
-"""What is said of a prompt that will not draw what its deltas have learned, in every host."""
+"""What is said of a prompt that will not draw what deltas have learned, in every host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from .errors import did_you_mean
 from .tokens import split_at_tokens, tokens_in
@@ -36,3 +36,21 @@ def remarks(
             yield f"The prompt has none of its delta's words: {', '.join(tokens)}."
         if abs(weight) > _FAR:
             yield f"A weight of {weight:g} is far from 1, at which the delta was trained: try 0.5 to 1.2."
+
+
+def lacking(
+    text: str, deltas: Mapping[str, Collection[str]], known: Collection[str], fold: Callable[[str], str] = str
+) -> dict[str, str]:
+    """What to add for words of a prompt that mean nothing in it, and that a delta has: a sentence by word.
+
+    text, known, fold: as in `remarks`; known has the words of the prompt's own deltas, too. deltas: the words of all
+    that there are, by the delta's name.
+    """
+    having = {fold(word): (word, name) for name in sorted(deltas, reverse=True) for word in deltas[name]}
+    unknown = having.keys() - set(map(fold, known))
+    told = {}
+    for part in split_at_tokens(fold(text), unknown):
+        if part in unknown:
+            word, name = having[part]
+            told[word] = f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
+    return told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib_custom_diffusion.prompt_remarks import remarks
+from lib_custom_diffusion.prompt_remarks import lacking, remarks
 
 RAC = (["<rac>"], 1.0)
 
@@ -31,3 +31,14 @@ def test_a_weight_at_which_pictures_fall_apart_is_told() -> None:
     assert list(remarks("<rac>", [(["<rac>"], 10.0), (["<rac>"], -2.5), (["<rac>"], -2)])) == [
         said.format("10"), said.format("-2.5"),
     ]  # fmt: skip
+
+
+def test_a_word_whose_delta_is_not_in_the_prompt_is_told_with_what_to_add() -> None:
+    there = {"b": ["<rac>", "mycat"], "a": ["<rac>"], "c": []}
+    assert lacking("a <rac>, with mycat", there, []) == {
+        "<rac>": "<rac> only means something with its delta: add <delta:a:1> to the prompt.",
+        "mycat": "mycat only means something with its delta: add <delta:b:1> to the prompt.",
+    }
+    assert lacking("a <rac> and a <b>mycaterpillar</b>, __rac__", there, ["<rac>"]) == {}
+    assert list(lacking("a <Rac>, MyCat", there, ["<RAC>"], fold=str.lower)) == ["mycat"]
+    assert lacking("a <Rac>", there, []) == {}

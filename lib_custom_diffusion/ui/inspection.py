@@ -60,6 +60,14 @@ def summarize(path: Path) -> Summary:
     return Summary(found.architecture, found.checkpoint, found.steps, words)
 
 
+def words_of(path: Path) -> list[str]:
+    """The words that a delta has; none if the file cannot be read."""
+    try:
+        return list(summarize(path).tokens)
+    except UserError:
+        return []
+
+
 def report_html(path: Path) -> str:
     """All about a file as HTML: what it is, its tokens, and the norm of each layer as a bar. Raises as `Delta.load`."""
     delta = Delta.load(path)

@@ -68,7 +68,8 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         }
         self.read_user_metadata(item)
         notes = item["user_metadata"]
-        words = notes.get("activation text") or summary.activation_text()
+        texts = notes.get("activation text", ""), summary.activation_text()
+        words = next((" ".join(text.split()) for text in texts if text.strip()), "")  # a prompt is one line
         weight = notes.get("preferred weight") or "opts.extra_networks_default_multiplier"
         # The host's page runs this as JavaScript.
         item["prompt"] = f"{json.dumps(f'<delta:{name}:')} + {weight} + {json.dumps(f'> {words}' if words else '>')}"
@@ -81,11 +82,15 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         item["description"] = notes.get("description") or item.get("description")
 
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> Any:
-        """The card; one without a description says what the delta is for. HTML of a description is shown as text."""
+        """The card; one without a description says what the delta is for. HTML of a description is shown as text.
+
+        A click on it is our page's: the host's takes a negative weight and the words after it for a regular expression.
+        """
         description = item["description"] or _at_a_glance(item["summary"])
         if shared.opts.extra_networks_card_description_is_html:
             description = html.escape(description)
-        return super().create_item_html(tabname, {**item, "description": description}, template)
+        click = html.escape(f"customDiffusionCardClicked('{tabname}', {item['prompt']});")
+        return super().create_item_html(tabname, {**item, "description": description, "onclick": click}, template)
 
     def list_items(self) -> Iterator[dict[str, Any]]:
         self.library.refresh()

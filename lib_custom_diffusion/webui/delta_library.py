@@ -14,6 +14,7 @@ from ..delta import Delta, Factors
 from ..deltas_folder import named_deltas, named_saves, steps_of_save
 from ..errors import NotSaved, UserError, did_you_mean
 from ..storage import write_atomically
+from ..ui.inspection import words_of
 
 LOG_DIRECTORY = "textual_inversion"
 """Where the host's trainings keep their logs, from its data folder, if nobody says otherwise."""
@@ -61,6 +62,7 @@ class DeltaLibrary:
         self.when_changed: Callable[[], None] = lambda: None
         self._by_name: dict[str, DeltaOnDisk] = {}
         self._saves: dict[str, DeltaOnDisk] = {}
+        self._words: dict[str, list[str]] | None = None
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Delta, int]] = OrderedDict()
 
     def look_into(self, logs: Path) -> None:
@@ -76,7 +78,7 @@ class DeltaLibrary:
         """Look at the folders again."""
         found = {name: DeltaOnDisk(name, path) for name, path in named_deltas(self.folder).items()}
         changed = found != self._by_name
-        self._by_name = found
+        self._by_name, self._words = found, None
         saves = {name: path for logs in reversed(self.logs) for name, path in named_saves(logs).items()}
         self._saves = {name: DeltaOnDisk(name, path) for name, path in saves.items() if name not in found}
         if changed:
@@ -99,6 +101,12 @@ class DeltaLibrary:
             near = did_you_mean(name, [*self._saves, *self._by_name])
             raise UserError(f"there is no delta {name!r} in {self.folder}{near}")
         return found
+
+    def words(self) -> dict[str, list[str]]:
+        """The words of each delta in the folder, by its name; their files are read once after a refresh."""
+        if self._words is None:
+            self._words = {delta.name: words_of(delta.path) for delta in self.all()}
+        return self._words
 
     def by_steps(self, name: str) -> dict[int, DeltaOnDisk]:
         """What the training of a delta, or of a save of it, had learned after how many steps: its copies, and the end.

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from modules import extra_networks, script_callbacks
+from modules import extra_networks, script_callbacks, sd_models
 from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
-from ..prompt_remarks import remarks
+from ..prompt_remarks import lacking, remarks
 from ..prompt_tags import weight_of
 from .acting import ActingDeltas
 from .delta_library import DeltaLibrary
 from .host_backend import forget_encoded_prompts
-from .host_text import database
+from .host_text import are_ordinary, database
 
 HASHES = "Delta hashes"
 _TAG = re.compile(r"<delta:([^:>]+)")
@@ -56,8 +56,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
                 p.comment(f"Custom Diffusion: several deltas bring the word {token}; the one of {name} is used")
             wanted.append((delta, weight))
             hashes[_plain(name)] = on_disk.shorthash
-        if wanted and not getattr(p, "is_hr_pass", False):
-            for sentence in _remarks(p, wanted):
+        if not getattr(p, "is_hr_pass", False):
+            for sentence in self._remarks(p, wanted):
                 p.comment(f"Custom Diffusion: {sentence}")
         self.acting.set(wanted)
         self._forget_prompts_of_other_words(p, wanted)
@@ -82,6 +82,21 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         """The same, for a model that the host had kept loaded and put back without telling."""
         self.follow_model()
 
+    def _remarks(self, p: Any, wanted: Sequence[tuple[Delta, float]]) -> Iterator[str]:
+        """What is said of a batch's prompts; the host reads words whatever their case.
+
+        Without a delta, of words that one in the folder has: what else is in brackets may be other extensions'. Of those,
+        nothing is said of ordinary ones, which prompts are full of.
+        """
+        text = " ".join([*p.prompts, *(p.negative_prompts or ())])
+        named = [(list(delta.embeddings), weight) for delta, weight in wanted]
+        known = [*database().word_embeddings, *(word for words, _ in named for word in words)]
+        elsewhere = lacking(text, self.library.words(), known, str.lower)
+        model = sd_models.model_data.sd_model
+        yield from (sentence for word, sentence in elsewhere.items() if not are_ordinary(model, word.split()))
+        if wanted:
+            yield from remarks(text, named, [*known, *elsewhere], ", and no embedding", str.lower)
+
     def _forget_prompts_of_other_words(self, p: Any, wanted: Sequence[tuple[Delta, float]]) -> None:
         """The host keeps encoded prompts by their text: make it encode anew where words have come, changed or gone."""
         words = {token: vectors for delta, _ in wanted for token, vectors in delta.embeddings.items()}
@@ -99,13 +114,6 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         for field in ("Prompt", "Hires prompt"):
             if field in values:
                 values[field] = _TAG.sub(renamed, values[field])
-
-
-def _remarks(p: Any, wanted: Sequence[tuple[Delta, float]]) -> Iterator[str]:
-    """What is said of a batch's prompts; the host reads words whatever their case."""
-    text = " ".join([*p.prompts, *(p.negative_prompts or ())])
-    named = [(list(delta.embeddings), weight) for delta, weight in wanted]
-    return remarks(text, named, list(database().word_embeddings), ", and no embedding", str.lower)
 
 
 def _same(words: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:

@@ -101,6 +101,11 @@ def _vocabulary_and_table(encoder: Any) -> tuple[Mapping[str, int], Tensor]:
     return words, encoder.wrapped.model.token_embedding.wrapped.weight
 
 
+def are_ordinary(model: Any, words: Sequence[str]) -> bool:
+    """Whether all these are entries of the model's vocabulary, which prompts are full of."""
+    return all(len(ids) == 1 for ids in model.cond_stage_model.tokenize(words))
+
+
 def database() -> Any:
     """The host's words."""
     return sd_hijack.model_hijack.embedding_db

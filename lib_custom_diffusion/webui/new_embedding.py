@@ -8,7 +8,7 @@ from modules import devices, sd_hijack, shared
 from ..errors import UserError
 from ..tokens import file_name, initializer_vectors
 from .host_backend import HostBackend, refuse_kind, refuse_without_checkpoint
-from .host_text import home_of, text_encoders, write_word
+from .host_text import are_ordinary, home_of, text_encoders, write_word
 
 MAX_VECTORS = 75
 
@@ -55,7 +55,7 @@ def refuse_ordinary(name: str) -> None:
     """
     refuse_without_checkpoint()
     words = file_name(name).split()
-    if all(len(ids) == 1 for ids in shared.sd_model.cond_stage_model.tokenize(words)):
+    if are_ordinary(shared.sd_model, words):
         knows = "is a word" if len(words) == 1 else "are words"
         raise UserError(
             f"{' '.join(words)} {knows} that the model knows already, and would mean your concept in every prompt;"

@@ -79,11 +79,11 @@ def test_damaged_notes_are_as_none(cards, tmp_path, content):
 
 
 def test_words_of_notes_stay_text_in_the_pages_script_and_html(cards, tmp_path, monkeypatch):
-    words = '"); alert(1); ("\n\u2028</div>'
+    words = '"); alert(1); ("\n\u2028 </div>'
     write_notes(tmp_path, {"activation text": words, "description": "<img src=x onerror=alert(1)>"})
     [item] = cards.list_items()
     *_, last = item["prompt"].split(" + ")
-    assert json.loads(last) == f"> {words}"
+    assert json.loads(last) == '> "); alert(1); (" </div>'  # on one line, as a prompt is
     for is_html, shown in ((False, "&lt;img"), (True, "&amp;lt;img")):  # the stand-in escapes; the host as it is set
         monkeypatch.setattr(shared.opts, "extra_networks_card_description_is_html", is_html)
         assert shown in cards.create_item_html("txt2img", item, "card")

@@ -231,6 +231,33 @@ def test_without_a_delta_infotext_says_nothing(network, host):
     assert p.extra_generation_params == {} and p.comments == {}
 
 
+def test_a_word_of_the_folder_without_its_delta_is_told_and_nothing_else_is(network, host, tmp_path):
+    for name, word in (("rac", "<rac>"), ("ordinary", "cat")):
+        save(tmp_path / "deltas", name, host, word)
+    network.library.refresh()
+    p = Picture(prompts=["a <Rac>, and a cat with <b>hats</b>, <new7>, __animal__ and <segment:0.5>"])
+    network.activate(p, [])
+    assert list(p.comments) == [
+        "Custom Diffusion: <rac> only means something with its delta: add <delta:rac:1> to the prompt."
+    ]
+    known = Embedding(torch.ones(1, WIDTH), "<rac>")
+    known.vectors, known.shape = known.vec.shape
+    sd_hijack.model_hijack.embedding_db.register_embedding_by_name(known, host, "<rac>")
+    p = Picture(prompts=["a <rac>"])
+    network.activate(p, [])
+    assert not p.comments
+
+
+def test_of_two_words_the_one_whose_delta_is_not_in_the_prompt_is_told(network, host, tmp_path):
+    for name, word in (("rac", "<rac>"), ("robo", "<robo>")):
+        save(tmp_path / "deltas", name, host, word)
+    p = Picture(prompts=["a <rac>"], negative_prompts=["a <robo>"])
+    network.activate(p, tags("rac"))
+    assert list(p.comments) == [
+        "Custom Diffusion: <robo> only means something with its delta: add <delta:robo:1> to the prompt."
+    ]
+
+
 def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tmp_path):
     save(tmp_path / "deltas", "cat", host, "<new1>")
     p = Picture(cached_c=["key", "conditioning"], cached_uc=["key", "conditioning"])

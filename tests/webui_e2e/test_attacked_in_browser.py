@@ -64,6 +64,41 @@ def test_notes_and_metadata_beside_a_delta_run_nothing(webui: WebUI, page: Page,
         beside.unlink()
 
 
+@pytest.mark.parametrize(
+    ("weight", "words", "written"),
+    [
+        (-0.7, "a (thing", "<delta:thing:-0.7> a (thing"),
+        (1e-7, "[a|b] *.?+^$ {2,1}", "<delta:thing:1e-7> [a|b] *.?+^$ {2,1}"),
+        ("0.25", "it's \"a\" \\d \\ thing", "<delta:thing:0.25> it's \"a\" \\d \\ thing"),
+        (2, "a\r\nthing\n\n red", "<delta:thing:2> a thing red"),
+        (-1, "<lora:x:0.5> $1 $& `${a}`", "<delta:thing:-1> <lora:x:0.5> $1 $& `${a}`"),
+        (0.5, " \n", "<delta:thing:0.5> thing"),
+    ],
+)
+def test_a_click_on_a_card_writes_whatever_its_notes_say_and_a_second_takes_it_out(
+    webui: WebUI, page: Page, thing: Path, weight: object, words: str, written: str
+) -> None:
+    beside = webui.data / "models" / "deltas" / "thing.delta.json"
+    beside.write_text(json.dumps({"preferred weight": weight, "activation text": words}))
+    try:
+        page.tab("Deltas", "#txt2img_extra_tabs")
+        page.press("txt2img_deltas_extra_refresh")
+        card = page.page.locator("#txt2img_deltas_cards .card[data-name=thing]")
+        said = json.dumps(written.partition(">")[2])[1:-1]
+        page.page.wait_for_function(
+            "said => document.querySelector('#txt2img_deltas_cards .card[data-name=thing]')"
+            "?.getAttribute('onclick').includes(said)",
+            arg=said,
+        )
+        page.fill("txt2img_prompt", "a (red:1.1) <delta:things:-1> house")
+        card.click()
+        assert page.value("txt2img_prompt") == f"a (red:1.1) <delta:things:-1> house {written}"
+        card.click()
+        assert page.value("txt2img_prompt") == "a (red:1.1) <delta:things:-1> house"
+    finally:
+        beside.unlink()
+
+
 def test_names_and_previews_of_files_run_nothing(webui: WebUI, page: Page, thing: Path) -> None:
     harm = "<img src=x onerror='window.harmed = 1'>"
     names = ["it's (a+)+ {0}", "\u202ecat\u202c 🐱", "&lt;img src=x onerror=window.harmed=1&gt;", "x" * 200]
@@ -83,6 +118,8 @@ def test_names_and_previews_of_files_run_nothing(webui: WebUI, page: Page, thing
             page.fill("txt2img_prompt", "")
             page.page.locator("#txt2img_deltas_cards .card .name", has_text=name).click()
             assert f"<delta:{name}:1> thing" in page.value("txt2img_prompt")
+            page.page.locator("#txt2img_deltas_cards .card .name", has_text=name).click()
+            assert page.value("txt2img_prompt") == ""
         page.look("names")
         card.hover()
         card.locator(".edit-button").click()

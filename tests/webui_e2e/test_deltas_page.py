@@ -59,6 +59,23 @@ def test_what_cannot_be_used_is_said_under_the_picture_which_is_made_without_it(
     assert fingerprint(drawn) == untouched
 
 
+def test_a_word_without_its_delta_is_told_under_the_picture(webui: WebUI, page: Page, thing: Path) -> None:
+    taught = Delta.load(thing)
+    taught.embeddings = {"<rac>": taught.embeddings["thing"]}
+    taught.save(webui.delta("rac"))
+    try:
+        webui.post("/sdapi/v1/refresh-deltas")
+        page.paste(webui.picture(PROMPT)[1])
+        page.fill("txt2img_prompt", "a <rac>, <b>red</b>, __wild__ and a <new7>")
+        page.draw(webui.data)
+        said = page.wait_for("html_log_txt2img", "only means something")
+        page.look("word-without-delta")
+    finally:
+        webui.delta("rac").unlink()
+    [line] = [line for line in said.splitlines() if "Custom Diffusion" in line]
+    assert line.endswith("<rac> only means something with its delta: add <delta:rac:1> to the prompt.")
+
+
 def test_pasted_infotext_names_the_delta_as_it_is_called_here(webui: WebUI, page: Page) -> None:
     picture, infotext = webui.picture(f"{PROMPT} <delta:thing:0.8>")
     page.paste(infotext.replace("delta:thing", "delta:as they call it").replace('"thing: ', '"as they call it: '))

@@ -8,7 +8,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ import gradio as gr
 from ...backend import LATENT_CELL, MOST_SEED, TOY_SAMPLING, Sampling
 from ...deltas_folder import find_delta, named_deltas
 from ...errors import Interrupted, UserError
+from ...prompt_remarks import lacking
 from ...ui.answers import clear_first, forget_errors
-from ...ui.inspection import summarize
+from ...ui.inspection import summarize, words_of
 from ...ui.training_page import error_html
 from ...ui.utilities import Lists
 from ..generate import draw, find_deltas, found_deltas, without_meaning
@@ -259,30 +260,19 @@ def _told(prompt: str, sampling: Sampling, deltas_dir: Path, first: int, count: 
     told = f"<p>{seeds}. Pictures are not kept: save the ones you want.</p>"
     with suppress(UserError):  # of a tag, which drawing tells
         text, named = split_deltas(prompt)
-        used = [(list(summarize(find_delta(deltas_dir, name, by_path=True)).tokens), weight) for name, weight in named]
-        lacking = _lacking(text, {name for name, _ in named}, named_deltas(deltas_dir))
+        used = [(words_of(find_delta(deltas_dir, name, by_path=True)), weight) for name, weight in named]
+        there = {name: words_of(path) for name, path in named_deltas(deltas_dir).items()}
+        elsewhere = lacking(text, there, [word for words, _ in used for word in words])
         sentences = [
             *found_deltas(prompt, deltas_dir),
-            *lacking.values(),
-            *without_meaning(text, used, sampling, _LABELS.__getitem__, lacking),
+            *elsewhere.values(),
+            *without_meaning(text, used, sampling, _LABELS.__getitem__, elsewhere),
         ]
         told += "".join(f"<p>{html.escape(each)}</p>" for each in sentences)
     return told
 
 
 _LABELS = {"negative_prompt": "Negative prompt", "guidance_scale": "CFG Scale"}
-
-
-def _lacking(text: str, used: Collection[str], deltas: Mapping[str, Path]) -> dict[str, str]:
-    """What to add for words of a prompt that no delta in it has, and another delta has: a sentence by word."""
-    told = {}
-    for name in sorted(deltas, key=lambda name: name not in used):
-        with suppress(UserError):  # of a damaged file
-            for word in summarize(deltas[name]).tokens:
-                if word in text and name not in used:
-                    told[word] = f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
-                text = text.replace(word, "")
-    return told
 
 
 def _draw(
