@@ -20,6 +20,7 @@ from ..data.concepts import Concept, find_pictures
 from ..errors import Interrupted, UserError, did_you_mean
 from ..injection import Injection
 from ..storage import write_atomically
+from ..training import checkpoints
 from ..training.checks import check_settings
 from ..training.job import Report
 from ..training.place import check_place
@@ -27,6 +28,7 @@ from ..training.plan import TrainingPlan
 from ..training.recipes import TOY, plan_settings
 from ..ui.training_page import duration
 from .diffusers_backend import DiffusersBackend
+from .follow_up import app, of_model
 from .models import load_model
 from .report import DemoResult, Row, contact_sheet, report_html
 from .toy.concepts import BundledConcept, bundled_concepts
@@ -66,6 +68,8 @@ def demo(options: argparse.Namespace) -> int:
         metrics[name] = result.metrics
         print(_summary(result))
     write_atomically(options.output / "metrics.json", json.dumps({"concepts": metrics}, indent=2).encode())
+    page = app(*of_model(options.model), "--deltas_dir", options.output)
+    print(f"draw with {names[0] if len(names) == 1 else 'them'} in the app: {page}")
     return 0
 
 
@@ -102,13 +106,14 @@ def teach(
         return None
     if report.interrupted:
         return None
+    checkpoints.remove(checkpoints.saves_in(output))  # it never goes on, and they would be listed beside the delta
     delta = report.result.delta
     tell(3, "pictures after")
     with Injection(backend.unet, [(delta, 1.0)]):
         after = DemoPictures.draw(backend, bundled, delta.embeddings, "drawing after")
     metrics = judged(judge, bundled, before, after)
     metrics |= {"steps": report.step, "seconds": time.monotonic() - start, "peak_memory_mb": peak_memory_mb()}
-    return _write_report(bundled, before, after, metrics, report, output)
+    return _write_report(backend.name, bundled, before, after, metrics, report, output)
 
 
 def plan_for(bundled: BundledConcept, plan: TrainingPlan, prior: str = "text") -> TrainingPlan:
@@ -129,6 +134,7 @@ def plan_for(bundled: BundledConcept, plan: TrainingPlan, prior: str = "text") -
 
 
 def _write_report(
+    model: str,
     bundled: BundledConcept,
     before: DemoPictures,
     after: DemoPictures,
@@ -138,7 +144,7 @@ def _write_report(
 ) -> DemoResult:
     rows = _rows(bundled, before, after)
     demonstrated = DemoResult(
-        bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt,
+        model, bundled.name, bundled.description, rows, metrics, bundled.prompts[0], bundled.class_prompt,
         report.result.files, output / "loss.csv",
     )  # fmt: skip
     contact_sheet(rows).save(output / "before_after.png")

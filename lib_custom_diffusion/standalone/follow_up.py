@@ -22,13 +22,26 @@ def program() -> str:
     return quoted(_python(), "-m", "lib_custom_diffusion")
 
 
+def app(*arguments: object) -> str:
+    """What opens the app: by install.py where that stands beside the package, as it installs what the app needs."""
+    setup = Path(__file__).resolve().parents[2] / "install.py"
+    return quoted(_python(), _from_here(setup), "ui", *arguments) if setup.is_file() else command("ui", *arguments)
+
+
+def of_model(name: str) -> list[str]:
+    """The flags that choose a toy."""
+    return [] if name == "toy" else ["--model", name]
+
+
 def _python() -> str:
     """`python` where a shell takes that for this one, as in an activated environment; else its path."""
     own = Path(os.path.abspath(sys.executable or "python"))
     found = shutil.which("python")
-    if found and Path(os.path.abspath(found)) == own:
-        return "python"
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+    return "python" if found and Path(os.path.abspath(found)) == own else _from_here(own)
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def quoted(*arguments: object) -> str:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..ui.loss_plot import loss_svg
 from ..ui.training_page import picture_html
+from .follow_up import app, of_model
 from .prompts import to_draw
 
 CELL = 128  # pixels of one picture, where a row doesn't say otherwise
@@ -39,8 +40,9 @@ class Row:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All that the report of one concept shows."""
+    """All that the report of one concept shows. model: the toy's name."""
 
+    model: str
     name: str
     description: str
     rows: list[Row]
@@ -94,7 +96,9 @@ def _row_html(row: Row) -> str:
 def report_html(result: DemoResult) -> str:
     """One self-contained page: pictures, figures, loss curve, and what to do next."""
     m, esc = result.metrics, html.escape
-    draw = to_draw(result.prompt, result.files[0], "--output", "pictures")
+    model, delta = of_model(result.model), result.files[0]
+    draw = to_draw(result.prompt, delta, *model, "--output", "pictures")
+    page = app(*model, "--deltas_dir", delta.parent)
     rows = "\n".join(map(_row_html, result.rows))
     files = "".join(
         f"<li><code>{esc(path.name)}</code> ({path.stat().st_size / 1e3:,.0f} kB)</li>" for path in result.files
@@ -148,6 +152,7 @@ depends on colour more than recognition does.</p>
 <h2>Use it</h2>
 <ul>{files}</ul>
 <p>Draw with it: <code>{esc(draw)}</code></p>
+<p>Or open the app and choose {esc(result.name)} there: <code>{esc(page)}</code></p>
 </html>
 """
 

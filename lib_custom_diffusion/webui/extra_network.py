@@ -85,8 +85,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
     def _remarks(self, p: Any, wanted: Sequence[tuple[Delta, float]]) -> Iterator[str]:
         """What is said of a batch's prompts; the host reads words whatever their case.
 
-        Without a delta, of words that one in the folder has: what else is in brackets may be other extensions'. Of those,
-        nothing is said of ordinary ones, which prompts are full of.
+        Without a delta, of words that one in the folder has; other brackets may be other extensions'. Of ordinary ones,
+        which prompts are full of, nothing.
         """
         text = " ".join([*p.prompts, *(p.negative_prompts or ())])
         named = [(list(delta.embeddings), weight) for delta, weight in wanted]

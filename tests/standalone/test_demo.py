@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import html
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+from lib_custom_diffusion.delta import Delta
+from lib_custom_diffusion.deltas_folder import named_deltas
 from lib_custom_diffusion.errors import Interrupted
 from lib_custom_diffusion.standalone import demo
-from lib_custom_diffusion.standalone.cli import main
+from lib_custom_diffusion.standalone.cli import main, parser
 from lib_custom_diffusion.standalone.demo import DemoPictures, judged
 from lib_custom_diffusion.standalone.toy.concepts import BundledConcept, bundled_concepts
 from lib_custom_diffusion.standalone.toy.judge import Judge
@@ -71,3 +78,34 @@ def test_who_interrupts_it_is_told_that_it_begins_again(monkeypatch, tmp_path, c
     monkeypatch.setattr(demo, "teach", lambda *_: None)
     assert main(["demo", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("the same command starts two-faced-cat again from the beginning\n")
+
+
+@pytest.mark.parametrize(("model", "flags"), [("toy", []), ("toy-xl", ["--model", "toy-xl"])])
+def test_the_last_line_opens_the_app_which_lists_what_was_taught(monkeypatch, tmp_path, capsys, model, flags) -> None:
+    def trained(_backend: object, _plan: object, output: Path) -> SimpleNamespace:
+        delta = Delta({}, {"<new1>": torch.ones(1, 4)})
+        file = output / "raccoon.delta.safetensors"
+        for path in (file, output / "checkpoint-5" / file.name):
+            delta.save(path)
+        (output / "loss.csv").write_text("step,loss\n1,0.5\n2,0.4\n")
+        return SimpleNamespace(interrupted=False, step=5, result=SimpleNamespace(delta=delta, files=[file]))
+
+    raccoon = bundled_concepts()["raccoon"]
+    drawn = all_drawn_as(raccoon, pictures_of(raccoon))
+    backend = SimpleNamespace(name=model, unet=torch.nn.Module())
+    monkeypatch.setattr(demo, "load_model", lambda _: backend)
+    monkeypatch.setattr(demo, "run_training", trained)
+    monkeypatch.setattr(demo.DemoPictures, "draw", classmethod(lambda *_, **__: drawn))
+    monkeypatch.setattr(demo, "Injection", lambda *_: nullcontext())
+    assert main(["demo", "--model", model, "--concept", "raccoon", "--output", str(tmp_path)]) == 0
+    *_, report, last = capsys.readouterr().out.splitlines()
+    assert report == f"look at {tmp_path / 'raccoon' / 'report.html'}"
+    told, _, page = last.partition(": ")
+    assert told == "draw with raccoon in the app"
+    _, setup, *arguments = shlex.split(page)
+    assert Path(setup).resolve().name == "install.py"
+    asked = parser().parse_args(arguments)
+    assert arguments[:-2] == ["ui", *flags] and list(named_deltas(asked.deltas_dir)) == ["raccoon"]
+    written = html.unescape((tmp_path / "raccoon" / "report.html").read_text())
+    assert " ".join(["ui", *flags, "--deltas_dir", str(tmp_path / "raccoon")]) in written
+    assert " ".join(["generate", *flags, "--output", "pictures"]) in written

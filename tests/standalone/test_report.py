@@ -25,7 +25,7 @@ def result(tmp_path: Path) -> DemoResult:
     losses.write_text("step,loss\n1,0.5\n2,0.25\n")
     delta.write_bytes(b"x" * 2000)
     rows = [Row("a <new1> cat", [flat(RED)], [flat(BLUE)], "Look for blue & bold.", 100)]
-    return DemoResult("cat", "A cat.", rows, METRICS, "a <new1> cat", "a cat", [delta], losses)
+    return DemoResult("toy-xl", "cat", "A cat.", rows, METRICS, "a <new1> cat", "a cat", [delta], losses)
 
 
 def test_before_is_left_of_after_with_an_arrow_between_and_both_are_as_large_as_the_row_says() -> None:

@@ -69,10 +69,10 @@ def test_notes_and_metadata_beside_a_delta_run_nothing(webui: WebUI, page: Page,
     [
         (-0.7, "a (thing", "<delta:thing:-0.7> a (thing"),
         (1e-7, "[a|b] *.?+^$ {2,1}", "<delta:thing:1e-7> [a|b] *.?+^$ {2,1}"),
-        ("0.25", "it's \"a\" \\d \\ thing", "<delta:thing:0.25> it's \"a\" \\d \\ thing"),
+        ("0.25", 'it\'s "a" \\d \\ thing', '<delta:thing:0.25> it\'s "a" \\d \\ thing'),
         (2, "a\r\nthing\n\n red", "<delta:thing:2> a thing red"),
         (-1, "<lora:x:0.5> $1 $& `${a}`", "<delta:thing:-1> <lora:x:0.5> $1 $& `${a}`"),
-        (0.5, " \n", "<delta:thing:0.5> thing"),
+        (0.5, " \n", "<delta:thing:0.5> thing house"),
     ],
 )
 def test_a_click_on_a_card_writes_whatever_its_notes_say_and_a_second_takes_it_out(
