@@ -26,12 +26,21 @@ from .errors import NO_TEXT, NotSaved, UserError
 _ASIDE = ".tmp"
 _MOST_TEXT = 64 << 20
 """Bytes of a text file that a person names; lists of a million pictures have as many."""
-_UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "kib": 1 << 10, "mib": 1 << 20}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1_000,
+    "mb": 1_000_000,
+    "gb": 1_000_000_000,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
 
 
 def size(text: str) -> int:
     """Bytes of "5MB", "800 kB" or "5000000". Raises UserError for anything else."""
-    digits = text.strip().lower().rstrip("bikm ")
+    digits = text.strip().lower().rstrip("bikmg ")
     unit = text.strip().lower()[len(digits) :].strip()
     try:
         count = float(digits) * _UNITS[unit]

@@ -268,7 +268,8 @@ def test_convert_finds_diffusers_words_beside_its_weights(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("5MB", 5_000_000), ("800 kB", 800_000), ("1.5MiB", 1_572_864), ("70000", 70_000)]
+    ("text", "count"),
+    [("5MB", 5_000_000), ("800 kB", 800_000), ("1.5MiB", 1_572_864), ("70000", 70_000), ("0.5GB", 500_000_000)],
 )
 def test_sizes(text: str, count: int) -> None:
     assert size(text) == count
