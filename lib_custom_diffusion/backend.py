@@ -216,5 +216,8 @@ class Backend(Protocol):
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
     ) -> list[Image.Image]:
-        """One picture a prompt, each from its own seed, with whatever acts on the UNet at the time."""
+        """One picture a prompt, each from its own seed, with whatever acts on the UNet at the time.
+
+        Fewer where a person has the host stop meanwhile.
+        """
         ...

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -177,6 +177,25 @@ def _remove_leftovers(folder: Path, suffix: str) -> None:
                 aside.unlink()
 
 
+def is_in_place(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still what is at a path: another program may have removed or replaced it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def put_back(file: IO[Any], path: Path) -> None:
+    """Put an open file that another program has removed at its path again, with all that was written to it.
+
+    file: opened for reading as well; it is flushed, and not what is at the path.
+    """
+    file.flush()
+    file.seek(0)
+    content = file.read()
+    write_atomically(path, content if isinstance(content, bytes) else content.encode())
+
+
 class FolderLock:
     """Within the block no other process gets the same folder. The system lets go of it when the process ends, however.
 
@@ -200,22 +219,16 @@ class FolderLock:
             raise UserError(
                 f"another training is writing into {self.folder}; wait for it, or choose another folder"
             ) from error
-        if not self._is_in_place():
+        if not is_in_place(self._file, self.path):
             self._file.close()  # who had it before removed the file while it was being opened here
             return self.__enter__()
         return self
 
-    def _is_in_place(self) -> bool:
-        """Whether the locked file is still the folder's."""
-        try:
-            return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if sys.platform != "win32":  # which removes no open file
+        # Windows removes no open file, and one of a folder that was removed meanwhile may be another process's by now.
+        if sys.platform != "win32" and is_in_place(self._file, self.path):
             with suppress(OSError):  # of a folder that cannot be written any more, which whoever wrote there tells
                 self.path.unlink()
         self._file.close()

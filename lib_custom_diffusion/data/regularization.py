@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ..backend import Backend, Sampling
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..storage import write_atomically
 from .captions import LISTING, caption_beside, captioned_pictures, fill_template, has_listing, template_lines
 from .pictures import is_picture, load_pictures, picture_size
@@ -161,7 +161,10 @@ def _draw(
     seed: int,
     show: Callable[[int], None],
 ) -> list[Path]:
-    """Draw those prompts whose numbers are not there yet, a batch at a time, telling how many are drawn after each."""
+    """Draw those prompts whose numbers are not there yet, a batch at a time, telling how many are drawn after each.
+
+    Raises Interrupted when a backend gives fewer than it was asked for, as a person wants no more of them.
+    """
     drawn: list[Path] = []
     for first in range(0, len(prompts), sampling.batch_size):
         batch = range(first, min(first + sampling.batch_size, len(prompts)))
@@ -169,7 +172,7 @@ def _draw(
             continue
         seeds = [seed + index for index in batch]
         pictures = backend.generate([prompts[index] for index in batch], seeds, sampling, {})
-        for index, picture in zip(batch, pictures, strict=True):
+        for index, picture in zip(batch, pictures):
             if index in there:
                 continue
             path = folder / _name(index)
@@ -177,6 +180,8 @@ def _draw(
             write_atomically(path, _png(picture))
             drawn.append(path)
         show(len(drawn))
+        if len(pictures) < len(batch):
+            raise Interrupted("Interrupted. What was finished is kept; draw again with the same settings to continue.")
     return drawn
 
 

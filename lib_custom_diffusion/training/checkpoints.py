@@ -10,9 +10,11 @@ be resumed from, at whatever instant the program was killed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +111,23 @@ def clean_up(folder: Path) -> None:
     for leftover in folder.iterdir():
         if (_HALF_SAVE if leftover.is_dir() else _HALF_FILE).fullmatch(leftover.name):
             _delete(leftover)
+
+
+def rescue(folder: Path, name: str, step: int, learned: Callable[[], bytes]) -> str:
+    """Put what was learned, which is much smaller than a save, where there is room; says where, and what to do.
+
+    learned: the delta's file after `step` steps.
+    """
+    last = resolve_checkpoint(folder, "latest")
+    if last is not None and last.name == name_of(step):
+        return f"What was learned is in {last}"
+    advice = f"Once that is fixed, resume from {last}" if last else "Once that is fixed, start again"
+    stem = f"{name}-{step}"
+    for path in (folder / f"{stem}{SUFFIX}", Path(tempfile.gettempdir(), f"{stem}-{os.getpid()}{SUFFIX}")):
+        with suppress(NotSaved):
+            write_atomically(path, learned())
+            return f"What was learned in {step} steps is in {path}. {advice}"
+    return advice
 
 
 def _delete(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..storage import is_in_place, put_back
 
 LOGS = Path("logs")
 """Where it goes, from a training's folder."""
@@ -42,8 +43,8 @@ class EventFile:
         self._event, self._summary = Event, summary
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab")
-        self._records = RecordWriter(self._file)
+        self._path, self._writer = folder / name, RecordWriter
+        self._open()
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -58,12 +59,21 @@ class EventFile:
         self._write(step=step, summary=self._summary.image("validation", stacked, dataformats="NHWC"))
 
     def flush(self) -> None:
-        """Bring what was added to the disk."""
+        """Bring what was added to the disk; a file that was removed is written again."""
         self._file.flush()
+        if not is_in_place(self._file, self._path):
+            put_back(self._file, self._path)
+            self._file.close()
+            self._open()
 
     def close(self) -> None:
         """Flush and close."""
+        self.flush()
         self._file.close()
+
+    def _open(self) -> None:
+        self._file = self._path.open("a+b")
+        self._records = self._writer(self._file)
 
     def _write(self, **content: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())

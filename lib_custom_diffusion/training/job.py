@@ -296,6 +296,7 @@ class TrainingJob:
         """The first one replaces what there was; copies are kept if the host wants them."""
         if self.trainer.saves == 1:
             checkpoints.remove([path for path in self.replaced if path.name != checkpoints.name_of(step)])
+        if self.trainer.saves == 1 or not (self.host.folder / SETTINGS).exists():  # gone with the folder meanwhile
             self._write_settings()
         every = self.plan.checkpointing_steps
         if self.host.copies and every and step % every == 0:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,27 +20,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import cross_attentions, projections, refuse_bypassed
-from ..backend import Backend, usual_sampling
-from ..data.concepts import Concept, ConceptExamples, Example
-from ..delta import SUFFIX, Delta, Provenance
+from ..backend import Backend
+from ..data.concepts import Concept, ConceptExamples
+from ..delta import Delta, Provenance
 from ..errors import NotSaved, UserError
 from ..injection import TrainableDelta
-from ..storage import FolderLock, write_atomically
-from ..text_features import class_noun, concept_words
+from ..storage import FolderLock
 from ..tokens import initial_vectors
 from . import checkpoints, parallel
 from .batches import Batch, Drawing, batches_of
-from .checkpoints import TrainingState
 from .conditionings import Conditionings
 from .config import TrainingConfig, autocast, check_precision, rank_of
 from .event_file import LOGS, is_for_tensorboard
 from .identity import FREE_TO_CHANGE, Identity, refuse_others
 from .losslog import LOSS_CSV, NUMBERS, LossLog, LossTable, Recorder
 from .objective import masked_errors, prior_preservation_loss
-from .optimizers import OptimizerState, make_optimizer, restore, state_of
+from .optimizers import gradient_scaler, make_optimizer
 from .parametrisation import parametrisation
+from .previews import draw_previews
 from .prior import TextPrior, text_prior
-from .words import is_in
+from .state import WORD, put_back, state_taken
+from .words import check_said, class_words
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +114,9 @@ class Trainer:
         self.backend, self.config, self.output_dir, self.name = backend, config, output_dir, name
         self.loss_table = loss_table
         self.examples = examples
-        self.class_words = {
-            token: class_noun(concept.class_prompt) if _is_said_after(token, concept.class_prompt, own.instance) else ""
-            for token, concept, own in zip(config.modifier_token, concepts, examples)
-        }
+        captions = [[example.caption for example in own.instance] for own in examples]
+        check_said(config.modifier_token, captions)
+        self.class_words = class_words(config.modifier_token, concepts, captions)
         self.class_prompts = [concept.class_prompt for concept in concepts]
         refuse_bypassed(cross_attentions(backend.unet))
         self.layers = projections(backend.unet, config.freeze_model, config.train_blocks)
@@ -133,7 +130,6 @@ class Trainer:
         }
         self._autocast = partial(autocast, config.mixed_precision, backend.device)
         self.conditionings = Conditionings(backend, self.vectors, self._autocast)
-        self._check_captions()
         self.schedules = config.schedules()
         self.identity = identity or Identity(settings=asdict(config))
         self.on_save = on_save
@@ -175,7 +171,8 @@ class Trainer:
                 files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
                 return TrainingResult(delta, self.step, self.step < self.config.max_train_steps, files)
         except NotSaved as error:
-            raise UserError(f"{error}. {self._rescued()}") from error
+            told = checkpoints.rescue(self.output_dir, self.name, self.step, self._delta_file)
+            raise UserError(f"{error}. {told}") from error
         finally:
             if log is not None:
                 log.close()
@@ -189,7 +186,8 @@ class Trainer:
         self.delta = TrainableDelta(self.layers, self.backend.device, rank, config.seed)
         try:
             self.backend.gradient_checkpointing(config.gradient_checkpointing)
-            self.optimizer, self.scaler = self._optimizer(), _gradient_scaler(config, self.backend.device)
+            self.optimizer = self._optimizer()
+            self.scaler = gradient_scaler(config.mixed_precision, self.backend.device)
             self._restore()
             self.backend.autoencoder_aside(True)
             self.conditionings.keep([example for concept in self.examples for example in concept.prior])
@@ -215,7 +213,7 @@ class Trainer:
             stop = parallel.any_process(interrupted(), self.backend.device)
             at_end = self.step == total
             save = self.step % config.checkpointing_steps == 0 or at_end or stop
-            validate = config.validation_prompt and (self.step % config.validation_steps == 0 or at_end)
+            validate = config.validation_prompt and (self.step % config.validation_steps == 0 or at_end) and not stop
             if self.step % LOG_EVERY == 0 or save or validate:
                 on_progress(Progress(self.step, total, self._record(pending, log)))
                 pending.clear()
@@ -225,26 +223,16 @@ class Trainer:
                 self._save_checkpoint(log)
             if validate and main:
                 self._validate(log, on_pictures)
-            if save or validate:
+            if save or validate:  # which take long, so that the person may have asked meanwhile
+                stop = parallel.any_process(stop or interrupted(), self.backend.device)
+                if stop and not save and main:
+                    self._save_checkpoint(log)
                 parallel.wait_for_all()
 
     def _log(self) -> LossLog:
         logs = self.output_dir / self.logging_dir if is_for_tensorboard(self.config.report_to) else None
         before = self.output_dir if self.resume is None else self.resume.parent
         return LossLog(self.output_dir, self.step, logs, self.loss_table, self.recorder, before)
-
-    def _rescued(self) -> str:
-        """Put what was learned, which is much smaller than a save, where there is room; says where, and what to do."""
-        last = checkpoints.resolve_checkpoint(self.output_dir, "latest")
-        if last is not None and last.name == checkpoints.name_of(self.step):
-            return f"What was learned is in {last}"
-        advice = f"Once that is fixed, resume from {last}" if last else "Once that is fixed, start again"
-        stem = f"{self.name}-{self.step}"
-        for path in (self.output_dir / f"{stem}{SUFFIX}", Path(tempfile.gettempdir(), f"{stem}-{os.getpid()}{SUFFIX}")):
-            with suppress(NotSaved):
-                write_atomically(path, self.learned().to_bytes(title=self.name))
-                return f"What was learned in {self.step} steps is in {path}. {advice}"
-        return advice
 
     def learned(self) -> Delta:
         """What has been learned so far, on the CPU in float32."""
@@ -256,6 +244,9 @@ class Trainer:
                 _told_of(self.config),
             ),
         )  # fmt: skip
+
+    def _delta_file(self) -> bytes:
+        return self.learned().to_bytes(title=self.name)
 
     def _step(self) -> Tensor:
         """One optimizer step; returns the first four of losslog.NUMBERS without waiting for the device."""
@@ -368,37 +359,25 @@ class Trainer:
     def _validate(self, log: LossLog | None, on_pictures: Callable[[int, list[Image.Image]], None]) -> None:
         """Draw the validation pictures; one that cannot be drawn or kept costs no training."""
         try:
-            pictures = self._validation_pictures()
+            pictures = draw_previews(self.backend, self.config, self.vectors)
+            if not pictures:  # a person has stopped the host meanwhile
+                return
             if log is not None:
                 log.add_pictures(self.step, pictures)
             on_pictures(self.step, pictures)
         except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
             logger.warning("the pictures of step %d are not kept: %s. The training continues", self.step, error)
 
-    def _validation_pictures(self) -> list[Image.Image]:
-        count = self.config.num_validation_images
-        prompts = [self.config.validation_prompt or ""] * count
-        seeds = [self.config.seed + index for index in range(count)]
-        self.backend.autoencoder_aside(False)
-        try:
-            with torch.no_grad():
-                sampling = usual_sampling(self.backend.architecture)
-                return self.backend.generate(prompts, seeds, sampling, self.vectors)
-        finally:
-            self.backend.autoencoder_aside(True)
-
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by a name for the state file, in the optimizer's order."""
-        return {**self.delta.parameters, **{f"embedding.{token}": vectors for token, vectors in self.vectors.items()}}
+        return {**self.delta.parameters, **{f"{WORD}{token}": vectors for token, vectors in self.vectors.items()}}
 
     def _save_checkpoint(self, log: LossLog | None) -> None:
         """Save all that there is. Raises NotSaved where that cannot be, but for the last one."""
         parameters = self._parameters()
         if not all(torch.isfinite(parameter.half()).all() for parameter in parameters.values()):
             raise self._diverged(f"what was learned by step {self.step} is too large for a file")
-        known = state_of(self.optimizer, parameters)
-        tensors = {**{name: parameter.data for name, parameter in parameters.items()}, **known.tensors}
-        state = TrainingState(self.step, tensors, self.scaler.state_dict(), self.identity, known.numbers, known.groups)
+        state = state_taken(self.step, parameters, self.optimizer, self.scaler, self.identity)
         keep = self.config.checkpoints_total_limit
         try:
             checkpoints.save_checkpoint(self.output_dir, self.name, self.learned(), state, keep)
@@ -413,50 +392,7 @@ class Trainer:
         self.on_save(self.step)
 
     def _restore(self) -> None:
-        """Bring parameters, optimizer and scaler to the save's state, which then is let go: it is as large as they are.
-
-        Raises UserError for other shapes. What the save does not have is told, and begins anew.
-        """
-        if self.state is None:
-            return
-        tensors, parameters = self.state.tensors, self._parameters()
-        missing = [name for name in parameters if name not in tensors]  # in a training with other settings
-        if missing:
-            words = [token for token in self.vectors if f"embedding.{token}" in missing]
-            what = [*words, "the layers"] if len(missing) > len(words) else words
-            logger.warning("not in the save as they are trained now, and started again: %s", ", ".join(what))
-        checkpoints.check_shapes(*({name: each.shape for name, each in of.items()} for of in (tensors, parameters)))
-        for name, parameter in parameters.items():
-            if name not in missing:
-                parameter.data.copy_(tensors[name])
-        restore(
-            self.optimizer,
-            parameters,
-            OptimizerState(tensors, self.state.optimizer_numbers, self.state.optimizer_groups),
-        )
-        if self.state.scaler:
-            self.scaler.load_state_dict(self.state.scaler)
+        """Bring all to the save's state, which then is let go: it is as large as what is trained."""
+        if self.state is not None:
+            put_back(self.state, self._parameters(), self.optimizer, self.scaler)
         self.state = None
-
-    def _check_captions(self) -> None:
-        """Raise UserError for a word that no caption of a concept's own pictures has."""
-        captions = [example.caption for concept in self.examples for example in concept.instance]
-        for token in self.vectors:
-            if not any(is_in(token, caption) for caption in captions):
-                raise UserError(
-                    f"no caption or prompt has the modifier token {token}; write, say, photo of a {token} cat"
-                )
-
-
-def _is_said_after(token: str, class_prompt: str, examples: Sequence[Example]) -> bool:
-    """Whether a caption has the class word behind the token, as "photo of a <new1> cat" does for "cat"."""
-    [words] = concept_words({token: class_prompt})
-    return any(words.lower() in example.caption.lower() for example in examples)
-
-
-def _gradient_scaler(config: TrainingConfig, device: torch.device) -> Any:
-    """A gradient scaler, which does nothing unless the training is in float16."""
-    enabled = config.mixed_precision == "fp16"
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device.type, enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)  # torch 2.1, the WebUI's

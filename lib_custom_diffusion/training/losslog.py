@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TextIO, TypeVar
 
 from PIL import Image
 
-from ..storage import write_atomically
+from ..storage import is_in_place, put_back, write_atomically
 from .event_file import EventFile
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,7 @@ class _Rows:
 
     def replace_old(self) -> None:
         if self._is_aside:
+            self.flush()
             self._file.close()
             os.replace(self._aside, self._path)
             self._file = _opened(self._path)
@@ -192,13 +193,20 @@ class _Rows:
 
     def flush(self) -> None:
         self._file.flush()
+        path = self._aside if self._is_aside else self._path
+        if not is_in_place(self._file, path):
+            logger.warning("%s was removed or replaced; it is written again", self._path)
+            put_back(self._file, path)
+            self._file.close()
+            self._file = _opened(path)
 
     def close(self) -> None:
+        self.flush()
         self._file.close()
 
 
 def _opened(path: Path) -> TextIO:
-    return path.open("a", newline="", encoding="utf-8")
+    return path.open("a+", newline="", encoding="utf-8")
 
 
 def _rows_until(step: int, path: Path, columns: Sequence[str]) -> list[list[str]]:

@@ -94,6 +94,14 @@ def make_optimizer(name: str, groups: Groups, betas: tuple[float, float], eps: f
         raise UserError(f"{_KINDS[name].package} does not work here ({error}); choose adamw") from error
 
 
+def gradient_scaler(mixed_precision: str, device: torch.device) -> Any:
+    """A gradient scaler, which does nothing unless the training is in float16."""
+    enabled = mixed_precision == "fp16"
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)  # torch 2.1, the WebUI's
+
+
 def check_optimizer_works(name: str, device: torch.device) -> None:
     """Raise UserError if the optimizer cannot be made for parameters on a device."""
     parameter = nn.Parameter(torch.zeros(1, device=device))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..attention import is_toy
 from ..backend import Backend
+from ..data.concepts import Concept
 from ..errors import UserError, did_you_mean
-from ..text_features import read_captions
+from ..text_features import class_noun, concept_words, read_captions
 from ..tokens import split_at_tokens
 from .plan import NAME, TrainingPlan
 
@@ -40,6 +41,21 @@ def check_said(
     for number, own in enumerate(captions, start=1):
         if not any(said(token, caption) for caption in own for token in tokens):
             raise UserError(_without_words(number, own, tokens))
+
+
+def class_words(
+    tokens: Sequence[str], concepts: Sequence[Concept], captions: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """The noun that each word stands before, as "cat" in "photo of a <new1> cat"; "" where no caption says it so.
+
+    captions: of each concept's own pictures.
+    """
+    nouns = {}
+    for token, concept, own in zip(tokens, concepts, captions):
+        [words] = concept_words({token: concept.class_prompt})
+        said = any(words.lower() in caption.lower() for caption in own)
+        nouns[token] = class_noun(concept.class_prompt) if said else ""
+    return nouns
 
 
 def check_words(backend: Backend, vectors: Mapping[str, Tensor], captions: Sequence[Sequence[str]]) -> list[str]:

@@ -173,8 +173,9 @@ class HostBackend:
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, vectors: Mapping[str, Tensor]
     ) -> list[Image.Image]:
-        """Pictures as the WebUI draws them, extra networks in the prompts included. Fewer when it is interrupted.
+        """Pictures as the WebUI draws them, extra networks in the prompts included.
 
+        A batch during which Interrupt or Skip was pressed is half-drawn and left out, as are those after it.
         With `preview` set, that is how they are drawn, whatever is asked.
         """
         sampling = self.preview or sampling
@@ -204,10 +205,10 @@ class HostBackend:
                 with closing(p):
                     processed = processing.process_images(p)
                 forget_encoded_prompts(p)
+                if asked_to_stop() or shared.state.skipped:
+                    break
                 # The host puts a grid of the batch first.
                 pictures += processed.images[processed.index_of_first_image :]
-                if len(pictures) < start + len(batch):
-                    break
         if self.learning and reforge.is_of_forge(self.model):
             reforge.load_whole(self.model)  # for the steps that follow; a picture is drawn with parts of it in turn
         return pictures
@@ -342,6 +343,11 @@ def _checkpoint_as_loaded(model: Any) -> Iterator[None]:
     finally:
         if shared.opts.data["sd_model_checkpoint"] == loaded:  # not chosen anew meanwhile
             shared.opts.data["sd_model_checkpoint"] = chosen
+
+
+def asked_to_stop() -> bool:
+    """Whether a person has pressed Interrupt; that of txt2img asks the host at first to end after the picture."""
+    return shared.state.interrupted or getattr(shared.state, "stopping_generation", False)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from ..ui.training_face import estimate as estimate_time
 from ..ui.training_form import PAGE
 from ..ui.training_page import Outcome
 from .delta_library import LOG_DIRECTORY, library
-from .host_backend import HostBackend, refuse_without_checkpoint
+from .host_backend import HostBackend, asked_to_stop, refuse_without_checkpoint
 from .host_state import ready_for_training, refuse_untrainable, switch_networks_off
 from .host_text import home_of, steps_of, write_word
 from .reopened_page import JOB, last
@@ -201,7 +201,7 @@ class HostScreen:
         shared.state.assign_current_image(picture)
 
     def interrupted(self) -> bool:
-        return bool(shared.state.interrupted)
+        return asked_to_stop()
 
 
 class _Face(PageFace):

@@ -16,7 +16,7 @@ from ..ui.sections import SECTIONS
 from ..ui.training_page import error_html
 from ..ui.utilities import Action, Host, Lists, Results, Section, add_utilities, shown
 from .delta_library import library
-from .drawing_backend import DrawingBackend
+from .host_backend import HostBackend, asked_to_stop
 from .reopened_page import add_fetching
 from .toy_model import no_checkpoint, toy_buttons
 from .training_job import NOT_ON_THE_BAR
@@ -43,7 +43,7 @@ def _host(task: gr.Textbox) -> Host:
     names = [each.name for each in sd_samplers.all_samplers]
     return Host(
         deltas_dir=library.folder,
-        backend=lambda sampler: DrawingBackend(sampler_name=sampler or None),
+        backend=lambda sampler: HostBackend(sampler_name=sampler or None),
         samplers=sorted(names, key=lambda name: name != _DEFAULT_SAMPLER),
         templates={name: Path(each.path) for name, each in textual_inversion.textual_inversion_templates.items()},
         bind=lambda action, results: _bind(task, action, results),
@@ -81,7 +81,7 @@ def _outputs(results: Results) -> list[Any]:
 def _show(done: int, total: int, what: str = "") -> None:
     shared.state.job_no, shared.state.job_count = done, total
     shared.state.textinfo = f"{what}{NOT_ON_THE_BAR}"
-    if shared.state.interrupted:
+    if asked_to_stop():
         raise Interrupted("Interrupted. What was finished is kept; run it again with the same settings to continue.")
 
 

@@ -20,6 +20,7 @@ from lib_custom_diffusion.standalone.app.models import Models
 from lib_custom_diffusion.standalone.app.reopened_pages import ReopenedPages
 from lib_custom_diffusion.standalone.app.train_tab import build_train_tab
 from lib_custom_diffusion.standalone.cli import parser
+from lib_custom_diffusion.standalone.diffusers_backend import DiffusersBackend
 from lib_custom_diffusion.standalone.train import plan_of
 from lib_custom_diffusion.training.recipes import RECIPES, TOY_RECIPES
 from lib_custom_diffusion.ui.training_form import entered_plan
@@ -161,6 +162,14 @@ def test_a_page_opened_meanwhile_shows_the_training_and_its_end(page: Page, pict
     assert form()[:-1] == [gr.update()] * (len(at) - 1)  # there is nothing to go on with
     *_, before, later = page.parts["cd_again"].events[0].fn()  # as the page presses that has lost its connection
     assert "Finished after 3 steps" in later[3] and before[2]["value"].size == (64, 64)
+
+
+def test_interrupt_during_a_preview_takes_no_step_more(
+    page: Page, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = DiffusersBackend.generate
+    monkeypatch.setattr(DiffusersBackend, "generate", lambda *of: page.jobs.interrupt() or draw(*of))
+    assert "Interrupted and saved after 2 steps" in page.press("cd_start", **entered(pictures))[-1][3]
 
 
 def test_interrupt_saves_and_the_next_training_goes_on_from_there(page: Page, pictures: Path) -> None:

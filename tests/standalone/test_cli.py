@@ -218,6 +218,21 @@ sys.meta_path.insert(0, Interrupted())
 """
 
 
+def test_a_request_to_end_during_a_preview_is_honoured_right_after_it(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, previews = DiffusersBackend.generate, ["--validation_prompt", PROMPT, "--validation_steps", "3"]
+    assert train(model, pictures, tmp_path / "whole", *previews) == 0
+    with monkeypatch.context() as asked:
+        asked.setattr(DiffusersBackend, "generate", lambda *of: signal.raise_signal(signal.SIGTERM) or draw(*of))
+        assert train(model, pictures, tmp_path / "cut", *previews) == 130
+    assert "stopped after step 3 and saved" in capsys.readouterr().out
+    assert len((tmp_path / "cut" / "loss.csv").read_text().splitlines()) == 1 + 3
+    assert train(model, pictures, tmp_path / "cut", *previews, "--resume_from_checkpoint", "latest") == 0
+    for name in ("new1.delta.safetensors", "new1.pt", "loss.csv", "images/new1-3-0.png", "images/new1-4-1.png"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
 @pytest.mark.parametrize(
     ("where", "arguments"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,17 @@ def test_a_folder_that_another_process_trains_into_is_refused(tmp_path: Path) ->
     with FolderLock(tmp_path):  # whoever is killed lets go
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_comes_into_a_folder_that_was_removed_and_made_again_stays_its_only_one(tmp_path: Path) -> None:
+    first, second = FolderLock(tmp_path / "out"), FolderLock(tmp_path / "out")
+    first.__enter__()
+    shutil.rmtree(tmp_path / "out")
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(UserError, match="another training is writing into"):
+        FolderLock(tmp_path / "out").__enter__()
+    second.__exit__(None, None, None)
 
 
 def test_a_save_of_a_step_that_has_one_replaces_it_and_takes_nothing_of_a_killed_one(tmp_path: Path) -> None:

@@ -309,6 +309,15 @@ def test_interrupted_it_goes_on_to_the_same_bytes(plan: TrainingPlan, tmp_path: 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_settings_and_saves_are_in_a_folder_that_was_removed_meanwhile(plan: TrainingPlan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "whole")
+    face = Recorder()
+    face.progress = lambda progress: shutil.rmtree(tmp_path / "cut") if progress.step == 3 else None  # type: ignore[method-assign]
+    run(plan, tmp_path / "cut", face)
+    whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    assert cut == {name: content for name, content in whole.items() if not name.startswith("checkpoint-2/")}
+
+
 def test_a_training_that_goes_on_keeps_the_saves_before_it(plan: TrainingPlan, tmp_path: Path) -> None:
     run(plan, tmp_path / "out", stop_at(2))
     before = contents(tmp_path / "out" / "checkpoint-2")

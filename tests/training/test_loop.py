@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -138,6 +139,49 @@ def test_interrupted_run_saves_and_resumes_to_the_same_bytes(tmp_path: Path) -> 
     assert (tmp_path / "cut" / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
 
 
+@pytest.mark.parametrize(("meanwhile", "step"), [("on_pictures", 5), ("on_save", 7)])
+def test_a_stop_that_is_asked_for_while_it_draws_or_saves_comes_before_another_step(
+    tmp_path: Path, meanwhile: str, step: int
+) -> None:
+    asked: list[int] = []
+    settings = {"validation_prompt": "a <new1>", "validation_steps": 5}
+    trainer(tmp_path / "whole", **settings).run()
+    cut = trainer(tmp_path / "cut", **settings)
+    on_pictures = {"on_pictures": lambda step, _: asked.append(step)} if meanwhile == "on_pictures" else {}
+    cut.on_save = asked.append if meanwhile == "on_save" else cut.on_save
+    result = cut.run(interrupted=lambda: bool(asked), **on_pictures)
+    assert (result.interrupted, result.step, cut.saves, asked) == (True, step, 1, [step])
+    resume = checkpoints.resolve_checkpoint(tmp_path / "cut", "latest")
+    assert resume is not None and resume.name == f"checkpoint-{step}"
+    assert len((tmp_path / "cut" / "loss.csv").read_text().splitlines()) == 1 + step
+    trainer(tmp_path / "cut", resume, **settings).run()
+    assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
+    assert (tmp_path / "cut" / "loss.csv").read_text() == (tmp_path / "whole" / "loss.csv").read_text()
+
+
+def test_a_stop_that_is_asked_for_during_a_step_does_not_wait_for_pictures(tmp_path: Path) -> None:
+    drawn: list[int] = []
+    run = trainer(tmp_path, validation_prompt="a <new1>", validation_steps=5)
+    result = run.run(interrupted=lambda: run.step == 5, on_pictures=lambda step, _: drawn.append(step))
+    assert (result.step, drawn) == (5, [])
+
+
+@pytest.mark.parametrize("removed", ["folder", "loss.csv"])
+def test_what_is_removed_while_it_trains_is_there_in_the_end(
+    tmp_path: Path, removed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path / "whole").run()
+
+    def remove(progress: Progress) -> None:
+        if progress.step == 11:  # after the first save
+            shutil.rmtree(tmp_path / "cut") if removed == "folder" else (tmp_path / "cut" / "loss.csv").unlink()
+
+    trainer(tmp_path / "cut").run(remove)
+    assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
+    assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
+    assert caplog.text.count("loss.csv was removed or replaced; it is written again") == 1
+
+
 def test_killed_run_leaves_valid_files_and_resumes_to_the_same_bytes(tmp_path: Path, trainings: Trainings) -> None:
     settings = {"max_train_steps": 60, "train_batch_size": 2}
     whole = trainings.start(tmp_path / "whole", **settings)
@@ -211,7 +255,7 @@ def gradients(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_the_gradient_scaler_goes_on_from_a_save_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(torch.amp, "GradScaler"):
         pytest.skip("this torch has none for a CPU")
-    monkeypatch.setattr(loop, "_gradient_scaler", lambda *_: torch.amp.GradScaler("cpu", 8.0, growth_interval=6))
+    monkeypatch.setattr(loop, "gradient_scaler", lambda *_: torch.amp.GradScaler("cpu", 8.0, growth_interval=6))
     whole, cut = trainer(tmp_path / "whole"), trainer(tmp_path / "cut")
     scaled = whole.run().delta.entries
     cut.run(interrupted=lambda: cut.step == 10)
@@ -527,6 +571,16 @@ def test_bf16_training_keeps_float32_parameters(tmp_path: Path) -> None:
 def test_min_snr_weighting_changes_what_is_learned(tmp_path: Path) -> None:
     plain, weighed = trainer(tmp_path / "a").run().delta, trainer(tmp_path / "b", snr_gamma=1.0).run().delta
     assert any(not torch.allclose(plain.entries[key], weighed.entries[key]) for key in plain.entries)
+
+
+def test_a_preview_that_was_stopped_costs_the_log_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    backend = TinyBackend()
+    backend.generate = lambda *_: []  # type: ignore[method-assign]
+    shown: list[int] = []
+    run = trainer(tmp_path, backend=backend, report_to="tensorboard", validation_prompt="a <new1>", validation_steps=9)
+    run.run(on_pictures=lambda step, _: shown.append(step))
+    assert (caplog.text, shown) == ("", [])
 
 
 def test_tensorboard_log_is_written_on_request(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,20 @@ def test_a_training_that_goes_on_from_a_save_elsewhere_has_the_rows_of_that_and_
     assert (tmp_path / "here" / "loss.csv").read_text().splitlines() == whole
 
 
+def test_the_old_file_gives_way_to_rows_that_were_removed_meanwhile(tmp_path: Path) -> None:
+    lines = logged(tmp_path / "whole", 0, range(1, 4))
+    logged(tmp_path / "out", 0, range(1, 9))
+    log = LossLog(tmp_path / "out", 0, None, LOSS_CSV)
+    log.add(1, numbers(1))
+    shutil.rmtree(tmp_path / "out")
+    log.add(2, numbers(2))
+    log.replace_old()
+    log.add(3, numbers(3))
+    log.close()
+    assert (tmp_path / "out" / "loss.csv").read_text().splitlines() == lines
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["loss.csv"]
+
+
 def test_history_is_on_the_disk_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while it begins, a resumed run has lost nothing."""
     lines = logged(tmp_path, 0, range(1, 4))
@@ -168,6 +183,19 @@ def test_tensorboard_that_cannot_be_written_costs_only_itself(tmp_path: Path, ca
     log.close()
     assert len((tmp_path / "loss.csv").read_text().splitlines()) == 4
     assert caplog.text.count("TensorBoard's log is no longer written: [Errno 28]") == 1
+
+
+def test_tensorboards_file_is_written_again_where_it_was_removed(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = LossLog(tmp_path, 0, tmp_path / "logs", LOSS_CSV)
+    for step in range(1, 4):
+        log.add(step, numbers(step))
+        log.flush()
+        shutil.rmtree(tmp_path / "logs")
+    log.close()
+    events = reader.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [each.step for each in events.Scalars("loss")] == [1, 2, 3]
 
 
 def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lib_custom_diffusion.ui.timings import read_timings
 from lib_custom_diffusion.ui.training_face import PageFace
 from lib_custom_diffusion.ui.training_form import entered_plan
 from lib_custom_diffusion.ui.training_page import outcome_html
-from lib_custom_diffusion.webui import training_job
+from lib_custom_diffusion.webui import host_backend, training_job
 from lib_custom_diffusion.webui.delta_library import library
 from lib_custom_diffusion.webui.new_embedding import create_embedding
 from lib_custom_diffusion.webui.training_job import estimate, logs_in, template_file, train
@@ -183,6 +183,41 @@ def test_interrupt_saves_and_says_so(host, plan, tmp_path, monkeypatch):
     assert done.interrupted and done.step == 3
     assert Delta.load(done.delta).provenance.steps == 3
     assert same_as_before(host, before)
+
+
+@pytest.mark.parametrize("button", ["interrupt", "stop_generating"])
+def test_interrupt_during_a_preview_saves_at_that_step_and_keeps_no_half_drawn_picture(
+    host, plan, tmp_path, monkeypatch, button
+):
+    draw = host_backend.processing.process_images
+
+    def pressed(p):
+        drawn = draw(p)
+        getattr(shared.state, button)()  # the sampler gives what it has by then
+        return drawn
+
+    monkeypatch.setattr(host_backend.processing, "process_images", pressed)
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    done = train(replace(plan, validation_steps=2, num_validation_images=2), str(tmp_path / "log"))
+    assert done.interrupted and done.step == Delta.load(done.delta).provenance.steps == 2
+    assert [path.name for path in done.log_directory.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (done.log_directory / "images").exists() and done.preview is None
+    assert not list((tmp_path / "deltas").glob("*.preview.*"))
+
+
+def test_skip_leaves_the_preview_out_and_the_training_goes_on(host, plan, tmp_path, monkeypatch):
+    draw, pictures = host_backend.processing.process_images, []
+
+    def skipped_once(p):
+        pictures.append(draw(p))
+        if len(pictures) == 1:
+            shared.state.skip()
+        return pictures[-1]
+
+    monkeypatch.setattr(host_backend.processing, "process_images", skipped_once)
+    done = train(replace(plan, validation_steps=3), str(tmp_path / "log"))
+    assert (done.step, done.interrupted) == (6, False)
+    assert [path.name for path in (done.log_directory / "images").iterdir()] == ["mycat-6.png"]
 
 
 def test_pictures_that_vanish_once_they_are_encoded_cost_nothing(host, plan, tmp_path, monkeypatch):

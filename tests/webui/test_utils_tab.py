@@ -18,7 +18,7 @@ from test_extra_network import save
 from lib_custom_diffusion.data.captions import captioned_pictures
 from lib_custom_diffusion.delta import Delta, Factors
 from lib_custom_diffusion.text_features import captions_beside
-from lib_custom_diffusion.webui import drawing_backend, host_backend, utils_tab
+from lib_custom_diffusion.webui import host_backend, utils_tab
 from lib_custom_diffusion.webui.delta_library import library
 from page import Part, fields, parts
 
@@ -210,7 +210,7 @@ def test_the_cfg_scale_is_that_which_suits_the_model_unless_another_is_entered(
     asked = []
     monkeypatch.setattr(host_backend, "architecture", lambda unet: kind)
     monkeypatch.setattr(
-        drawing_backend.DrawingBackend, "generate",
+        host_backend.HostBackend, "generate",
         lambda self, prompts, seeds, sampling, vectors: asked.append(sampling) or [Image.new("RGB", (8, 8))],
     )  # fmt: skip
     assert made["cd_reg_cfg"].component.value == 0
@@ -252,18 +252,35 @@ def test_only_the_fields_that_a_source_wants_are_seen(made):
 
 
 def test_interrupt_keeps_whole_batches_and_the_same_settings_go_on(made, tmp_path, monkeypatch):
-    drawn = drawing_backend.HostBackend.generate
+    drawn = host_backend.HostBackend.generate
 
     def interrupted_in_the_second_batch(backend, prompts, seeds, sampling, vectors):
         if seeds[0] == 44:
             made["cd_reg_stop"].press()
         return drawn(backend, prompts, seeds, sampling, vectors)
 
-    monkeypatch.setattr(drawing_backend.HostBackend, "generate", interrupted_in_the_second_batch)
+    monkeypatch.setattr(host_backend.HostBackend, "generate", interrupted_in_the_second_batch)
     told = report(draw(made, tmp_path / "drawn", cd_reg_prompt="a cat", cd_reg_count=4))
     assert told.startswith("<p>Interrupted.")
     assert sorted(path.name for path in (tmp_path / "drawn").glob("*.png")) == ["0000.png", "0001.png"]
     monkeypatch.undo()
+    shared.state.begin()
+
+
+@pytest.mark.parametrize("button", ["stop_generating", "skip"])
+def test_the_hosts_other_buttons_end_drawing_without_a_half_drawn_picture(made, tmp_path, monkeypatch, button):
+    draw_all = host_backend.processing.process_images
+
+    def pressed(p):
+        drawn = draw_all(p)
+        if p.seed[0] == 44:
+            getattr(shared.state, button)()
+        return drawn
+
+    monkeypatch.setattr(host_backend.processing, "process_images", pressed)
+    told = report(draw(made, tmp_path / "drawn", cd_reg_prompt="a cat", cd_reg_count=6))
+    assert told.startswith("<p>Interrupted.")
+    assert sorted(path.name for path in (tmp_path / "drawn").glob("*.png")) == ["0000.png", "0001.png"]
     shared.state.begin()
 
 

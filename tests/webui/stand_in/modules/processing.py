@@ -37,6 +37,9 @@ class Processed:
 def process_images(p):
     """One grey picture a prompt, told by what the model makes of the prompt and the seed."""
     pictures = []
+    shared.state.skipped = False
+    if shared.state.interrupted or shared.state.stopping_generation:
+        return Processed(p, pictures)
     for prompt, seed in zip(p.prompt, p.seed, strict=True):
         context = p.sd_model.cond_stage_model([prompt])
         noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(seed))

@@ -42,6 +42,7 @@ class State:
     def begin(self, job="(unknown)"):
         self.job, self.job_no, self.job_count, self.textinfo = job, 0, -1, None
         self.interrupted, self.sampling_step, self.sampling_steps = False, 0, 0
+        self.skipped = self.stopping_generation = False
         self.current_image = None
 
     def end(self):
@@ -49,6 +50,12 @@ class State:
 
     def interrupt(self):
         self.interrupted = True
+
+    def stop_generating(self):
+        self.stopping_generation = True
+
+    def skip(self):
+        self.skipped = True
 
     def assign_current_image(self, image):
         self.current_image = image
