@@ -143,8 +143,8 @@ def _ask_before_words_are_trained_over(plan: TrainingPlan, wording: Wording) -> 
             raise UserError(
                 f"the embedding {token} was trained already ({steps} steps), and its file would be replaced;"
                 f" {wording.ask('overwrite')} to start a new training from the word as it is now, create another word,"
-                f" or {wording.ask('resume_from_checkpoint')} to continue an interrupted one, which takes that Saves"
-                " Optimizer state was ticked in Settings, Training"
+                f" or {wording.ask('resume_from_checkpoint')} to continue an interrupted one (if Saves Optimizer state"
+                " was ticked in Settings, Training)"
             )
 
 
