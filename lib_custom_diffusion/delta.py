@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .reading import read_document
 from .reading.document import check_width
 from .reading.kinds import DELTA
 from .storage import safetensors_bytes, write_atomically
+from .versions import why_newer
 
 SUFFIX = ".delta.safetensors"
 _FORMAT_VERSION = "0.2.0"
@@ -154,6 +156,22 @@ def _quantized_tensors(key: str, entry: QuantizedFactors, neighbour: Entry | Non
 
 def from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
     """The delta that a file's metadata and tensors are. Raises UserError if they are none."""
+    try:
+        return _from_tensors(metadata, tensors)
+    except UserError as error:
+        newer = why_newer(_stated_version(metadata))
+        if not newer:
+            raise
+        raise UserError(f"{error}; {newer}") from error
+
+
+def _stated_version(metadata: Mapping[str, str]) -> object:
+    with suppress(ValueError, RecursionError, AttributeError):
+        return json.loads(metadata.get("custom_diffusion", "{}")).get("library_version")
+    return None
+
+
+def _from_tensors(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Delta:
     for name, tensor in tensors.items():
         whole = tensor.dtype == torch.uint8 and name.endswith((".US", ".Vh", ".bits"))
         if tensor.ndim != 2 or tensor.numel() == 0 or not (tensor.is_floating_point() or whole):
@@ -189,7 +207,7 @@ def _entry_kinds(metadata: Mapping[str, str]) -> dict[str, str]:
 def _entry(key: str, kind: str, tensors: Mapping[str, Tensor]) -> Entry:
     names = {"delta": (key,), "delta_factors": (f"{key}.US", f"{key}.Vh")}.get(kind)
     if names is None:
-        raise UserError(f"{key} is of the unknown kind {kind!r}; a newer version may read it")
+        raise UserError(f"{key} is of the unknown kind {kind!r}")
     missing = [name for name in names if name not in tensors]
     if missing:
         raise UserError(f"{missing[0]} is listed but not there; the file is damaged")

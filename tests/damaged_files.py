@@ -20,8 +20,9 @@ from safetensors.torch import save
 
 from lib_custom_diffusion import formats
 from lib_custom_diffusion.algebra.compression import Limit
+from lib_custom_diffusion.algebra.converting import convert_files
 from lib_custom_diffusion.algebra.factors import QuantizedFactors
-from lib_custom_diffusion.algebra.files import blend_files, compress_file, convert_files
+from lib_custom_diffusion.algebra.files import blend_files, compress_file
 from lib_custom_diffusion.algebra.quantization import quantize
 from lib_custom_diffusion.delta import Delta, Factors, Provenance
 from lib_custom_diffusion.formats.base import Base

@@ -83,6 +83,20 @@ def test_file_of_the_first_extension_without_our_metadata_is_read(tmp_path: Path
     assert read.provenance.architecture == ""
 
 
+def test_a_delta_of_a_newer_version_that_is_not_understood_names_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.delta.safetensors"
+    for kind, stated in (("delta_of_a_kind", {}), ("delta", {"steps": [1, 2]})):
+        metadata = {"json": json.dumps({"meta": {"version": "0.2.0"}, "entries": {K: kind}})}
+        for version in ("0.1.0", "0.10.0"):
+            said = {"custom_diffusion": json.dumps({**stated, "library_version": version})}
+            save_file({K: torch.ones(8, 6)}, path, {**metadata, **said})
+            with pytest.raises(UserError) as error:
+                Delta.load(path)
+            assert ("version 0.10.0 of Custom Diffusion wrote it" in str(error.value)) == (version == "0.10.0")
+
+
 def quantized_factors(vh: torch.Tensor | None = None) -> QuantizedFactors:
     us_bits, vh_bits = torch.tensor([9, 2], dtype=torch.uint8), torch.tensor([3, 1], dtype=torch.uint8)
     levels, step = quantize(torch.randn(2, 8) * torch.tensor([[1.0], [0.1]]), us_bits)

@@ -1,7 +1,8 @@
-"""Algebra on files, for people: compress, blend, merge and convert, and what each did to the numbers.
+"""Algebra on files, for people: compress, blend, merge and rename.
 
-The arithmetic is in `compression`, `blending`, `merging` and `formats`; here files come in, one file goes out, and a
-report says what that cost. A model is loaded only when it is needed, after the files have been read.
+The arithmetic is in `compression`, `blending` and `merging`; here files come in, one file goes out, and a report says
+what that cost. A model is loaded only when it is needed, after the files have been read. `converting` makes other
+programs' files of them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from ..attention import projections
 from ..backend import Backend
 from ..delta import SUFFIX, Delta, Factors
 from ..errors import UserError, did_you_mean
-from ..formats import Base, Imported
 from ..prompt_tags import MOST_WEIGHT
 from ..storage import check_output, write_atomically
 from ..text_features import Moments, concept_words, read_captions, second_moments, spoken_features
 from ..tokens import split_at_tokens, tokens_in
-from .blending import Renamed, blend, bundle_words, dense, rename_word
-from .compression import Limit, compress, functional_error, with_rank
+from .blending import blend, bundle_words, dense, rename_word
+from .compression import Limit, compress, functional_error
 from .factors import QuantizedFactors
 from .merging import authors_skip, change_on, context_features, merge, target_features
+from .reports import Blended, Compressed, Merged, Result
 
 LoadModel = Callable[[], Backend]
 Tell = Callable[[str], None]
@@ -36,16 +37,11 @@ Tell = Callable[[str], None]
 
 _OF_DRAWING = re.compile(r"<\w+:[^<>]*>|\bBREAK\b|[(\[][^()\[\]]*:\s*[-.\d]+\s*[)\]]")
 MERGE_CAPTIONS = 200  # as many as Adobe's code takes
-LORAS = ("lora", "lora-diffusers")
-_OF_DIFFUSERS = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights")
-_EMBEDDING_BYTES = 1_000_000
 MERGED_BYTES = 2_000_000  # a merged file that would be larger is compressed
-KEPT = 0.1  # how far a concept may be off in a merged file, relative, to be called kept
-LORA_ERROR = 0.01  # relative, of a LoRA whose rank is not given
 
 
-def _silent(_: str) -> None:
-    return None
+def silent(_: str) -> None:
+    """Tells nobody."""
 
 
 def parse_weights(text: str, count: int) -> list[float]:
@@ -75,121 +71,6 @@ def parse_prompts(text: str) -> list[str]:
     return prompts
 
 
-def renamed_lines(renamed: Sequence[Renamed]) -> list[str]:
-    """What to tell of words that had to be renamed."""
-    return [
-        f"{each.old} of file {each.index + 1} is now {each.new}: another file has a {each.old} too" for each in renamed
-    ]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an operation wrote and read.
-
-    path, size: of the new file, in bytes. words: its modifier tokens.
-    renamed:    modifier tokens that had to give way to others of the same name.
-    dropped:    names of tensors that a delta has no place for, by file.
-    """
-
-    path: Path
-    size: int
-    words: list[str]
-    renamed: list[Renamed]
-    dropped: dict[Path, list[str]]
-
-
-@dataclass(frozen=True)
-class Compressed(Result):
-    """error: relative, functional on held-out captions if `weighed`, else of the matrices themselves."""
-
-    size_before: int
-    error: float
-    weighed: bool
-    layers: tuple[int, int]
-    """Kept, of how many."""
-    quantized_layers: int
-    ranks: tuple[int, int]
-    """The least and the greatest."""
-    unchanged: bool
-    """Whether it was within the limit as it was, or nothing smaller is."""
-
-
-@dataclass(frozen=True)
-class Blended(Result):
-    """error: what compression cost, relative, as in `Compressed`; None if the sum is exact."""
-
-    error: float | None
-
-
-@dataclass(frozen=True)
-class Merged(Result):
-    """residual: of the constraints, relative, in float64; stored_residual: as the file has it, rounded.
-
-    target_rows: kept, of how many. off: how far the file is, on each concept's own target prompts, from what that
-    concept's own file does there, relative.
-    change: (Σ ‖Δ Cᵀ‖²)^½ on `captions` captions; change_of_sum: of the plain sum.
-    """
-
-    target_rows: tuple[int, int]
-    residual: float
-    stored_residual: float
-    off: list[float]
-    captions: int
-    change: float
-    change_of_sum: float
-
-    def report(self, names: Sequence[str]) -> dict[str, str]:
-        """What came of it, in a plain person's words, by heading. names: of the files."""
-        lost = [f"{name} is not" for name, off in zip(names, self.off, strict=True) if off > KEPT]
-        kept = "every concept is kept" if len(names) > 1 else "the concept is kept"
-        kept_rows, all_rows = self.target_rows
-        which = f"{kept_rows} of the {all_rows} in the prompts; the others follow from them"
-        rows = {
-            "Result": f"{', '.join(lost)} kept well; give prompts that it is used in, or try blend" if lost else kept,
-            "Compared with its own file": ", ".join(
-                f"{name} acts {off:.1%} differently" for name, off in zip(names, self.off, strict=True)
-            )
-            + f" on its own prompts; up to {KEPT:.0%} counts as kept",
-            "Accuracy": f"{self.stored_residual:.2%} off on the words that had to come out exactly"
-            f" ({which if kept_rows < all_rows else f'all {all_rows} in the prompts'})",
-        }
-        if self.change_of_sum:
-            share = self.change / self.change_of_sum
-            other = "a blend of the deltas changes them" if len(names) > 1 else "its own file changes them"
-            rows["Side effects"] = (
-                f"other prompts change {share:.0%} as much as {other}, measured on {self.captions} captions"
-            )
-        return rows
-
-
-@dataclass(frozen=True)
-class Converted:
-    """files: the new format's, by name, made of the delta. dropped: as in `Result`.
-
-    beside: files that were not named, from beside the one that was, by what words they gave.
-
-    rank: of a LoRA's layers, 0 where none is low-rank. cut_layers lost something by it, all layers `error`, relative.
-    """
-
-    files: dict[str, bytes]
-    delta: Delta
-    dropped: dict[Path, list[str]]
-    beside: dict[Path, list[str]]
-    rank: int = 0
-    cut_layers: int = 0
-    error: float = 0.0
-
-    def precision(self) -> str:
-        """How near a LoRA is to what it was made of, as a phrase."""
-        if not self.cut_layers:
-            return "exact up to rounding to float16"
-        return f"relative error {self.error:.2%}: {self.cut_layers} layers cut to rank {self.rank}"
-
-    def taken(self) -> list[str]:
-        """What to tell of words that were not asked for."""
-        return [f"{', '.join(words)} was taken from {path.name} beside it" for path, words in self.beside.items()]
-
-
 def check_delta_name(output: Path) -> None:
     """Raise UserError for the name of what is no delta file, where one is to be written."""
     said = formats.kind_of_name(output.name)
@@ -215,7 +96,7 @@ def compress_file(
     load_model: LoadModel | None = None,
     captions: Path | None = None,
     quantized: bool = True,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> Compressed:
     """Make a delta small. With a model, errors count by its text features on `captions` (the model's own if None).
 
@@ -247,23 +128,13 @@ def compress_file(
     )  # fmt: skip
 
 
-def compressed_text(done: Compressed) -> str:
-    """What compression did, as a sentence."""
-    if done.unchanged:
-        return f"It was already small enough: {done.size / 1e6:.2f} MB, nothing was lost."
-    return (
-        f"Compressed to {done.size / 1e6:.2f} MB from {done.size_before / 1e6:.2f}; what it does to prompts differs by"
-        f" {done.error:.1%}."
-    )
-
-
 def blend_files(
     sources: Sequence[Path],
     weights: Sequence[float],
     output: Path,
     limit: Limit | None = None,
     load_model: LoadModel | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
 ) -> Blended:
     """Add deltas up, each times its weight; with a limit the sum is compressed, as `compress_file` does it.
 
@@ -291,7 +162,7 @@ def merge_files(
     load_model: LoadModel,
     target_prompts: Sequence[Sequence[str]] = (),
     captions: Path | None = None,
-    tell: Tell = _silent,
+    tell: Tell = silent,
     only_targets: bool = False,
 ) -> Merged:
     """Join concepts that were learned alone, one a file, by constrained least squares (see `merging`).
@@ -344,40 +215,6 @@ def merge_files(
     )  # fmt: skip
 
 
-def convert_files(
-    sources: Sequence[Path],
-    kind: str,
-    load_model: LoadModel | None = None,
-    rank: int | None = None,
-    tell: Tell = _silent,
-    exact: bool = False,
-) -> Converted:
-    """One file with layers, and any with words, as another program's files; nothing is written.
-
-    load_model: of the model they belong to, for formats with full weights. rank: the highest of a LoRA's layers; the
-    least at which LORA_ERROR is kept if None. exact: a LoRA's dense layers become full differences instead.
-    Raises UserError for files that are none, more than one with layers, and as `formats.write` does.
-    """
-    backend = load_model() if load_model is not None else None
-    base = Base.of(backend.unet) if backend is not None else None
-    tell("Reading the files")
-    delta, found = _joined(sources, base)
-    dropped = {path: imported.dropped for path, imported in found.items() if imported.dropped}
-    beside = {path: list(imported.delta.embeddings) for path, imported in found.items() if path not in sources}
-    delta.provenance.architecture = delta.provenance.architecture or (backend.architecture if backend else "")
-    if not (delta.entries or delta.embeddings):
-        raise UserError(f"{sources[0]} has neither layers nor words: nothing would be written")
-    if kind not in LORAS:
-        return Converted(formats.write(delta, kind, base), delta, dropped, beside)
-    cut, error = 0, 0.0
-    if not exact:
-        tell("Finding the factors")
-        delta, cut, error = _low_rank(delta, rank)
-    ranks = [entry.us.shape[1] for entry in delta.entries.values() if isinstance(entry, Factors)]
-    files = formats.write(delta, kind, base)
-    return Converted(files, delta, dropped, beside, max(ranks, default=0), cut, error)
-
-
 def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
     """Give a word of a file another name. Raises UserError for files that are none, and as `rename_word` does."""
     check_output(output)
@@ -388,14 +225,7 @@ def rename_file(source: Path, old: str, new: str, output: Path) -> Result:
     return Result(*_about(output, delta), [], read.dropped)
 
 
-def plain_word_note(word: str) -> str:
-    """What to tell of a new name that is written as ordinary words are; nothing of others."""
-    if not word.isalpha():
-        return ""
-    return f"With this delta, any {word} in a prompt means the concept; <{word}> could not be mistaken for a word."
-
-
-def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = _silent) -> Moments:
+def moments_of(delta: Delta, load_model: LoadModel, captions: Path | None = None, tell: Tell = silent) -> Moments:
     """Moments of a model's text features, over captions (the model's own if None) and the delta's own prompts.
 
     Raises UserError if the delta does not fit the model.
@@ -494,48 +324,3 @@ def _check_words(deltas: Sequence[Delta], backend: Backend) -> None:
             if vectors.shape[1] != width:
                 sizes = f"{vectors.shape[1]} wide, the words of the model {backend.name} {width}"
                 raise UserError(f"{token} is {sizes}: made for another model")
-
-
-def _joined(paths: Sequence[Path], base: Base | None) -> tuple[Delta, dict[Path, Imported]]:
-    """One delta of the only file with layers and of all files with words, those beside it included."""
-    found = {path: formats.read(path, base) for path in paths}
-    with_layers = [path for path, imported in found.items() if imported.delta.entries]
-    if len(with_layers) > 1:
-        raise UserError(
-            f"{with_layers[0]} and {with_layers[1]} both hold layers; convert one by one, or use blend or merge"
-        )
-    for path in with_layers:
-        if not found[path].delta.embeddings and len(paths) == 1:
-            found |= _words_beside(path)
-    delta = found[with_layers[0]].delta if with_layers else Delta({})
-    for path, imported in found.items():
-        for token, vectors in imported.delta.embeddings.items():
-            if delta.embeddings.setdefault(token, vectors) is not vectors:
-                raise UserError(f"{path} has a word {token}, and so has another file; rename one")
-    return delta, found
-
-
-def _words_beside(path: Path) -> dict[Path, Imported]:
-    """Embeddings beside diffusers' weights: files named <…>, as its script has them, or that say such a token."""
-    found = {}
-    for other in sorted(path.parent.glob("<*>.*" if not path.name.startswith(_OF_DIFFUSERS) else "*")):
-        if other != path and other.is_file() and other.stat().st_size < _EMBEDDING_BYTES:
-            try:
-                imported = formats.read(other)
-            except UserError:
-                continue  # whatever else lies there
-            if not imported.delta.entries and all(token.startswith("<") for token in imported.delta.embeddings):
-                found[other] = imported
-    return found
-
-
-def _low_rank(delta: Delta, rank: int | None) -> tuple[Delta, int, float]:
-    """The delta with no layer above the rank, how many layers were cut for it, and the relative error of all.
-
-    Layers that are factors within the rank stay as they are.
-    """
-    low, rank = with_rank(delta, rank, LORA_ERROR)
-    made = [key for key, entry in low.entries.items() if entry is not delta.entries[key]]
-    if not made:
-        return delta, 0, 0.0
-    return low, sum(min(delta.entries[key].shape) > rank for key in made), functional_error(delta, low)

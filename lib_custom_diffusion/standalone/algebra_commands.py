@@ -11,24 +11,19 @@ from pathlib import Path
 import torch
 
 from ..algebra.compression import Limit
+from ..algebra.converting import LORA_ERROR, LORAS, convert_files
 from ..algebra.files import (
-    LORA_ERROR,
-    LORAS,
-    Compressed,
     LoadModel,
     blend_files,
     check_delta_name,
     check_outputs,
     compress_file,
-    compressed_text,
-    convert_files,
     merge_files,
     parse_prompts,
     parse_weights,
-    plain_word_note,
     rename_file,
-    renamed_lines,
 )
+from ..algebra.reports import Compressed, compressed_text, plain_word_note, renamed_lines
 from ..attention import is_toy, text_widths
 from ..backend import Backend
 from ..delta import SUFFIX

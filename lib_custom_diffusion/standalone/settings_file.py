@@ -15,7 +15,7 @@ import yaml
 from ..errors import UserError
 from ..storage import read_text
 
-_OF_A_RUN = {"checkpoint", "library_version", "overwrite", "resume_from_checkpoint", "allow_changes"}
+_OF_A_RUN = {"checkpoint", "overwrite", "resume_from_checkpoint", "allow_changes"}
 """What config.json says of the run rather than of the training."""
 _OF_A_COMMAND = {
     "config": "a file of settings cannot name: it would be a second one",
@@ -26,6 +26,8 @@ _OF_A_COMMAND = {
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a file by name. Sections, which kohya's files have, count for nothing.
+
+    `library_version` is among those of a training's config.json.
 
     Raises UserError if it cannot be read, or says one setting twice.
     """

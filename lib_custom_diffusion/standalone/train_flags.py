@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,10 @@ from ..training import parallel
 from ..training.event_file import LOGS, is_for_tensorboard
 from ..training.plan import TrainingPlan
 from ..training.unused import no_effect
+from ..versions import why_newer
 from .foreign_flags import instead_of, is_foreign
+
+logger = logging.getLogger(__name__)
 
 NEEDLESS = {
     "enable_xformers_memory_efficient_attention": "PyTorch's own attention takes as little memory",
@@ -50,6 +54,7 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
         from .settings_file import as_flags, read_settings  # which needs more than the core's libraries
 
         settings = read_settings(found.config)
+        newer = why_newer(settings.pop("library_version", None))
         unknown = [name for name in settings if f"--{name}" not in flags and name not in _SETTINGS]
         foreign = [f"--{name}" for name in unknown if is_foreign(name)]
         if foreign:
@@ -58,7 +63,9 @@ def settled(arguments: Sequence[str], command: argparse.ArgumentParser) -> list[
             known = [*(flag[2:] for flag in flags if flag.startswith("--")), *_SETTINGS]
             near = difflib.get_close_matches(unknown[0], known, 1)
             hint = f"; did you mean {near[0]}?" if near else "; settings have the names of the flags"
-            raise UserError(f"{found.config} has {unknown[0]!r}, which is not a setting{hint}")
+            raise UserError(f"{found.config} has {unknown[0]!r}, which is not a setting{newer and '; '}{newer or hint}")
+        if newer:
+            logger.warning("%s has settings that may mean something else here: %s", found.config, newer)
         command.set_defaults(**{name: value for name, value in settings.items() if f"--{name}" not in flags})
         given = as_flags({name: value for name, value in settings.items() if f"--{name}" in flags}, switches)
     return _switched([*given, *own], switches)

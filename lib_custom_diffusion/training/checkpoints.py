@@ -23,10 +23,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .. import __version__
 from ..delta import SUFFIX, Delta
 from ..errors import NotSaved, UserError, did_you_mean
 from ..storage import given_path, safetensors_bytes, write_atomically
 from ..tokens import embedding_file, file_name
+from ..versions import why_newer
 from .identity import Identity
 
 _CHECKPOINT = re.compile(r"checkpoint-(?:0|[1-9][0-9]*)")
@@ -78,6 +80,7 @@ def save_checkpoint(folder: Path, name: str, delta: Delta, state: TrainingState,
     aside = folder / f".checkpoint-{state.step}.tmp"
     _delete(aside)
     metadata = {
+        "library_version": __version__,
         "step": state.step,
         "scaler": state.scaler,
         "identity": state.identity.to_json(),
@@ -200,16 +203,14 @@ def remove(paths: Sequence[Path]) -> None:
 
 
 def read_identity(checkpoint: Path) -> tuple[int, Identity]:
-    """The step of a checkpoint, and what it belongs to. Raises UserError if it is damaged."""
-    with _opened(checkpoint / _STATE) as file:
-        metadata = json.loads((file.metadata() or {})["training"])
+    """The step of a checkpoint, and what it belongs to. Raises UserError if it is damaged, or of a newer version."""
+    with _opened(checkpoint / _STATE) as (_, metadata):
         return int(metadata["step"]), _identity(metadata)
 
 
 def load_state(checkpoint: Path) -> TrainingState:
-    """Read a checkpoint's state. Raises UserError if it is damaged."""
-    with _opened(checkpoint / _STATE) as file:
-        metadata = json.loads((file.metadata() or {})["training"])
+    """Read a checkpoint's state. Raises UserError as `read_identity` does."""
+    with _opened(checkpoint / _STATE) as (file, metadata):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         optimizer = metadata.get("optimizer", {"numbers": {}, "groups": []})  # earlier versions had AdamW alone
         return TrainingState(
@@ -219,8 +220,8 @@ def load_state(checkpoint: Path) -> TrainingState:
 
 
 def shapes_in(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a state's tensors, by name. Raises UserError if it is damaged."""
-    with _opened(checkpoint / _STATE) as file:
+    """The shapes of a state's tensors, by name. Raises UserError as `read_identity` does."""
+    with _opened(checkpoint / _STATE) as (file, _):
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
@@ -234,10 +235,14 @@ def check_shapes(then: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[i
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file of a state, and what it says of the training."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            yield file
+            metadata = json.loads((file.metadata() or {})["training"])
+            if newer := why_newer(metadata.get("library_version")):
+                raise UserError(f"{path} cannot be resumed from: {newer}, or start again")
+            yield file, metadata
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; resume from an earlier checkpoint") from error
 

@@ -21,7 +21,8 @@ from typing import Protocol
 from PIL import Image
 
 from .. import __version__
-from ..algebra.files import compress_file, compressed_text
+from ..algebra.files import compress_file
+from ..algebra.reports import compressed_text
 from ..attention import cross_attentions, projections, refuse_bypassed
 from ..backend import Backend, usual_sampling
 from ..data import regularization

@@ -10,18 +10,8 @@ from typing import Any
 import gradio as gr
 
 from ..algebra.compression import Limit
-from ..algebra.files import (
-    Result,
-    blend_files,
-    compress_file,
-    compressed_text,
-    merge_files,
-    parse_prompts,
-    parse_weights,
-    plain_word_note,
-    rename_file,
-    renamed_lines,
-)
+from ..algebra.files import blend_files, compress_file, merge_files, parse_prompts, parse_weights, rename_file
+from ..algebra.reports import Result, compressed_text, plain_word_note, renamed_lines
 from ..delta import SUFFIX, Delta
 from ..deltas_folder import find_delta, new_file
 from ..errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..algebra.files import LORA_ERROR, LORAS, convert_files
+from ..algebra.converting import LORA_ERROR, LORAS, convert_files
 from ..delta import SUFFIX
 from ..deltas_folder import files_below, new_file
 from ..errors import UserError

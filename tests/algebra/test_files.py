@@ -14,19 +14,17 @@ from lib_custom_diffusion import formats
 from lib_custom_diffusion.algebra import files as algebra
 from lib_custom_diffusion.algebra.blending import bundle_words, dense
 from lib_custom_diffusion.algebra.compression import Limit, compress, functional_error
+from lib_custom_diffusion.algebra.converting import convert_files
 from lib_custom_diffusion.algebra.files import (
     blend_files,
     compress_file,
-    compressed_text,
-    convert_files,
     merge_files,
     parse_prompts,
     parse_weights,
-    plain_word_note,
     rename_file,
-    renamed_lines,
 )
 from lib_custom_diffusion.algebra.merging import context_features
+from lib_custom_diffusion.algebra.reports import compressed_text, plain_word_note, renamed_lines
 from lib_custom_diffusion.attention import projections
 from lib_custom_diffusion.backend import Backend
 from lib_custom_diffusion.delta import Delta, Entry, Provenance

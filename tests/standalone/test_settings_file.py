@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.standalone.cli import parser
 from lib_custom_diffusion.standalone.settings_file import as_flags, read_settings
+from lib_custom_diffusion.standalone.train_flags import settled
 
 TOML = """
 instance_prompt = "photo of a <new1> cat"
@@ -51,9 +53,26 @@ def test_toml_and_yaml_are_the_same_flags(tmp_path: Path, name: str, content: st
 
 def test_the_record_of_a_run_is_read_without_what_it_says_of_that_run(tmp_path: Path) -> None:
     record = {"model": "toy", "checkpoint": "0123", "library_version": "1", "overwrite": True, "seed": 1, "rank": None}
-    assert read_settings(written(tmp_path, "config.json", json.dumps(record))) == {"model": "toy", "seed": 1}
+    settings = read_settings(written(tmp_path, "config.json", json.dumps(record)))
+    assert settings == {"model": "toy", "library_version": "1", "seed": 1}
     asked = {"overwrite": True, "seed": 1}  # written by hand
     assert read_settings(written(tmp_path, "mine.json", json.dumps(asked))) == asked
+
+
+def test_a_record_of_a_newer_version_is_told_as_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = parser()._subparsers._group_actions[0].choices["train"]  # type: ignore[union-attr]
+
+    def flags(version: str, **more: object) -> list[str]:
+        record = {"model": "toy", "library_version": version, "seed": 1, **more}
+        return settled(["--config", str(written(tmp_path, "config.json", json.dumps(record)))], command)
+
+    newer = "version 0.2.0 of Custom Diffusion wrote it, and this is 0.1.0; update this one"
+    with pytest.raises(UserError, match=rf"'bend', which is not a setting; {newer}$"):
+        flags("0.2.0", bend=1)
+    with pytest.raises(UserError, match=r"'bend', which is not a setting; .* of the flags"):
+        flags("0.1.0", bend=1)
+    assert flags("0.1.0")[:2] == flags("0.2.0")[:2] == ["--model=toy", "--seed=1"]
+    assert caplog.messages == [f"{tmp_path / 'config.json'} has settings that may mean something else here: {newer}"]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from lib_custom_diffusion import __version__
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.errors import UserError
 from lib_custom_diffusion.storage import FolderLock, safetensors_bytes
@@ -63,6 +66,26 @@ def test_saves_of_earlier_versions_are_read(tmp_path: Path) -> None:
     state = checkpoints.load_state(path.parent)
     assert (state.identity, state.optimizer_numbers, state.optimizer_groups) == (Identity({"seed": 1}), {}, [])
     assert checkpoints.read_identity(path.parent) == (5, Identity({"seed": 1}))
+
+
+@pytest.mark.parametrize("read", [checkpoints.load_state, checkpoints.read_identity, checkpoints.shapes_in])
+@pytest.mark.parametrize("version", ["0.2.0", "0.1.1", "1", "12.0.0rc1"])
+def test_a_save_of_a_newer_version_names_it_and_says_what_to_do(
+    tmp_path: Path, read: Callable[[Path], object], version: str
+) -> None:
+    path = save(tmp_path, 5) / "state.safetensors"
+    newer = {"library_version": version, "steps": [5]}  # as only that version understands it
+    path.write_bytes(safetensors_bytes({"x": torch.ones(2)}, {"training": json.dumps(newer)}))
+    wrote = f"version {version.removesuffix('rc1')} of Custom Diffusion wrote it, and this is 0.1.0"
+    with pytest.raises(UserError, match=f"cannot be resumed from: {re.escape(wrote)}; update this one, or start again"):
+        read(path.parent)
+
+
+def test_a_save_names_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, 5)
+    monkeypatch.setattr("lib_custom_diffusion.versions.__version__", "0.0.9")
+    with pytest.raises(UserError, match=rf"version {re.escape(__version__)} of Custom Diffusion wrote it"):
+        checkpoints.load_state(path)
 
 
 def test_a_save_may_be_named_by_a_path_from_the_working_or_the_home_folder(

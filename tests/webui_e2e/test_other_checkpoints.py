@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import PROMPT, TOY, Page, WebUI, difference, fingerprint
-from lib_custom_diffusion.algebra.files import convert_files
+from lib_custom_diffusion.algebra.converting import convert_files
 from lib_custom_diffusion.delta import Delta
 from lib_custom_diffusion.tokens import embedding_pt, embedding_sdxl
 

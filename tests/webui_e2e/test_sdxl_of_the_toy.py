@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import PROMPT, TOY, Page, WebUI, difference
-from lib_custom_diffusion.algebra.files import convert_files
+from lib_custom_diffusion.algebra.converting import convert_files
 from lib_custom_diffusion.standalone.models import load_model
 
 pytestmark = pytest.mark.skipif(not (TOY / "toy-xl.safetensors").is_file(), reason="the model isn't there")
