@@ -72,12 +72,14 @@ def check_writable(folder: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raise UserError unless a file can be written there: no folder, device or pipe is, and the name is in UTF-8."""
+    """Raise UserError unless a file can be written there, and read: no folder, device or pipe is, all is in UTF-8."""
     reason = _no_file(path)
     if reason is not None:
         raise UserError(f"cannot write to {path}: {reason}; give another file")
     if not is_utf8(path.name):  # which a file's own title could not be
         raise UserError(f"{path.name!a} has bytes that are not text; give another file")
+    if not is_utf8(str(path.parent)):  # safetensors opens no file there
+        raise UserError(f"the folder {str(path.parent)!a} has bytes that are not text in its name; give another folder")
     check_writable(path.parent)
 
 

@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
 from lib_custom_diffusion import storage
 from lib_custom_diffusion.errors import UserError
+from lib_custom_diffusion.reading import read_document
 
 
 def test_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -259,3 +260,15 @@ def test_folders_that_cannot_be_are_refused_before_anything_is_made(tmp_path: Pa
     with pytest.raises(UserError, match=r"cannot write to .*; choose another folder"):
         storage.check_writable(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there all names are text")
+def test_a_folder_whose_files_safetensors_cannot_open_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"jos\xe9") / "out"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"the folder '.*jos\\udce9/out' has bytes that are not text in its name"):
+        storage.check_output(folder / "a.delta.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(folder / "a.safetensors")
+    with pytest.raises(UserError, match="its name, or its folder's, is not in UTF-8; rename it"):
+        read_document(folder / "a.safetensors")

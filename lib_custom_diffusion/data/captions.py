@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from ..errors import UserError
-from ..storage import given_path, read_text
+from ..storage import given_path, is_utf8, read_text
 from .pictures import find_pictures
 
 CAPTION_SOURCES = ("prompt", "txt", "filename", "template")
@@ -92,10 +92,10 @@ def caption_beside(path: Path) -> str:
 def file_words(path: Path, words: re.Pattern[str] | None = None, join_string: str = " ") -> str:
     """The words of a picture's name by the WebUI's rules: "00003-1-a cat.png" gives "a cat".
 
-    Digits and dashes at the start go, and the spaces after them. With `words`, what it finds is joined by
-    `join_string` (the WebUI's "Filename word regex" and "Filename join string").
+    Digits and dashes at the start go, the spaces after them, and bytes that are not in UTF-8. With `words`, what it
+    finds is joined by `join_string` (the WebUI's "Filename word regex" and "Filename join string").
     """
-    name = _NUMBERS_AT_START.sub("", path.stem)
+    name = _NUMBERS_AT_START.sub("", path.stem.encode("utf-8", "ignore").decode())
     if words:
         found = words.findall(name)  # tuples if the regex has several groups
         name = join_string.join(part if isinstance(part, str) else "".join(part) for part in found)
@@ -126,6 +126,12 @@ def captioned_pictures(source: Path, captions: Path | None = None) -> list[tuple
     if not found:
         raise UserError(f"{source} lists no pictures")
     return [(path if path.exists() else source.parent / path, text) for path, text in found]
+
+
+def can_be_listed(path: Path) -> bool:
+    """Whether a line of such a list can be a picture's full path."""
+    full = str(path.resolve())
+    return is_utf8(full) and not {"\n", "\r", "\0"} & set(full)
 
 
 def is_listing(source: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,18 @@ from PIL import Image
 from ..backend import Backend, Sampling
 from ..errors import Interrupted, UserError
 from ..storage import write_atomically
-from .captions import LISTING, caption_beside, captioned_pictures, fill_template, has_listing, template_lines
+from .captions import (
+    LISTING,
+    can_be_listed,
+    caption_beside,
+    captioned_pictures,
+    fill_template,
+    has_listing,
+    template_lines,
+)
 from .pictures import is_picture, load_pictures, picture_size
+
+logger = logging.getLogger(__name__)
 
 _OURS = re.compile(r"\d{4,}\.png")
 _TEXT_BATCH = 64
@@ -226,8 +237,22 @@ def pick(
 
 
 def to_pick_from(source: Path) -> list[tuple[Path, str]]:
-    """The captioned pictures of what `captions.captioned_pictures` reads. Raises UserError if there are none."""
-    captioned = [(path, caption) for path, caption in captioned_pictures(source) if caption]
+    """The captioned pictures of what `captions.captioned_pictures` reads, that can be listed; the log names others.
+
+    Raises UserError if there are none.
+    """
+    captioned: list[tuple[Path, str]] = []
+    unlisted: list[Path] = []
+    for path, caption in captioned_pictures(source):
+        if caption and can_be_listed(path):
+            captioned.append((path, caption))
+        elif caption:
+            unlisted.append(path)
+    if unlisted:
+        told = f"{str(unlisted[0])!a} is not in UTF-8, or has a line break, and cannot be listed; rename it"
+        if not captioned:
+            raise UserError(told)
+        logger.warning("skipped %s of the pictures: %s", len(unlisted), told)
     if not captioned:
         raise UserError(f"{source} has no captions to pick by; put a text file of the same name beside each picture")
     return captioned

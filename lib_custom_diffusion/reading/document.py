@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import NO_TEXT, UserError, did_you_mean
+from ..storage import is_utf8
 from . import kinds, pickles, pictures
 
 _DIMENSIONS = 8
@@ -130,6 +131,8 @@ def _size(path: Path) -> int:
 
 def _opened(path: Path, size: int) -> Any:
     """The opened safetensors file. Raises UserError with the reason if it is none."""
+    if not is_utf8(str(path)):
+        raise UserError("its name, or its folder's, is not in UTF-8; rename it")
     try:
         return safe_open(str(path), framework="pt")
     except OSError:

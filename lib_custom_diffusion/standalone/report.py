@@ -93,6 +93,24 @@ def _row_html(row: Row) -> str:
 <div class=row style="--side: {row.side}px">{pictures}{after}</div>"""
 
 
+_STYLE = """<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+.row img { width: var(--side); height: var(--side); border-radius: 4px; }
+.arrow { font-size: 2rem; padding: 0 .3rem; }
+h3 { font-size: 1rem; font-weight: 600; margin: 1.4rem 0 0; }
+h3 + p { margin: 0 0 .4rem; color: #555; }
+h3 + .row { margin-top: .4rem; }
+table { border-collapse: collapse; } td, th { padding: .3rem 1rem .3rem 0; text-align: left; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
+code { background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }
+.cd-loss { width: 100%; font-size: 9px; } .cd-loss text { fill: #666; }
+.cd-loss path, .cd-loss polyline { fill: none; stroke: #888; }
+.cd-loss .raw { stroke: #bcd; } .cd-loss .smooth { stroke: #247; stroke-width: 2; }
+</style>
+"""
+
+
 def report_html(result: DemoResult) -> str:
     """One self-contained page: pictures, figures, loss curve, and what to do next."""
     m, esc = result.metrics, html.escape
@@ -106,22 +124,7 @@ def report_html(result: DemoResult) -> str:
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Custom Diffusion: {esc(result.name)}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-.row {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }}
-.row img {{ width: var(--side); height: var(--side); border-radius: 4px; }}
-.arrow {{ font-size: 2rem; padding: 0 .3rem; }}
-h3 {{ font-size: 1rem; font-weight: 600; margin: 1.4rem 0 0; }}
-h3 + p {{ margin: 0 0 .4rem; color: #555; }}
-h3 + .row {{ margin-top: .4rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .3rem 1rem .3rem 0; text-align: left; }}
-td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
-code {{ background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }}
-.cd-loss {{ width: 100%; font-size: 9px; }} .cd-loss text {{ fill: #666; }}
-.cd-loss path, .cd-loss polyline {{ fill: none; stroke: #888; }}
-.cd-loss .raw {{ stroke: #bcd; }} .cd-loss .smooth {{ stroke: #247; stroke-width: 2; }}
-</style>
-<h1>Custom Diffusion: {esc(result.name)}</h1>
+{_STYLE}<h1>Custom Diffusion: {esc(result.name)}</h1>
 <p>{esc(result.description)} It was learned in {m["steps"]:.0f} steps. Including all drawing, this took
 {m["seconds"]:.0f} seconds and at most {m["peak_memory_mb"]:.0f} MB of memory.</p>
 {rows}

@@ -54,6 +54,7 @@ def test_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("a cat 2.png", "a cat 2"),
         ("a.cat.png", "a.cat"),
         ("0001.png", ""),
+        ("a\udcff cat.png", "a cat"),  # bytes that are no UTF-8, which no text encoder reads
     ],
 )
 def test_words_of_a_name_come_without_the_numbers_at_its_start(name: str, words: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -210,6 +211,24 @@ def test_pictures_that_cannot_be_read_are_not_picked(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         assert [choice.caption for choice in pick(Reader(), source, "cat", 1)] == ["kitten"]
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [f"skipped {source / '0.png'}"]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there all names are text")
+@pytest.mark.parametrize("name", [b"a\xff.png", b"a\nb.png", b"a\rb.png"])
+def test_pictures_that_no_list_can_name_are_not_picked(
+    tmp_path: Path, name: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = captioned(tmp_path / "real", "cat", "kitten")
+    for suffix in (".png", ".txt"):
+        (source / f"0{suffix}").rename(source / os.fsdecode(name.replace(b".png", suffix.encode())))
+    picked = pick(Reader(), source, "cat", 2)
+    assert [choice.caption for choice in picked] == ["kitten"]
+    assert "is not in UTF-8, or has a line break, and cannot be listed; rename it" in caplog.text
+    write_listing(picked, tmp_path / "reg")
+    assert class_captions(tmp_path / "reg", "unused") == [(source / "1.png", "kitten")]
+    source.rename(tmp_path / os.fsdecode(b"re\xffal"))
+    with pytest.raises(UserError, match="is not in UTF-8, or has a line break, and cannot be listed; rename it"):
+        pick(Reader(), tmp_path / os.fsdecode(b"re\xffal"), "cat", 2)
 
 
 def test_nothing_to_pick_is_an_error(tmp_path: Path) -> None:
