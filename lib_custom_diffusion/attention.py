@@ -8,7 +8,7 @@ projection's key is always the WebUI's parameter name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -235,8 +235,13 @@ def architecture(unet: nn.Module) -> str:
     Told by the number of cross-attention layers and the width of the text features they read, so both hosts say the
     same of one model.
     """
-    keys = projections(unet, "k")
-    width = next(iter(keys.values())).module.in_features
+    return architecture_of(projections(unet, "k"))
+
+
+def architecture_of(layers: Mapping[str, Projection]) -> str:
+    """The same, of a UNet's projections, those of keys among them."""
+    keys = [layer for layer in layers.values() if layer.role == "k"]
+    width = keys[0].module.in_features
     return _ARCHITECTURES.get((len(keys), width), f"crossattn-{len(keys)}x{width}")
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import __version__
 from .algebra.factors import Factors, QuantizedFactors
 from .algebra.quantization import MAX_BITS, NUMBERS_A_BYTE, pack, unpack
-from .attention import Projection, beside_to_v
+from .attention import Projection, architecture_of, beside_to_v, family
 from .errors import NO_TEXT, UserError
 from .reading import read_document
 from .reading.document import check_width
@@ -75,15 +75,21 @@ class Delta:
 
     def check_fits(self, projections: Mapping[str, Projection]) -> None:
         """Raise UserError unless every entry has a projection of its shape (all of a UNet's cross-attention)."""
-        made_for = f" (it was made for {self.provenance.architecture})" if self.provenance.architecture else ""
         for key, entry in self.entries.items():
-            if key not in projections:
-                raise UserError(f"the delta does not fit this model{made_for}: the model has no layer {key}")
-            if tuple(entry.shape) != projections[key].shape:
+            found = projections[key].shape if key in projections else None
+            if tuple(entry.shape) == found:
+                continue
+            own, others = self.provenance.architecture, architecture_of(projections)
+            if own and own != others:
                 raise UserError(
-                    f"the delta does not fit this model{made_for}: {key} is {tuple(entry.shape)} in the delta,"
-                    f" {projections[key].shape} in the model"
+                    f"the delta does not fit this model: it was made for another kind ({family(own)}) than this"
+                    f" ({family(others)})"
                 )
+            if found is None:
+                raise UserError(f"the delta does not fit this model, which has no layer {key}")
+            raise UserError(
+                f"the delta does not fit this model: {key} is {tuple(entry.shape)} in the delta, {found} in the model"
+            )
 
     def to_bytes(self, dtype: torch.dtype = torch.float16, title: str = "") -> bytes:
         """The file's content. Equal deltas give equal bytes.

@@ -18,6 +18,8 @@ from .delta_library import DeltaLibrary
 
 _UNSHOWABLE = re.compile(r'[<>"\x00-\x1f\ud800-\udfff]')
 """The host puts names into its page as they are, and a name that is no text cannot be sent to it at all."""
+_FOLDER = re.compile(r"<button\b[^>]*>(.*?)</button>\s*", re.DOTALL)
+"""Of the host's row of buttons, each of which shows the cards of one folder."""
 
 
 class DeltaCards(ui_extra_networks.ExtraNetworksPage):
@@ -101,6 +103,19 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
 
     def allowed_directories_for_previews(self) -> list[str]:
         return [str(self.library.folder)]
+
+    def create_dirs_view_html(self, tabname: str) -> str:
+        """The host's row of folders, without those that no delta is in, such as that of a LoRA's words."""
+        paths = [delta.path.relative_to(self.library.folder) for delta in self.library.all()]
+        there = {str(folder) for path in paths for folder in path.parents if folder.name}
+        if not there:
+            return ""
+
+        def kept(button: re.Match[str]) -> str:
+            name = html.unescape(button[1]).strip()
+            return button[0] if name == "all" or name.strip("/\\") in there else ""
+
+        return _FOLDER.sub(kept, super().create_dirs_view_html(tabname))
 
     def create_user_metadata_editor(self, ui: ui_extra_networks.ExtraNetworksUi, tabname: str) -> DeltaNotesEditor:
         self._tabs.append(ui)

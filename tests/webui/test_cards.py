@@ -35,6 +35,20 @@ def test_a_card_writes_the_tag_with_the_usual_weight_and_the_word(cards):
     assert item["prompt"] == '"<delta:cat:" + opts.extra_networks_default_multiplier + "> <new1>"'
 
 
+def test_folders_without_deltas_have_no_button(cards, host, tmp_path):
+    for folder in ("cat-words", "pets & co/dogs"):
+        (tmp_path / "deltas" / folder).mkdir(parents=True)
+    (tmp_path / "deltas" / "cat-words" / "new1.pt").write_bytes(b"a word")
+    cards.refresh()
+    assert cards.create_dirs_view_html("txt2img") == ""
+    save(tmp_path / "deltas" / "pets & co" / "dogs", "dog", host)
+    cards.refresh()
+    row = cards.create_dirs_view_html("txt2img").split("<button class='lg' onclick='search(event)'>")
+    assert [button.strip().removesuffix("</button>").strip() for button in row[1:]] == [
+        "all", "pets &amp; co/", "pets &amp; co/dogs/",
+    ]  # fmt: skip
+
+
 def test_a_card_is_found_by_its_word_which_is_text_and_no_tag_of_the_page(cards):
     [item] = cards.list_items()
     assert "&lt;new1&gt;" in item["search_terms"]

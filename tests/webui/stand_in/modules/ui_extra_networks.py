@@ -23,6 +23,17 @@ class ExtraNetworksPage:
     def create_item_html(self, tabname, item, template=None):
         return f'<div onclick="{html.escape(item["prompt"])}">{item["name"]} {html.escape(item["description"])}</div>'
 
+    def create_dirs_view_html(self, tabname):
+        """A button a folder below each of those for previews, with the separator at its end, and one for all."""
+        below = [
+            os.path.relpath(os.path.join(root, name), folder)
+            for folder in self.allowed_directories_for_previews()
+            for root, names, _ in os.walk(folder)
+            for name in sorted(names)
+        ]
+        names = ["all", *(html.escape(name + os.path.sep) for name in below)] if below else []
+        return "".join(f"\n<button class='lg' onclick='search(event)'>\n{name}\n</button>\n" for name in names)
+
     def find_preview(self, path):
         return f"{path}.png" if os.path.exists(f"{path}.png") else None
 
