@@ -90,7 +90,7 @@ def test_a_delta_of_another_model_is_refused(model) -> None:
     key = next(iter(projections(model.model.diffusion_model)))
     with pytest.raises(UserError, match=r"does not fit this model.* in the delta"):
         with_delta(model, Delta({key: torch.zeros(3, 5)}), 1.0)
-    with pytest.raises(UserError, match="the model has no layer"):
+    with pytest.raises(UserError, match="which has no layer"):
         with_delta(model, Delta({key.replace(".1.1.", ".99.1."): torch.zeros(3, 5)}), 1.0)
 
 
