@@ -15,7 +15,11 @@ class UserError(Exception):
 
     The message is one line: what was wrong, with the value, and what to do about it. The command line prints it and
     exits with 2; the WebUI shows it where the result would have been. Neither prints a traceback.
+    Bytes of a file's name that are no text are ? in it, as no page could show them.
     """
+
+    def __str__(self) -> str:
+        return super().__str__().encode("utf-8", "replace").decode()
 
 
 class NotSaved(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,6 +149,19 @@ class ConceptExamples:
     moving: tuple[Path, ...] = ()
 
 
+def named_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for json.loads, which would pass over what is said twice. Raises ValueError for that."""
+    refuse_twice([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is there twice."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"it says {name} twice")
+
+
 def load_concepts_list(path: Path) -> list[Concept]:
     """The concepts of a JSON file: a list of objects with the keys of `Concept`, instance_… needed, class_… not.
 
@@ -159,7 +173,7 @@ def load_concepts_list(path: Path) -> list[Concept]:
     """
     text = read_text(path, f"the concepts list {path}")
     try:
-        entries = json.loads(text)
+        entries = json.loads(text, object_pairs_hook=named_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the concepts list {path} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..data.concepts import named_once, refuse_twice
 from ..errors import UserError
 from ..storage import read_text
 
@@ -102,7 +102,7 @@ class _YamlLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
-        _refuse_twice(names)
+        refuse_twice(names)
         return super().construct_mapping(node, deep)
 
 
@@ -111,18 +111,7 @@ def _yaml(content: str) -> Any:
 
 
 def _json(content: str) -> Any:
-    return json.loads(content, object_pairs_hook=_json_object)
-
-
-def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_twice([name for name, _ in pairs])
-    return dict(pairs)
-
-
-def _refuse_twice(names: Sequence[str]) -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ValueError(f"it says {name} twice")
+    return json.loads(content, object_pairs_hook=named_once)
 
 
 _READERS = {

@@ -342,7 +342,7 @@ class TrainingJob:
     def _report(self, result: TrainingResult) -> Report:
         notes = [*self.used(), *self.notes, *self._deliver(result)]
         prompt = f"{self.plan.prompt_to_try} <delta:{self.name}:1>"
-        return Report(result, self.target, self.host.folder, prompt, tuple(notes), self.last_preview)
+        return Report(result, self.target, self.host.folder, prompt, tuple(map(printable, notes)), self.last_preview)
 
     def used(self) -> list[str]:
         """What was trained on, and what was left out, as sentences."""

@@ -143,6 +143,7 @@ def test_instance_folder_that_is_not_there_is_named_with_its_concept_and_key(tmp
     [
         ('[{"instance_prompt": "a",}]', "is not valid JSON: .*line 1 column"),
         ("[" * 100_000, "is not valid JSON"),
+        ('[{"instance_prompt": "a <new1>", "class_prompt": "a", "class_prompt": "b"}]', "it says class_prompt twice"),
         ("", "is not valid JSON"),
         ({"instance_prompt": PROMPT}, "must be a list"),
         ([], "must be a list"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -316,6 +318,22 @@ def test_settings_and_saves_are_in_a_folder_that_was_removed_meanwhile(plan: Tra
     run(plan, tmp_path / "cut", face)
     whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
     assert cut == {name: content for name, content in whole.items() if not name.startswith("checkpoint-2/")}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there all names are text")
+def test_what_is_told_can_be_shown_whatever_files_are_called(plan: TrainingPlan, tmp_path: Path) -> None:
+    pictures = plan.concepts[0].instance_data_dir
+    strange = os.fsdecode(b"\xff")
+    (pictures / "a.png").rename(pictures / f"a{strange}.png")
+    folder_of(pictures / "more", "d.png").rename(pictures / f"more{strange}")
+    report = run(replace(plan, caption_source="txt"), tmp_path / "out")
+    assert sum("?" in note for note in report.notes) == 2
+    assert "".join(report.notes).encode()
+    with pytest.raises(UserError) as error:
+        TrainingPlan.of({"concepts": [Concept("a <new1>", tmp_path / strange)]}).captions_of(
+            Concept("a <new1>", tmp_path / strange)
+        )
+    assert str(error.value).encode() and "/?" in str(error.value)
 
 
 def test_a_training_that_goes_on_keeps_the_saves_before_it(plan: TrainingPlan, tmp_path: Path) -> None:
