@@ -172,7 +172,10 @@ class TrainingJob:
                 result = self.trainer.run_locked(self._progress, self._keep_previews, self.face.interrupted)
                 if not result.step:
                     raise self._interrupted()
-                return self._report(result) if main else Report(result, self.target, self.host.folder, "")
+                try:
+                    return self._report(result) if main else Report(result, self.target, self.host.folder, "")
+                finally:
+                    parallel.wait_for_all()  # launchers end all processes soon after one that was interrupted is gone
         finally:
             if main and folder_is_new:
                 with suppress(OSError):

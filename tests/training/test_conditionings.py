@@ -50,3 +50,14 @@ def test_captions_that_the_encoder_reads_at_once_share_a_pass_however_many_lette
 def test_a_caption_is_short_if_its_bytes_and_the_vectors_of_all_words_are_no_more_than_75() -> None:
     words = {"<new1>": torch.zeros(30, 6), "<new2>": torch.zeros(5, 6)}
     assert [is_short("é" * count, words) for count in (20, 21)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("letters", "vectors", "short"), [(75, 0, True), (76, 0, False), (73, 2, True), (74, 2, False)]
+)
+def test_a_caption_is_short_while_its_bytes_and_vectors_fit_what_is_read_at_once(
+    letters: int, vectors: int, short: bool
+) -> None:
+    words = {"<new1>": torch.zeros(vectors, WIDTH)} if vectors else {}
+    assert is_short("a" * letters, words) == short
+    assert is_short("é" * (letters // 2) + "a" * (letters % 2), words) == short

@@ -336,6 +336,17 @@ def test_what_is_told_can_be_shown_whatever_files_are_called(plan: TrainingPlan,
     assert str(error.value).encode() and "/?" in str(error.value)
 
 
+def test_no_process_is_gone_before_the_result_is_where_it_is_used(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted, each ends with a status at which torchrun ends the others, however long compression takes."""
+    there: list[bool] = []
+    target = tmp_path / "deltas" / DELTA
+    monkeypatch.setattr(job.parallel, "wait_for_all", lambda: there.append(target.exists()))
+    run(replace(plan, max_size="5kB"), tmp_path / "out", stop_at(1), delta=target)
+    assert there[-1] and not any(there[:-1])
+
+
 def test_a_training_that_goes_on_keeps_the_saves_before_it(plan: TrainingPlan, tmp_path: Path) -> None:
     run(plan, tmp_path / "out", stop_at(2))
     before = contents(tmp_path / "out" / "checkpoint-2")

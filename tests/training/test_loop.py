@@ -562,6 +562,15 @@ def test_resuming_with_other_settings_is_refused_and_says_which(tmp_path: Path) 
     assert longer.run().step == 25
 
 
+def test_a_save_of_other_shapes_is_refused_though_changes_are_allowed(tmp_path: Path) -> None:
+    trainer(tmp_path, max_train_steps=7).run()
+    config = TrainingConfig(max_train_steps=9, vectors_per_token=2)
+    resume = tmp_path / "checkpoint-7"
+    run = Trainer(TinyBackend(), [CONCEPT], [examples()], config, tmp_path, "tiny", resume, allow_changes=True)
+    with pytest.raises(UserError, match=r"embedding\.<new1> is \(1, \d+\) in it and \(2, \d+\) now"):
+        run.run()
+
+
 def test_bf16_training_keeps_float32_parameters(tmp_path: Path) -> None:
     delta = trainer(tmp_path, mixed_precision="bf16").run().delta
     assert {entry.dtype for entry in delta.entries.values()} == {torch.float32}

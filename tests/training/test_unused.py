@@ -24,6 +24,7 @@ def plan(tmp_path: Path) -> TrainingPlan:
 def test_settings_as_they_are_without_being_given_are_not_told_of(plan: TrainingPlan) -> None:
     assert unused(plan, False, str) == []
     assert unused(replace(plan, allow_changes=True, validation_prompt="a cat"), True, str) == []
+    assert unused(replace(plan, num_class_images=0), False, str) == []  # as a page says, which has none drawn
 
 
 @pytest.mark.parametrize(
