@@ -36,12 +36,15 @@ function customDiffusionCardClicked(tab, text) {
     updateInput(prompt);
 }
 
+const customDiffusionWatched = new Set();
+
 function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText) {
+    customDiffusionWatched.add(id);
     // Gradio gives an HTML part's id to its frame as well; what it fills later is the inner one. It fills nothing in if
     // the same is to be said again, so what is there is hidden, not removed.
     const outcome = gradioApp().querySelector('#' + outcomeId + '.prose');
     outcome.classList.add('cd-outdated');
-    const before = outcome.innerHTML;
+    let before = outcome.innerHTML;
     let ended = false;
     const show = function() {
         if (ended) return;
@@ -51,7 +54,10 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
         filled.disconnect();
     };
     const filled = new MutationObserver(function() {
-        if (outcome.innerHTML != before) show(); // gradio draws the same again and again
+        if (outcome.innerHTML == before || !outcome.textContent) return; // gradio draws the same again and again
+        if (!outcome.querySelector('.cd-refused')) return show();
+        before = outcome.innerHTML; // another job was refused meanwhile
+        outcome.classList.remove('cd-outdated');
     });
     filled.observe(outcome, {childList: true, subtree: true, characterData: true});
     const atEnd = async function() {
@@ -95,34 +101,41 @@ function hideCustomDiffusionError(id) {
     if (place.querySelector('.error')) place.classList.add('cd-past');
 }
 
+function customDiffusionTrainingAreas() {
+    return ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => gradioApp().getElementById(id));
+}
+
 function watchCustomDiffusionTraining(id, outcomeId = 'cd_outcome') {
     hideCustomDiffusionError(outcomeId == 'cd_outcome' ? 'cd_estimate' : 'cd_outcome');
-    const [output, gallery, text] = ['ti_output', 'ti_gallery', 'ti_progress'].map((id) => gradioApp().getElementById(id));
-    watchCustomDiffusionJob(id, outcomeId, output, gallery, text);
+    watchCustomDiffusionJob(id, outcomeId, ...customDiffusionTrainingAreas());
 }
 
-function withCustomDiffusionTask(id, args) {
-    return [id, ...Array.from(args).slice(1)];
+// A page that is opened later knows by what an id begins with what is running.
+function newCustomDiffusionTask(job, args) {
+    return [randomId().replace('task(', `task(${job}-`), ...args.slice(1)];
 }
 
-function startCustomDiffusionTraining() {
-    // As the API names its trainings: a page that is opened later knows by it what is running.
-    const id = randomId().replace('task(', 'task(train-custom-diffusion-');
-    watchCustomDiffusionTraining(id);
-    return withCustomDiffusionTask(id, arguments);
+// Each gets the id of a task, or '' if another job of ours is not over, as is told then.
+function startCustomDiffusionTraining(id) {
+    if (id) watchCustomDiffusionTraining(id); else showCustomDiffusionTrainingThatRuns();
+    return Array.from(arguments);
 }
 
-function startCustomDiffusionEstimate() {
-    const id = randomId();
-    watchCustomDiffusionTraining(id, 'cd_estimate');
-    return withCustomDiffusionTask(id, arguments);
+function startCustomDiffusionEstimate(id) {
+    if (id) watchCustomDiffusionTraining(id, 'cd_estimate'); else showCustomDiffusionTrainingThatRuns();
+    return Array.from(arguments);
 }
 
-function startCustomDiffusionUtility() {
-    const id = randomId();
+function startCustomDiffusionUtility(id) {
     const [area, text] = ['cd_utils_gallery', 'cd_utils_progress'].map((id) => gradioApp().getElementById(id));
-    watchCustomDiffusionJob(id, 'cd_utils_outcome', area, area, text);
-    return withCustomDiffusionTask(id, arguments);
+    if (id) watchCustomDiffusionJob(id, 'cd_utils_outcome', area, area, text);
+    return Array.from(arguments);
+}
+
+// One that another page has begun.
+async function showCustomDiffusionTrainingThatRuns() {
+    const {running} = await customDiffusionTrainings();
+    if (running && !customDiffusionWatched.has(running)) watchCustomDiffusionJob(running, 'cd_outcome', ...customDiffusionTrainingAreas());
 }
 
 // How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
@@ -155,15 +168,18 @@ function fetchCustomDiffusionOutcome(id, outcomeId) {
     gradioApp().getElementById(outcomeId + '_fetch').click();
 }
 
+async function customDiffusionTrainings() {
+    const answer = await fetch('./internal/custom-diffusion-training').catch(() => null);
+    return answer?.ok ? answer.json() : {running: '', last: ''};
+}
+
 // A page that is opened while a training runs shows it, and one that is opened later how it ended; both have the form as
 // it was filled in, unless there is nothing to go on with.
 let customDiffusionTrainingFound = '', customDiffusionTrainingRuns = false;
 
 // The page's options are there after its parts, and without them the host shows no bar.
 onOptionsAvailable(async function() {
-    const answer = await fetch('./internal/custom-diffusion-training');
-    if (!answer.ok) return;
-    const found = await answer.json();
+    const found = await customDiffusionTrainings();
     customDiffusionTrainingFound = found.running || found.last;
     customDiffusionTrainingRuns = found.running != '';
     if (customDiffusionTrainingFound) gradioApp().getElementById('cd_reopened').click();

@@ -35,15 +35,20 @@ class Part:
             if self.component._id in event["targets"]
         ]
 
+    @property
+    def job(self) -> Event:
+        """What does the work: the first event; in the WebUI, the one behind that by which it is admitted."""
+        return next((each for each in self.events if (each.js or "").startswith("startCustom")), self.events[0])
+
     def _parts(self, numbers: list[int]) -> list[Part]:
         return [Part(self._blocks, self._blocks.blocks[number]) for number in numbers]
 
     def press(self, **entered: Any) -> Any:
-        """What the first event gives for what was entered, by the ids of the fields; others keep their values."""
-        event = self.events[0]
-        unknown = set(entered) - {part.elem_id for part in event.inputs}
+        """What `job` gives for what was entered, by the ids of the fields; others keep their values."""
+        unknown = set(entered) - {part.elem_id for part in self.job.inputs}
         assert not unknown, f"no such fields: {unknown}"
-        return event.fn(*[entered.get(part.elem_id, part.value) for part in event.inputs])
+        tasks = {"cd_utils_task": "task(1)", "cd_train_task": "task(1)"}
+        return self.job.fn(*[{**tasks, **entered}.get(part.elem_id, part.value) for part in self.job.inputs])
 
 
 def parts(blocks: gr.Blocks) -> dict[str, Part]:

@@ -101,6 +101,11 @@ class FormFields:
         numbers = {name for name, part in self.settings.items() if isinstance(part, (gr.Number, gr.Slider))}
         return concepts, {name: value for name, value in settings.items() if value is not None or name in numbers}
 
+    def what(self, values: Sequence[Any]) -> str:
+        """What is trained, as it was entered."""
+        concepts, settings = self.entered(values)
+        return settings["name"] or " and ".join(concept["modifier_token"] or "" for concept in concepts)
+
 
 def essential_fields(face: Face) -> Essentials:
     """Make what everybody must say, where the page is being built."""

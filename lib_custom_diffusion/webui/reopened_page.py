@@ -63,8 +63,13 @@ def for_own_pages(response: Response) -> None:
 
 def trainings() -> dict[str, str]:
     """The task of the training that runs, else of the first that waits for its turn; and of the last that has begun."""
+    return {"running": running(JOB), "last": last.task}
+
+
+def running(*jobs: str) -> str:
+    """The task of one of these jobs that runs, else of the first that waits for its turn; "" if there is none."""
     tasks = (progress.current_task, *list(progress.pending_tasks))
-    return {"running": next((task for task in tasks if task and task.startswith(_OURS)), ""), "last": last.task}
+    return next((task for task in tasks if task and task.startswith(tuple(f"task({job}-" for job in jobs))), "")
 
 
 def succeeded(done: Outcome) -> Shown:

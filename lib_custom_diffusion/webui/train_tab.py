@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,9 +31,10 @@ from .compare import grid_infotext
 from .delta_library import LOG_DIRECTORY, library
 from .host_backend import model_resolution
 from .new_word_box import embedding_names, new_word_box
-from .reopened_page import Shown, add_fetching, failed, last, refused, succeeded
+from .reopened_page import JOB, Shown, add_fetching, failed, last, refused, succeeded
 from .toy_model import example, no_checkpoint, toy_buttons, toy_chosen
 from .training_job import estimate, logs_in, template_file, timings_file, train
+from .turns import admit, if_admitted
 
 _PREVIEW_FIELDS = ("prompt", "negative_prompt", "steps", "sampler_name", "cfg_scale", "seed", "width", "height")
 """What the host hands over of the txt2img tab, in its order."""
@@ -178,7 +179,7 @@ def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
         return came if last.task == task else refused(came)
 
     begin = {
-        "fn": wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]),
+        "fn": if_admitted(wrap_gradio_gpu_call(run, extra_outputs=[gr.update() for _ in shown[:-1]]), shown),
         "_js": "startCustomDiffusionTraining",
         "inputs": [tab.task, tab.from_txt2img, tab.log_directory, *form, *txt2img_fields],
         "outputs": shown,
@@ -188,12 +189,16 @@ def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
         "fn": _note, "inputs": fields.noted, "outputs": [tab.essentials.note], "queue": False, "show_progress": False,
     }  # fmt: skip
     goes_on = fields.settings["resume_from_checkpoint"]
-    tab.outcome.resume.click(
+
+    def admitted(button: gr.Button) -> Callable[..., Any]:
+        return admit(button, JOB, tab.task, tab.told, lambda *values: f"Training {fields.what(values)}", fields.inputs)
+
+    admitted(tab.outcome.resume)(
         fn=lambda: True, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**begin).then(
         fn=lambda: False, inputs=[], outputs=[goes_on], queue=False, show_progress=False
     ).then(**noted)  # fmt: skip
-    tab.start.click(**begin).then(**noted)
+    admitted(tab.start)(**begin).then(**noted)
     # Pressed by the page, if a training runs while it is opened, or was the last.
     tab.reopened.click(
         fn=lambda task: asked.get(task) or [gr.update() for _ in form],
@@ -204,8 +209,9 @@ def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
 
 
 def _estimate_when_asked(tab: _Tab) -> None:
-    tab.ask.click(
-        fn=wrap_gradio_gpu_call(lambda _task, *values: (_estimate(tab.fields, values),), extra_outputs=[]),
+    estimate = wrap_gradio_gpu_call(lambda _task, *values: (_estimate(tab.fields, values),), extra_outputs=[])
+    admit(tab.ask, "estimate", tab.task, tab.told, lambda: "")(
+        fn=if_admitted(estimate, [tab.told]),
         _js="startCustomDiffusionEstimate",
         inputs=[tab.task, *tab.fields.inputs],
         outputs=[tab.told],

@@ -20,8 +20,8 @@ from .host_backend import HostBackend, asked_to_stop
 from .reopened_page import add_fetching
 from .toy_model import no_checkpoint, toy_buttons
 from .training_job import NOT_ON_THE_BAR
+from .turns import UTILITY, admit, if_admitted
 
-JOB = "custom-diffusion-utility"
 _DEFAULT_SAMPLER = "Euler a"
 _NOTHING = (gr.update(), "", gr.update(visible=False))
 """What the gallery, the delta's name and the button that opens it get where nothing came of a job."""
@@ -56,7 +56,7 @@ def _host(task: gr.Textbox) -> Host:
 
 def _bind(task: gr.Textbox, action: Action, results: Results) -> None:
     def run(_task: str, *values: Any) -> tuple[Any, Any, Any, str]:
-        shared.state.job, shared.state.job_count = JOB, 0
+        shared.state.job, shared.state.job_count = UTILITY, 0
         try:
             outcome = action.run(_show, *values)
         except Interrupted as stop:
@@ -66,11 +66,13 @@ def _bind(task: gr.Textbox, action: Action, results: Results) -> None:
         library.refresh()
         return shown(outcome)
 
-    action.button.click(
-        fn=wrap_gradio_gpu_call(run, extra_outputs=[gr.update(), gr.update(), gr.update()]),
+    outputs = _outputs(results)
+    job = wrap_gradio_gpu_call(run, extra_outputs=[gr.update(), gr.update(), gr.update()])
+    admit(action.button, UTILITY, task, results.report, lambda: str(action.button.value))(
+        fn=if_admitted(job, outputs),
         _js="startCustomDiffusionUtility",
         inputs=[task, *action.inputs],
-        outputs=_outputs(results),
+        outputs=outputs,
     )
 
 

@@ -111,7 +111,7 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
         "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_preview_every": None,
         "cd_save_every": 1,
     }  # fmt: skip
-    event, then = made["cd_start"].events
+    *_, event, then = made["cd_start"].events
     values = [entered.get(component.elem_id, component.value) for component in event.inputs]
     values[0] = "task(train-custom-diffusion-1)"
     monkeypatch.setattr(progress, "current_task", values[0])
@@ -132,7 +132,7 @@ def test_the_button_trains_what_was_entered_and_says_where_the_result_is(made, h
 
 
 def test_a_page_opened_meanwhile_has_the_form_as_it_was_filled_in(made):
-    start, reopened = made["cd_start"].events[0], made["cd_reopened"].events[0]
+    start, reopened = made["cd_start"].job, made["cd_reopened"].events[0]
     values = {part.elem_id: part.value for part in start.inputs}
     values |= {"cd_preset": "face", "cd_name": "mine", "cd_pictures_1": "/nowhere"}
     start.fn("task(1)", *list(values.values())[1:])
@@ -149,7 +149,7 @@ def test_a_page_opened_later_has_the_form_of_a_training_that_can_go_on(made, hos
         "cd_count": 1, "cd_embedding_1": "mycat", "cd_pictures_1": str(tmp_path), "cd_class_1": "cat", "cd_steps": 30,
         "cd_batch_size": 1, "cd_log_directory": str(tmp_path / "log"), "cd_preview_every": 0,
     }  # fmt: skip
-    tick, run, untick, noted = made["cd_resume_now"].events
+    *_, tick, run, untick, noted = made["cd_resume_now"].events
     assert [part.elem_id for part in noted.outputs] == ["cd_note"]
     reopened = made["cd_reopened"].events[0]
 
@@ -163,10 +163,10 @@ def test_a_page_opened_later_has_the_form_of_a_training_that_can_go_on(made, hos
     first, second = "task(train-custom-diffusion-1)", "task(train-custom-diffusion-2)"
     screen = "lib_custom_diffusion.webui.training_job.HostScreen.interrupted"
     monkeypatch.setattr(screen, lambda _screen: shared.state.job_no > 0)
-    came = train(first, made["cd_start"].events[0])
+    came = train(first, made["cd_start"].job)
     assert "Interrupted and saved" in came[-1] and came[4]["visible"]
     monkeypatch.setattr(screen, lambda _screen: False)
-    train("task(train-custom-diffusion-of-no-word)", made["cd_start"].events[0], cd_embedding_1="")
+    train("task(train-custom-diffusion-of-no-word)", made["cd_start"].job, cd_embedding_1="")
     shown = dict(zip([part.elem_id for part in reopened.outputs], reopened.fn(first), strict=True))
     assert (shown["cd_embedding_1"], shown["cd_pictures_1"], shown["cd_steps"]) == ("mycat", str(tmp_path), 30)
     assert tick.fn() is True and untick.fn() is False and run.js == "startCustomDiffusionTraining"
@@ -190,11 +190,10 @@ def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
 
 
 def test_a_mistake_is_shown_as_a_sentence(made):
-    event = made["cd_start"].events[0]
-    *_, outcome = event.fn(*[component.value for component in event.inputs])
+    *_, outcome = made["cd_start"].press()
     assert outcome.startswith("<div class='error'>Word is empty; give the word to be learned</div>")
     entered = {"cd_embedding_1": "mycat", "cd_pictures_1": "/x", "cd_steps": None}  # not the 250 of another preset
-    *_, outcome = event.fn(*[entered.get(part.elem_id, part.value) for part in event.inputs])
+    *_, outcome = made["cd_start"].press(**entered)
     assert outcome.startswith("<div class='error'>Max steps is empty; give a number</div>")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -161,6 +162,41 @@ def test_a_page_opened_meanwhile_shows_the_training_interrupts_it_and_is_told_th
     assert str(webui.delta("reopened")) in page.wait_for("cd_outcome", "Interrupted and saved", 60)
     assert page.value("cd_try_prompt") == "photo of a thing house <delta:reopened:1>"
     assert not page.page.locator(".progressDiv").count()
+
+
+def test_another_training_is_refused_at_once_and_the_one_that_runs_is_shown(
+    webui: WebUI, page: Page, browser: Any, pictures: Path
+) -> None:
+    other = Page(browser.new_page(viewport={"width": 1280, "height": 800}))
+    other.page.goto(webui.url)
+    other.wait_until_loaded()
+    page.fill_form("thing", pictures, "one", 5000)
+    other.fill_form("thing", pictures, "two", 3)
+    page.press("cd_start")
+    page.wait_for("ti_progress", "of 5000", 300)
+    other.press("cd_start")
+    told = other.wait_for("cd_estimate", "has not ended yet", 60)
+    assert re.search(r"Training one \(\d+ of 5000\) has not ended yet; wait for it, or interrupt it", told)
+    other.wait_for("ti_progress", "of 5000", 60)
+    other.look("refused-in-another-page")
+    for here in (page, other):  # also where it runs, and for how long it would take
+        here.press("cd_start" if here is page else "cd_ask")
+        here.wait_for("cd_estimate", "Training one", 60)
+        assert "of 5000" in here.page.locator("#ti_progress").inner_text()
+    other.tab("Custom Diffusion Utils")
+    other.tab("Compress", "#cd_utils_tabs")
+    other.press("cd_compress")
+    assert "Training one" in other.wait_for("cd_utils_outcome", "has not ended yet", 60)
+    other.look("refused-utility")
+    other.open_training()
+    other.press("cd_stop")
+    for here in (page, other):
+        assert str(webui.delta("one")) in here.wait_for("cd_outcome", "Interrupted and saved", 300)
+    assert webui.get("/internal/pending-tasks")["size"] == 0 and not webui.delta("two").exists()
+    other.press("cd_start")
+    other.wait_for("cd_outcome", "Finished after 3 steps")
+    assert other.errors() == []
+    other.page.close()
 
 
 @pytest.mark.parametrize("how", ["the answer is dropped", "the page is told of an error"])

@@ -257,7 +257,7 @@ def _start(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any])
         screens.append(JobScreen(job))
         return train(place, _entered(fields, values), screens[0])
 
-    return Training(jobs.start(f"training {_named(fields, values)}", work), screens)
+    return Training(jobs.start(f"training {fields.what(values)}", work), screens)
 
 
 def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[Any]) -> Job[str]:
@@ -270,12 +270,6 @@ def _estimate(jobs: Jobs, place: _Place, fields: FormFields, values: Sequence[An
         return estimate(_in_its_precision(plan, host), host, JobScreen(job), place.timings)
 
     return jobs.start("measuring how long a training takes", work)
-
-
-def _named(fields: FormFields, values: Sequence[Any]) -> str:
-    """What is trained, as it was entered."""
-    concepts, settings = fields.entered(values)
-    return settings["name"] or " and ".join(concept["modifier_token"] for concept in concepts)
 
 
 def _entered(fields: FormFields, values: Sequence[Any]) -> TrainingPlan:
