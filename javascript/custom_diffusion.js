@@ -32,7 +32,8 @@ function customDiffusionCardClicked(tab, text) {
         prompt.value = (before.endsWith(separator) ? before.slice(0, before.length - separator.length) : before)
             + (after.startsWith(words) ? after.slice(words.length) : after);
     }
-    if (!tags.length) prompt.value += separator + text;
+    const tag = text.slice(0, text.length - words.length);
+    if (!tags.length) prompt.value += separator + (words && prompt.value.includes(words.trim()) ? tag : text);
     updateInput(prompt);
 }
 
@@ -141,14 +142,17 @@ async function showCustomDiffusionTrainingThatRuns() {
 // How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
 onUiLoaded(function() {
     gradioApp().getElementById('ti_gallery_container').prepend(gradioApp().getElementById('cd_outcome_box'));
-    const told = gradioApp().querySelector('#cd_estimate.prose');
-    let said = told.innerHTML;
-    new MutationObserver(function() {
-        if (told.innerHTML == said) return;
-        said = told.innerHTML;
-        told.classList.remove('cd-past');
-        if (told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
-    }).observe(told, {childList: true, subtree: true});
+    for (const id of ['cd_estimate', 'cd_new_told']) {
+        const told = gradioApp().querySelector(`#${id}.prose`);
+        let said = told.innerHTML;
+        new MutationObserver(function() {
+            if (told.innerHTML == said) return;
+            said = told.innerHTML;
+            told.classList.remove('cd-past');
+            if (id == 'cd_estimate' && told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
+            setTimeout(() => said && told.offsetParent && told.scrollIntoView({block: 'nearest'})); // once it is shown
+        }).observe(told, {childList: true, subtree: true});
+    }
 });
 
 onUiUpdate(function() {
@@ -224,6 +228,7 @@ onOptionsAvailable(function() {
 
 function chooseCustomDiffusionToy(title) {
     if (title) {
+        for (const id of ['cd_new_told', 'cd_estimate', 'cd_outcome']) hideCustomDiffusionError(id);
         customDiffusionUtilitiesWithoutToy();
         selectCheckpoint(title);
         gradioApp().getElementById('cd_toy_preset').click();
@@ -242,6 +247,10 @@ function customDiffusionAsksForWord() {
     return focusCustomDiffusionField('cd_new_name');
 }
 
-function customDiffusionAsksForKind() {
+// What a person has mended is no longer said, and the box is folded up, the second time as well.
+function customDiffusionWordWasMade(told) {
+    if (told.startsWith("<div class='error'>")) return [];
+    for (const id of ['cd_estimate', 'cd_outcome']) hideCustomDiffusionError(id);
+    gradioApp().querySelector('#cd_new .label-wrap.open')?.click();
     return focusCustomDiffusionField('cd_class_1');
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from .errors import did_you_mean
 from .tokens import split_at_tokens, tokens_in
 
+_UNCLOSED = re.compile(r"<delta:[^<>\n]*(?=[<\n]|$)", re.IGNORECASE)
+_CLOSED = re.compile(r"<delta:[^<>]*>", re.IGNORECASE)
 _FAR = 2.0
 """How far a weight is from 0 before pictures fall apart."""
+_NAMED = 3
+"""Of the deltas that have a word, how many are named."""
 
 
 def remarks(
@@ -38,6 +43,19 @@ def remarks(
             yield f"A weight of {weight:g} is far from 1, at which the delta was trained: try 0.5 to 1.2."
 
 
+def stray_tags(prompt: str, negative_prompt: str) -> Iterator[str]:
+    """Sentences on tags of deltas that are read as plain text. prompt: without the tags that are used."""
+    for tag in _UNCLOSED.findall(prompt):
+        yield f"{tag.strip()} is plain text, as it has no > at its end."
+    for tag in _CLOSED.findall(negative_prompt):
+        yield f"{tag} has no effect in the negative prompt; write it into the prompt."
+
+
+def without_deltas(text: str) -> str:
+    """The text without tags of deltas."""
+    return _CLOSED.sub("", text)
+
+
 def lacking(
     text: str, deltas: Mapping[str, Collection[str]], known: Collection[str], fold: Callable[[str], str] = str
 ) -> dict[str, str]:
@@ -46,11 +64,14 @@ def lacking(
     text, known, fold: as in `remarks`; known has the words of the prompt's own deltas, too. deltas: the words of all
     that there are, by the delta's name.
     """
-    having = {fold(word): (word, name) for name in sorted(deltas, reverse=True) for word in deltas[name]}
+    having: dict[str, tuple[str, list[str]]] = {}
+    for name in sorted(deltas):
+        for word in deltas[name]:
+            having.setdefault(fold(word), (word, []))[1].append(f"<delta:{name}:1>")
     unknown = having.keys() - set(map(fold, known))
     told = {}
     for part in split_at_tokens(fold(text), unknown):
         if part in unknown:
-            word, name = having[part]
-            told[word] = f"{word} only means something with its delta: add <delta:{name}:1> to the prompt."
+            word, tags = having[part]
+            told[word] = f"{word} only means something with its delta: add {' or '.join(tags[:_NAMED])} to the prompt."
     return told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib_custom_diffusion.prompt_remarks import lacking, remarks
+from lib_custom_diffusion.prompt_remarks import lacking, remarks, stray_tags
 
 RAC = (["<rac>"], 1.0)
 
@@ -36,9 +36,18 @@ def test_a_weight_at_which_pictures_fall_apart_is_told() -> None:
 def test_a_word_whose_delta_is_not_in_the_prompt_is_told_with_what_to_add() -> None:
     there = {"b": ["<rac>", "mycat"], "a": ["<rac>"], "c": []}
     assert lacking("a <rac>, with mycat", there, []) == {
-        "<rac>": "<rac> only means something with its delta: add <delta:a:1> to the prompt.",
+        "<rac>": "<rac> only means something with its delta: add <delta:a:1> or <delta:b:1> to the prompt.",
         "mycat": "mycat only means something with its delta: add <delta:b:1> to the prompt.",
     }
     assert lacking("a <rac> and a <b>mycaterpillar</b>, __rac__", there, ["<rac>"]) == {}
     assert list(lacking("a <Rac>, MyCat", there, ["<RAC>"], fold=str.lower)) == ["mycat"]
     assert lacking("a <Rac>", there, []) == {}
+
+
+def test_tags_that_are_plain_text_are_told() -> None:
+    assert list(stray_tags("a <delta:a:1\nand <DELTA:b <lora:x:1> delta:c <delta:d", "no <delta:e:0.5>, <delta:f")) == [
+        "<delta:a:1 is plain text, as it has no > at its end.",
+        "<DELTA:b is plain text, as it has no > at its end.",
+        "<delta:d is plain text, as it has no > at its end.",
+        "<delta:e:0.5> has no effect in the negative prompt; write it into the prompt.",
+    ]

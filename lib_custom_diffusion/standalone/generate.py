@@ -21,7 +21,7 @@ from ..deltas_folder import find_delta, namesakes
 from ..errors import UserError, check_range, check_text
 from ..formats import read_words
 from ..injection import Injection
-from ..prompt_remarks import remarks
+from ..prompt_remarks import remarks, stray_tags, without_deltas
 from ..storage import check_writable, given_path, write_atomically
 from ..tokens import split_at_tokens
 from .diffusers_backend import DiffusersBackend
@@ -89,7 +89,8 @@ def without_meaning(
 
     label: what the user knows a setting as. For the others see `remarks`.
     """
-    asked = f"{prompt} {sampling.negative_prompt}"
+    yield from stray_tags(prompt, sampling.negative_prompt)
+    asked = f"{prompt} {without_deltas(sampling.negative_prompt)}"
     for tag in dict.fromkeys(found[0] for found in _OTHER_TAG.finditer(asked)):
         yield f"{tag} is plain text here, where <delta:NAME:0.8> is the only tag; convert makes deltas of LoRAs."
     yield from remarks(_OTHER_TAG.sub("", asked), deltas, known, besides)

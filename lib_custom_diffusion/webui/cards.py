@@ -84,11 +84,11 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         item["description"] = notes.get("description") or item.get("description")
 
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> Any:
-        """The card; one without a description says what the delta is for. HTML of a description is shown as text.
+        """The card, which says what the delta is for, and its description; HTML in that is shown as text.
 
         A click on it is our page's: the host's takes a negative weight and the words after it for a regular expression.
         """
-        description = item["description"] or _at_a_glance(item["summary"])
+        description = " · ".join(filter(None, [_at_a_glance(item["summary"]), item["description"]]))
         if shared.opts.extra_networks_card_description_is_html:
             description = html.escape(description)
         click = html.escape(f"customDiffusionCardClicked('{tabname}', {item['prompt']});")

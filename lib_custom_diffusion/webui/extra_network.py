@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..delta import Delta
 from ..errors import UserError
-from ..prompt_remarks import lacking, remarks
+from ..prompt_remarks import lacking, remarks, stray_tags, without_deltas
 from ..prompt_tags import weight_of
 from .acting import ActingDeltas
 from .delta_library import DeltaLibrary
@@ -52,6 +52,9 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
             except UserError as error:
                 p.comment(f"Custom Diffusion: <delta:{':'.join(map(str, params.items))}> was left out: {error}")
                 continue
+            if any(delta is other for other, _ in wanted):
+                weights = weight + sum(other_weight for other, other_weight in wanted if other is delta)
+                p.comment(f"Custom Diffusion: {name} is in the prompt several times; its weights add up to {weights:g}")
             for token in _shared_tokens(delta, wanted):
                 p.comment(f"Custom Diffusion: several deltas bring the word {token}; the one of {name} is used")
             wanted.append((delta, weight))
@@ -88,7 +91,14 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         Without a delta, of words that one in the folder has; other brackets may be other extensions'. Of ordinary ones,
         which prompts are full of, nothing.
         """
-        text = " ".join([*p.prompts, *(p.negative_prompts or ())])
+        yield from (
+            f"<{name}:…> is not known; write <delta:…>, in small letters."
+            for name in getattr(p, "extra_network_data", None) or ()
+            if name.lower() == "delta" != name
+        )
+        prompts, negative = "\n".join(p.prompts), "\n".join(p.negative_prompts or ())
+        yield from stray_tags(prompts, negative)
+        text = f"{prompts}\n{without_deltas(negative)}"
         named = [(list(delta.embeddings), weight) for delta, weight in wanted]
         known = [*database().word_embeddings, *(word for words, _ in named for word in words)]
         elsewhere = lacking(text, self.library.words(), known, str.lower)

@@ -35,7 +35,10 @@ def new_word_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.Dropdown]
     with gr.Accordion("New word", open=not embedding_names(), elem_id="cd_new") as box:
         with FormRow():
             name = gr.Textbox(label="Name", placeholder="such as mycat", max_lines=1, elem_id="cd_new_name")
-            text = gr.Textbox(label="Initialization text", value="ktn", max_lines=1, elem_id="cd_new_text")
+            text = gr.Textbox(
+                label="Initialization text", value="ktn", info="A rare word, or one close to your concept", max_lines=1,
+                elem_id="cd_new_text",
+            )  # fmt: skip
             vectors = gr.Number(label="Number of vectors per token", value=1, precision=0, elem_id="cd_new_vectors")
         with FormRow():
             overwrite = gr.Checkbox(label="Overwrite Old Embedding", value=False, elem_id="cd_new_overwrite")
@@ -47,22 +50,24 @@ def new_word_box() -> tuple[gr.Accordion, Callable[[gr.Slider, list[gr.Dropdown]
     ) -> list[Any]:
         same = [gr.update() for _ in chosen]
         try:
+            if not name.strip():
+                raise UserError("Name is empty; give the new word, such as mycat")
             refuse_ordinary(name)
             created = create_embedding(name, text, int(vectors or 0), overwrite)
         except UserError as error:
-            return [error_html(error), gr.update(), *same]
+            return [error_html(error), *same]
         words, place = embedding_names(), next((n for n in range(int(count or 1)) if not chosen[n]), 0)
         updates = [
             gr.update(choices=words, value=created) if number == place else gr.update(choices=words)
             for number in range(len(chosen))
         ]
-        return [_told_of(created, name), gr.update(open=False), *updates]
+        return [_told_of(created, name), *updates]
 
     def bind(count: gr.Slider, choices: list[gr.Dropdown]) -> None:
         inputs = [name, text, vectors, overwrite, count, *choices]
         for event in (create.click, name.submit):
-            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, box, *choices], queue=False).then(
-                fn=None, _js="customDiffusionAsksForKind", inputs=[], outputs=[]
+            event(fn=wrap_queued_call(make), inputs=inputs, outputs=[told, *choices], queue=False).then(
+                fn=None, _js="customDiffusionWordWasMade", inputs=[told], outputs=[]
             )
             clear_first(event, told)
 

@@ -185,9 +185,7 @@ def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
         "outputs": shown,
         "show_progress": False,
     }
-    noted = {  # what a training of this kind takes here is known after one
-        "fn": _note, "inputs": fields.noted, "outputs": [tab.essentials.note], "queue": False, "show_progress": False,
-    }  # fmt: skip
+    noted = _noted(tab)
     goes_on = fields.settings["resume_from_checkpoint"]
 
     def admitted(button: gr.Button) -> Callable[..., Any]:
@@ -208,6 +206,14 @@ def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:
     tab.stop.click(fn=lambda: shared.state.interrupt(), inputs=[], outputs=[], queue=False)
 
 
+def _noted(tab: _Tab) -> dict[str, Any]:
+    """What brings what is said of the preset up to date: what such a training takes here is known after one."""
+    return {
+        "fn": _note, "inputs": tab.fields.noted, "outputs": [tab.essentials.note], "queue": False,
+        "show_progress": False,
+    }  # fmt: skip
+
+
 def _estimate_when_asked(tab: _Tab) -> None:
     estimate = wrap_gradio_gpu_call(lambda _task, *values: (_estimate(tab.fields, values),), extra_outputs=[])
     admit(tab.ask, "estimate", tab.task, tab.told, lambda: "")(
@@ -216,7 +222,7 @@ def _estimate_when_asked(tab: _Tab) -> None:
         inputs=[tab.task, *tab.fields.inputs],
         outputs=[tab.told],
         show_progress=False,
-    )
+    ).then(**_noted(tab))
     add_fetching("cd_estimate", tab.task, [tab.told], [])
 
 

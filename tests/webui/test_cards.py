@@ -110,7 +110,7 @@ def test_a_file_with_a_name_that_the_page_cannot_show_is_one_card_less(cards, tm
     assert [item["name"] for item in cards.list_items()] == ["cat"]
 
 
-def test_a_card_says_what_it_is_for_until_a_person_says_more(cards, tmp_path):
+def test_a_card_says_what_it_is_for_and_what_a_person_says_of_it(cards, tmp_path):
     delta = Delta.load(tmp_path / "deltas" / "cat.delta.safetensors")
     delta.provenance = Provenance("crossattn-10x128", tokens={"<new1>": "photo of a cat"})
     delta.save(tmp_path / "deltas" / "cat.delta.safetensors")
@@ -119,7 +119,7 @@ def test_a_card_says_what_it_is_for_until_a_person_says_more(cards, tmp_path):
     write_notes(tmp_path, {"description": "a cat of mine"})
     [item] = cards.list_items()
     card = cards.create_item_html("txt2img", item, "card")
-    assert "a cat of mine" in card and "toy model" not in card
+    assert "toy model · &lt;new1&gt; cat · a cat of mine" in card
 
 
 def test_the_cards_are_made_anew_by_themselves_because_the_hosts_way_wants_a_checkpoint(cards, host, tmp_path):

@@ -258,6 +258,21 @@ def test_of_two_words_the_one_whose_delta_is_not_in_the_prompt_is_told(network, 
     ]
 
 
+def test_tags_without_effect_are_told(network, host, tmp_path):
+    save(tmp_path / "deltas", "rac", host, "<rac>")
+    p = Picture(
+        prompts=["a <rac> <delta:rac:1", "a <rac>"], negative_prompts=["ugly <delta:rac:1> <lora:x:1>"],
+        extra_network_data={"Delta": [], "delta": [], "lora": []},
+    )  # fmt: skip
+    network.activate(p, tags("rac:1", "rac:0.5"))
+    assert [each.removeprefix("Custom Diffusion: ") for each in p.comments] == [
+        "rac is in the prompt several times; its weights add up to 1.5",
+        "<Delta:…> is not known; write <delta:…>, in small letters.",
+        "<delta:rac:1 is plain text, as it has no > at its end.",
+        "<delta:rac:1> has no effect in the negative prompt; write it into the prompt.",
+    ]
+
+
 def test_encoded_prompts_are_forgotten_when_a_file_has_changed(network, host, tmp_path):
     save(tmp_path / "deltas", "cat", host, "<new1>")
     p = Picture(cached_c=["key", "conditioning"], cached_uc=["key", "conditioning"])

@@ -52,7 +52,7 @@ def test_every_field_says_what_it_is_for(page):
     ours = [field for field in fields(page) if (field.elem_id or "").startswith("cd_")]
     silent = [field for field in ours if not field.info and not getattr(field.component, "placeholder", None)]
     assert {field.elem_id for field in silent} <= {
-        "cd_new_text", "cd_new_vectors", "cd_new_overwrite", "cd_embedding_1", "cd_embedding_2", "cd_embedding_3",
+        "cd_new_vectors", "cd_new_overwrite", "cd_embedding_1", "cd_embedding_2", "cd_embedding_3",
         "cd_embedding_4", "cd_preset", "cd_try_prompt",
     }  # fmt: skip
 
@@ -220,25 +220,30 @@ def test_a_number_of_concepts_that_is_emptied_to_type_another_is_one(made):
 
 def test_a_new_word_is_created_from_the_page(made, tmp_path):
     event = made["cd_new_create"].events[0]
-    told, box, first, *others = event.fn("<my-dog>", "cat", 1, False, 1, "", "", "", "")
-    assert "Created <b>my-dog</b> and selected it" in told and not box["open"]
+    told, first, *others = event.fn("<my-dog>", "cat", 1, False, 1, "", "", "", "")
+    assert "Created <b>my-dog</b> and selected it" in told
     assert "<i>&lt;my-dog&gt;</i> has characters" in told
     assert (tmp_path / "embeddings" / "my-dog.pt").is_file()
     assert first["value"] == "my-dog" and all("my-dog" in field["choices"] for field in (first, *others))
-    told, _, first, *others = event.fn("my-cow", "cat", 1, False, 1, "my-dog", "", "", "")  # the second is chosen, too
+    told, first, *others = event.fn("my-cow", "cat", 1, False, 1, "my-dog", "", "", "")  # the second is chosen, too
     assert first["value"] == "my-cow" and "characters" not in told
-    _, _, first, second, *_ = event.fn("my-hen", "cat", 1, False, 2, "my-dog", "", "", "")
+    _, first, second, *_ = event.fn("my-hen", "cat", 1, False, 2, "my-dog", "", "", "")
     assert "value" not in first and second["value"] == "my-hen"
-    told, _, *fields = event.fn("my-dog", "cat", 1, False, 1, "", "", "", "")
+    told, *fields = event.fn("my-dog", "cat", 1, False, 1, "", "", "", "")
     assert "There is an embedding my-dog already" in told and not any("value" in field for field in fields)
 
 
 @pytest.mark.parametrize(("name", "said"), [("dog", "dog is a word"), ("<dog>", "dog is"), (" my  cat ", "my cat are")])
 def test_a_name_that_prompts_are_full_of_is_refused(made, tmp_path, name, said):
-    told, _, *fields = made["cd_new_create"].events[0].fn(name, "cat", 1, True, 1, "", "", "", "")
+    told, *fields = made["cd_new_create"].events[0].fn(name, "cat", 1, True, 1, "", "", "", "")
     assert told.startswith(f"<div class='error'>{said}")
     assert "knows already" in told and "such as mycat" in told
     assert not any("value" in field for field in fields) and not list(tmp_path.glob("embeddings/*"))
+
+
+def test_an_empty_name_is_asked_for(made):
+    told, *_ = made["cd_new_create"].events[0].fn(" ", "cat", 1, False, 1, "", "", "", "")
+    assert told == "<div class='error'>Name is empty; give the new word, such as mycat</div>"
 
 
 def test_a_page_that_is_opened_shows_the_box_for_new_words_while_there_is_none(page, host):
