@@ -236,9 +236,10 @@ def test_while_a_training_goes_on_no_other_begins_and_it_stays_in_sight(page: Pa
         first = page.parts["cd_start"].press(**entered(pictures, cd_steps=1))
         next(first)
         for button in ("cd_start", "cd_ask"):
-            [(told, *others)] = page.press(button, **entered(pictures, cd_word_1="<new2>"))
+            answer = page.parts[button].press(**entered(pictures, cd_word_1="<new2>"))
+            told, *others = next(answer)
             assert "Training &lt;new1&gt; has not ended yet; wait for it, or press Interrupt and save" in told
-            assert all(each == gr.update() for each in others)
+            assert all(each == gr.update() for each in others) and list(answer) == []
     *_, last = first
     assert "Finished after 1 steps" in last[3]
     *_, last = page.press("cd_start", **entered(pictures, cd_name="next", cd_steps=1))
