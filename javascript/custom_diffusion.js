@@ -190,6 +190,10 @@ onOptionsAvailable(async function() {
     if (found.last && !found.running) fetchCustomDiffusionOutcome(found.last, 'cd_outcome');
 });
 
+onOptionsChanged(function() {
+    gradioApp().getElementById('cd_resumable_again')?.click(); // a setting decides what can be resumed
+});
+
 function runningCustomDiffusionTraining() {
     return [customDiffusionTrainingFound];
 }

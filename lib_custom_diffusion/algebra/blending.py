@@ -168,7 +168,9 @@ def rename_word(delta: Delta, old: str, new: str) -> Delta:
         there = ", ".join(delta.embeddings) or "none"
         near = did_you_mean(old, delta.embeddings)
         raise UserError(f"there is no word {old!r} in it; its words are {there}{near}")
-    if not new or any(character in "+,:\0" or character.isspace() for character in new):
+    if not new:
+        raise UserError("the new word is empty; give one, such as <cat>")
+    if any(character in "+,:\0" or character.isspace() for character in new):
         raise UserError(f"{new!r} should be one word without spaces, commas, colons or +, such as <cat>")
     file_name(new)  # which it needs, too
     if new in delta.embeddings:

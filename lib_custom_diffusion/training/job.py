@@ -344,6 +344,8 @@ class TrainingJob:
 
     def _report(self, result: TrainingResult) -> Report:
         notes = [*self.used(), *self.notes, *self._deliver(result)]
+        if self.trainer.unseen:
+            notes.append(f"T{self.trainer.unseen[1:]}.")
         prompt = f"{self.plan.prompt_to_try} <delta:{self.name}:1>"
         return Report(result, self.target, self.host.folder, prompt, tuple(map(printable, notes)), self.last_preview)
 

@@ -140,6 +140,8 @@ class Trainer:
             refuse_others(resume, self.state.identity, self.identity)
         self.step = self.state.step if self.state else 0
         self.saves = 0
+        self.unseen = ""
+        """What pictures were not kept, and why: those of the last step that had none."""
 
     def run(
         self,
@@ -366,7 +368,8 @@ class Trainer:
                 log.add_pictures(self.step, pictures)
             on_pictures(self.step, pictures)
         except (OSError, UserError, torch.cuda.OutOfMemoryError) as error:
-            logger.warning("the pictures of step %d are not kept: %s. The training continues", self.step, error)
+            self.unseen = f"the pictures of step {self.step} are not kept: {error}"
+            logger.warning("%s. The training continues", self.unseen)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by a name for the state file, in the optimizer's order."""

@@ -87,7 +87,8 @@ def _converted(
     if kind in LORAS:
         rows["Precision"] = done.precision()
     delta = file_name(name) if kind == "delta" else ""
-    notes = done.taken() + (how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else [])
+    advice = how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else []
+    notes = done.taken() + [line for line in advice if not (host.loras_dir and line.startswith("AUTOMATIC1111"))]
     return Outcome(report("Converted", rows, done.dropped, notes), delta=delta)
 
 

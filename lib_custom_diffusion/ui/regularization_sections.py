@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ..backend import Backend, Sampling, usual_sampling
+from ..data.pictures import find_pictures
 from ..data.regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
 from ..errors import UserError
 from .utilities import Action, Host, Outcome, Section, Show, folder_of
@@ -125,7 +126,8 @@ def _drawn(
             prompts = _of_template(host, template, prompt or "", captions, int(count or 0), first)
         backend = host.backend(sampler)
         drawn = generate_captions(backend, prompts, target, _suiting(asked, backend), first, tell)
-    report = f"<p>{_pictures(len(drawn))} drawn into <code>{html.escape(str(target))}</code>.</p>"
+    folder, there = html.escape(str(target.absolute())), _pictures(len(find_pictures(target)))
+    report = f"<p>{_pictures(len(drawn))} drawn; <code>{folder}</code> has {there} now.</p>"
     return Outcome(report, pictures=drawn[:_SHOWN])
 
 

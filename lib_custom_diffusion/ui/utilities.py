@@ -156,7 +156,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
             report = gr.HTML(elem_id="cd_utils_outcome")
             progress = gr.HTML(elem_id="cd_utils_progress")
             delta = gr.Textbox(visible=False, elem_id="cd_utils_delta")
-            opens = gr.Button("Open", visible=False, elem_id="cd_utils_open")
+            opens = gr.Button("Open the result", visible=False, elem_id="cd_utils_open")
             host.open_delta(opens, delta)
             gallery = gr.Gallery(label="Pictures", columns=4, elem_id="cd_utils_gallery")
     results = Results(report, progress, gallery, delta, opens)

@@ -99,4 +99,11 @@ def _install(name: str, next_step: str) -> tuple[str, str]:
     except UserError as error:
         return "", error_html(error)
     found = sd_models.get_closet_checkpoint_match(path.name)
-    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and selected it. {next_step}</p>"
+    previews = _PREVIEWS_OF_XL if name == "toy-xl" else ""
+    return found.title, f"<p>Installed <code>{html.escape(str(path))}</code> and selected it. {next_step}{previews}</p>"
+
+
+_PREVIEWS_OF_XL = (
+    " For live previews of SDXL the WebUI downloads a model; without a network, first choose <i>Approx cheap</i> in"
+    " Settings → Live previews."
+)

@@ -159,6 +159,10 @@ def _fill_when_opened(tab: _Tab) -> None:
         outputs=[tab.offer, tab.resumable, *tab.words, *tab.filled, tab.essentials.note, tab.new_word], queue=False,
         show_progress=False,
     )  # fmt: skip
+    # Pressed by the page when settings were changed.
+    gr.Button(visible=False, elem_id="cd_resumable_again").click(
+        fn=resumable_html, inputs=[], outputs=[tab.resumable], queue=False, show_progress=False
+    )
 
 
 def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:

@@ -292,7 +292,7 @@ def test_a_word_is_renamed_and_nothing_else(cat: Path, tmp_path: Path) -> None:
     [
         ("<new2>", "<cat>", "there is no word '<new2>' in it; its words are <new1>"),
         ("<new1>", "my cat", "should be one word"),
-        ("<new1>", "", "should be one word"),
+        ("<new1>", "", "the new word is empty"),
         ("<new1>", "<a>+<b>", "should be one word"),
         ("<new1>", "<new1>", "it has a word <new1> already"),
         ("<new1>", "<delta:x:1>", "should be one word"),

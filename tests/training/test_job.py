@@ -742,6 +742,22 @@ def test_a_full_disk_costs_copies_and_settings_and_not_the_training(
     assert "No space left on device. The training continues" in caplog.text
 
 
+def test_pictures_that_are_not_kept_are_told_at_the_end(plan: TrainingPlan, tmp_path: Path) -> None:
+    class Offline(TinyBackend):
+        def generate(self, *_: object) -> list[Image.Image]:
+            raise OSError("no network")
+
+    report = run(replace(plan, validation_prompt="a <new1>"), tmp_path / "out", backend=Offline())
+    assert report.notes[-1] == "The pictures of step 4 are not kept: no network." and report.preview is None
+
+
+def test_a_kind_that_is_missing_is_told_at_the_end(plan: TrainingPlan, tmp_path: Path) -> None:
+    [concept] = plan.concepts
+    without = replace(plan, concepts=(replace(concept, instance_prompt="photo of a [name]", class_prompt=""),))
+    report = run(replace(without, modifier_token=("<new1>",)), tmp_path / "out")
+    assert any("captions have the new word alone" in note for note in report.notes)
+
+
 def test_a_full_disk_leaves_no_half_of_a_preview(
     plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -643,7 +643,7 @@ def test_pictures_that_cannot_be_kept_cost_no_training(tmp_path: Path, caplog: p
         raise OSError(28, "No space left on device")
 
     result = trainer(tmp_path, validation_prompt="a <new1>", validation_steps=5).run(on_pictures=full)
-    assert result.step == 20 and "pictures of step 5 are not kept" in caplog.text
+    assert result.step == 20 and "the pictures of step 5 are not kept" in caplog.text
 
 
 def test_pictures_that_cannot_be_drawn_cost_no_training(
