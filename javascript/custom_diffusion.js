@@ -68,6 +68,7 @@ function watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText)
             watchCustomDiffusionJob(id, outcomeId, progressArea, gallery, showText);
             return;
         }
+        for (const id of ['cd_estimate', 'cd_utils_outcome']) hideCustomDiffusionError(id, '.cd-refused');
         // The answer may come a little later than the end. One that gradio has dropped is asked for; one that says the
         // same as before changes nothing on the page.
         setTimeout(function() {
@@ -97,9 +98,9 @@ async function stateOfCustomDiffusionJob(id) {
 }
 
 // There is one error at a time: an older one elsewhere is hidden, not what came of the training before, below it.
-function hideCustomDiffusionError(id) {
+function hideCustomDiffusionError(id, kind = '.error') {
     const place = gradioApp().querySelector(`#${id}.prose`);
-    if (place.querySelector('.error')) place.classList.add('cd-past');
+    if (place.querySelector(kind)) place.classList.add('cd-past');
 }
 
 function customDiffusionTrainingAreas() {
@@ -142,7 +143,7 @@ async function showCustomDiffusionTrainingThatRuns() {
 // How a training ended is shown where it was seen going on: in the host's column, while our tab is open.
 onUiLoaded(function() {
     gradioApp().getElementById('ti_gallery_container').prepend(gradioApp().getElementById('cd_outcome_box'));
-    for (const id of ['cd_estimate', 'cd_new_told']) {
+    for (const id of ['cd_estimate', 'cd_new_told', 'cd_utils_outcome']) {
         const told = gradioApp().querySelector(`#${id}.prose`);
         let said = told.innerHTML;
         new MutationObserver(function() {
@@ -150,7 +151,8 @@ onUiLoaded(function() {
             said = told.innerHTML;
             told.classList.remove('cd-past');
             if (id == 'cd_estimate' && told.querySelector('.error')) hideCustomDiffusionError('cd_outcome');
-            setTimeout(() => said && told.offsetParent && told.scrollIntoView({block: 'nearest'})); // once it is shown
+            if (id == 'cd_utils_outcome' || !said) return;
+            setTimeout(() => told.offsetParent && told.scrollIntoView({block: 'nearest'})); // once it is shown
         }).observe(told, {childList: true, subtree: true});
     }
 });
