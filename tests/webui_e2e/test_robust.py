@@ -178,6 +178,7 @@ def test_another_training_is_refused_at_once_and_the_one_that_runs_is_shown(
     told = other.wait_for("cd_estimate", "has not ended yet", 60)
     assert re.search(r"Training one \(\d+ of 5000\) has not ended yet; wait for it, or interrupt it", told)
     other.wait_for("ti_progress", "of 5000", 60)
+    assert re.fullmatch(r"\d*%?", other.page.locator(".progressDiv .progress").inner_text())  # the rest stands below
     other.look("refused-in-another-page")
     for here in (page, other):  # also where it runs, and for how long it would take
         here.press("cd_start" if here is page else "cd_ask")
@@ -192,6 +193,8 @@ def test_another_training_is_refused_at_once_and_the_one_that_runs_is_shown(
     other.press("cd_stop")
     for here in (page, other):
         assert str(webui.delta("one")) in here.wait_for("cd_outcome", "Interrupted and saved", 300)
+        here.page.locator("#cd_send").wait_for()
+        here.page.locator("#cd_estimate .cd-refused").wait_for(state="hidden")
     assert webui.get("/internal/pending-tasks")["size"] == 0 and not webui.delta("two").exists()
     other.press("cd_start")
     other.wait_for("cd_outcome", "Finished after 3 steps")
