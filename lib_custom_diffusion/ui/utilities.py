@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,7 +150,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
             parts: list[tuple[gr.Tab, str, list[Action]]] = []
             for section in sections:
                 with gr.Tab(label=section.label, id=section.id, elem_id=f"{section.id}_tab") as tab:
-                    parts.append((tab, section.id, section.add(host)))
+                    parts.append((tab, section.id, [_with_numbers(action) for action in section.add(host)]))
             host.lists.ask_when_selected(*(tab for tab, _, _ in parts))
         with gr.Column(scale=2, elem_id="cd_utils_results"):
             report = gr.HTML(elem_id="cd_utils_outcome")
@@ -167,6 +167,18 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
             forget_errors(action.inputs, report)
         tab.select(fn=None, _js=_WITHOUT_OTHERS % name, inputs=[report], outputs=[report])
     return results
+
+
+def _with_numbers(action: Action) -> Action:
+    """The action, which refuses a slider whose number was emptied."""
+
+    def run(show: Show, *values: Any) -> Outcome:
+        for part, value in zip(action.inputs, values, strict=True):
+            if isinstance(part, gr.Slider) and value is None:
+                raise UserError(f"{part.label} is empty; give a number")
+        return action.run(show, *values)
+
+    return replace(action, run=run)
 
 
 def _answer_at_once(action: Action, results: Results) -> None:

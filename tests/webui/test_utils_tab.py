@@ -284,6 +284,12 @@ def test_the_hosts_other_buttons_end_drawing_without_a_half_drawn_picture(made, 
     shared.state.begin()
 
 
+@pytest.mark.parametrize(("part", "label"), [("cd_reg_steps", "Sampling steps"), ("cd_reg_cfg", "CFG Scale")])
+def test_an_emptied_slider_is_named(made, tmp_path, part, label):
+    told = report(draw(made, tmp_path / "drawn", cd_reg_prompt="a cat", cd_reg_count=1, **{part: None}))
+    assert f"{label} is empty; give a number" in told and not (tmp_path / "drawn").exists()
+
+
 def test_captions_that_are_nearest_are_picked(made, tmp_path):
     source = captioned(tmp_path / "source", "a red dog", "far away", "cat")
     entered = {"cd_pick_source": str(source), "cd_pick_prompt": "cat", "cd_pick_count": 1}
