@@ -192,8 +192,13 @@ onOptionsAvailable(async function() {
     if (found.last && !found.running) fetchCustomDiffusionOutcome(found.last, 'cd_outcome');
 });
 
+// What can be resumed, and which words there are, follows from settings; the host calls this for others, too.
+let customDiffusionSettings = '';
+
 onOptionsChanged(function() {
-    gradioApp().getElementById('cd_resumable_again')?.click(); // a setting decides what can be resumed
+    const settings = `${opts.save_optimizer_state} ${opts.sd_model_checkpoint}`;
+    if (customDiffusionSettings && settings != customDiffusionSettings) gradioApp().getElementById('cd_settings_changed').click();
+    customDiffusionSettings = settings;
 });
 
 function runningCustomDiffusionTraining() {

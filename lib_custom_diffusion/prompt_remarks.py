@@ -57,21 +57,27 @@ def without_deltas(text: str) -> str:
 
 
 def lacking(
-    text: str, deltas: Mapping[str, Collection[str]], known: Collection[str], fold: Callable[[str], str] = str
+    text: str,
+    deltas: Mapping[str, Collection[str]],
+    known: Collection[str],
+    embeddings: Collection[str] = (),
+    fold: Callable[[str], str] = str,
 ) -> dict[str, str]:
-    """What to add for words of a prompt that mean nothing in it, and that a delta has: a sentence by word.
+    """What to add for words of a prompt that another delta has, and none in it: a sentence by word.
 
-    text, known, fold: as in `remarks`; known has the words of the prompt's own deltas, too. deltas: the words of all
-    that there are, by the delta's name.
+    text, fold: as in `remarks`. deltas: the words of all that there are, by the delta's name. known: those of the
+    prompt's own deltas. embeddings: words that mean half of it without the delta.
     """
     having: dict[str, tuple[str, list[str]]] = {}
     for name in sorted(deltas):
         for word in deltas[name]:
             having.setdefault(fold(word), (word, []))[1].append(f"<delta:{name}:1>")
-    unknown = having.keys() - set(map(fold, known))
+    unknown, half = having.keys() - set(map(fold, known)), set(map(fold, embeddings))
     told = {}
     for part in split_at_tokens(fold(text), unknown):
         if part in unknown:
             word, tags = having[part]
-            told[word] = f"{word} only means something with its delta: add {' or '.join(tags[:_NAMED])} to the prompt."
+            add = f"add {' or '.join(tags[:_NAMED])} to the prompt."
+            alone = f"{word} is only half of what was learned, the embedding without its delta: {add}"
+            told[word] = alone if part in half else f"{word} only means something with its delta: {add}"
     return told

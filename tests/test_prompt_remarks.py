@@ -41,6 +41,8 @@ def test_a_word_whose_delta_is_not_in_the_prompt_is_told_with_what_to_add() -> N
     }
     assert lacking("a <rac> and a <b>mycaterpillar</b>, __rac__", there, ["<rac>"]) == {}
     assert list(lacking("a <Rac>, MyCat", there, ["<RAC>"], fold=str.lower)) == ["mycat"]
+    [half] = lacking("a MyCat", there, [], ["mycat"], str.lower).values()
+    assert half.startswith("mycat is only half of what was learned, the embedding without its delta: add <delta:b:1>")
     assert lacking("a <Rac>", there, []) == {}
 
 

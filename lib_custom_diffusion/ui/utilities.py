@@ -214,7 +214,7 @@ def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:
     """What an outcome puts into the gallery, the delta's name, the button that opens it, and the report."""
     pictures = [str(path) for path in outcome.pictures]
     opens = gr.update(visible=bool(outcome.delta))
-    return pictures or gr.update(), outcome.delta, opens, outcome.report
+    return pictures, outcome.delta, opens, outcome.report
 
 
 def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.Dropdown:

@@ -100,12 +100,12 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         yield from stray_tags(prompts, negative)
         text = f"{prompts}\n{without_deltas(negative)}"
         named = [(list(delta.embeddings), weight) for delta, weight in wanted]
-        known = [*database().word_embeddings, *(word for words, _ in named for word in words)]
-        elsewhere = lacking(text, self.library.words(), known, str.lower)
+        own, embeddings = [word for words, _ in named for word in words], list(database().word_embeddings)
+        elsewhere = lacking(text, self.library.words(), own, embeddings, str.lower)
         model = sd_models.model_data.sd_model
         yield from (sentence for word, sentence in elsewhere.items() if not are_ordinary(model, word.split()))
         if wanted:
-            yield from remarks(text, named, [*known, *elsewhere], ", and no embedding", str.lower)
+            yield from remarks(text, named, [*embeddings, *elsewhere], ", and no embedding", str.lower)
 
     def _forget_prompts_of_other_words(self, p: Any, wanted: Sequence[tuple[Delta, float]]) -> None:
         """The host keeps encoded prompts by their text: make it encode anew where words have come, changed or gone."""

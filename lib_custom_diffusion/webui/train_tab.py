@@ -159,10 +159,18 @@ def _fill_when_opened(tab: _Tab) -> None:
         outputs=[tab.offer, tab.resumable, *tab.words, *tab.filled, tab.essentials.note, tab.new_word], queue=False,
         show_progress=False,
     )  # fmt: skip
-    # Pressed by the page when settings were changed.
-    gr.Button(visible=False, elem_id="cd_resumable_again").click(
-        fn=resumable_html, inputs=[], outputs=[tab.resumable], queue=False, show_progress=False
-    )
+
+    def changed(*entered: Any) -> list[Any]:
+        """Another checkpoint has other words, and takes another time."""
+        noted, chosen = entered[: len(tab.fields.noted)], entered[len(tab.fields.noted) :]
+        there = embedding_names()
+        words = [gr.update(choices=there, value=word if word in there else None) for word in chosen]
+        return [resumable_html(), _note(*noted), *words]
+
+    gr.Button(visible=False, elem_id="cd_settings_changed").click(  # pressed by the page
+        fn=changed, inputs=[*tab.fields.noted, *tab.words], outputs=[tab.resumable, tab.essentials.note, *tab.words],
+        queue=False, show_progress=False,
+    )  # fmt: skip
 
 
 def _train_when_asked(tab: _Tab, txt2img_fields: Sequence[Any]) -> None:

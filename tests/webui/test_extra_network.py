@@ -245,6 +245,8 @@ def test_a_word_of_the_folder_without_its_delta_is_told_and_nothing_else_is(netw
     sd_hijack.model_hijack.embedding_db.register_embedding_by_name(known, host, "<rac>")
     p = Picture(prompts=["a <rac>"])
     network.activate(p, [])
+    assert ["the embedding without its delta: add <delta:rac:1>" in each for each in p.comments] == [True]
+    network.activate(p := Picture(prompts=["a <rac>"]), tags("rac"))
     assert not p.comments
 
 

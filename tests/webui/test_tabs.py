@@ -184,6 +184,18 @@ def test_whether_a_training_can_be_resumed_is_said_before(page, monkeypatch):
     assert "can be resumed.</p>" in asked()[1]
 
 
+def test_a_page_whose_settings_are_changed_knows_other_words_and_what_can_be_resumed(made, monkeypatch):
+    create_embedding("mycat", "ktn", 1, overwrite=False)
+    [event] = made["cd_settings_changed"].events
+    entered = {"cd_embedding_1": "mycat", "cd_embedding_2": "of-another-model"}
+    monkeypatch.setattr(shared.opts, "save_optimizer_state", True)
+    shown = event.fn(*[entered.get(part.elem_id, part.value) for part in event.inputs])
+    by_id = dict(zip([part.elem_id for part in event.outputs], shown, strict=True))
+    assert "can be resumed.</p>" in by_id["cd_resumable"] and "thing" in by_id["cd_note"]
+    assert (by_id["cd_embedding_1"]["value"], by_id["cd_embedding_2"]["value"]) == ("mycat", None)
+    assert by_id["cd_embedding_1"]["choices"] == ["mycat"]
+
+
 def test_the_host_remembers_our_fields_beside_its_own_of_the_same_labels(page):
     ours = [field for field in fields(page) if (field.elem_id or "").startswith("cd_")]
     assert len(ours) > 40 and all(field.component.custom_script_source == "custom_diffusion" for field in ours)
