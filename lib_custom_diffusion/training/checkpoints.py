@@ -116,10 +116,10 @@ def clean_up(folder: Path) -> None:
             _delete(leftover)
 
 
-def rescue(folder: Path, name: str, step: int, learned: Callable[[], bytes]) -> str:
+def rescue(folder: Path, name: str, step: int, learned: Callable[[], Delta]) -> str:
     """Put what was learned, which is much smaller than a save, where there is room; says where, and what to do.
 
-    learned: the delta's file after `step` steps.
+    learned: gives the delta as it is after `step` steps.
     """
     last = resolve_checkpoint(folder, "latest")
     if last is not None and last.name == name_of(step):
@@ -128,7 +128,7 @@ def rescue(folder: Path, name: str, step: int, learned: Callable[[], bytes]) -> 
     stem = f"{name}-{step}"
     for path in (folder / f"{stem}{SUFFIX}", Path(tempfile.gettempdir(), f"{stem}-{os.getpid()}{SUFFIX}")):
         with suppress(NotSaved):
-            write_atomically(path, learned())
+            write_atomically(path, learned().to_bytes(title=name))
             return f"What was learned in {step} steps is in {path}. {advice}"
     return advice
 

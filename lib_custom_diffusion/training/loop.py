@@ -173,7 +173,7 @@ class Trainer:
                 files = checkpoints.save_result(self.output_dir, self.name, delta) if main and self.step else []
                 return TrainingResult(delta, self.step, self.step < self.config.max_train_steps, files)
         except NotSaved as error:
-            told = checkpoints.rescue(self.output_dir, self.name, self.step, self._delta_file)
+            told = checkpoints.rescue(self.output_dir, self.name, self.step, self.learned)
             raise UserError(f"{error}. {told}") from error
         finally:
             if log is not None:
@@ -246,9 +246,6 @@ class Trainer:
                 _told_of(self.config),
             ),
         )  # fmt: skip
-
-    def _delta_file(self) -> bytes:
-        return self.learned().to_bytes(title=self.name)
 
     def _step(self) -> Tensor:
         """One optimizer step; returns the first four of losslog.NUMBERS without waiting for the device."""
