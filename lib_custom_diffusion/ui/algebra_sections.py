@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..formats import dropped_text
 from ..storage import size_text
 from .inspection import summarize
-from .utilities import DELTA, Action, Host, Outcome, Section, Show, chosen, delta_field, table
+from .utilities import DELTA, Action, Answer, Host, Section, Show, chosen, delta_field, table
 
 LIMITS = ("file size", "rank", "share of the effect")
 """What compression can keep to."""
@@ -46,17 +46,17 @@ def _compress(host: Host) -> list[Action]:
     def run(
         show: Show, name: str, to: str, size: float, rank: float, energy: float, weighed: bool, float16: bool,
         result: str, overwrite: bool,
-    ) -> Outcome:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-small", overwrite)
         limit = _limit(to, size, rank, energy)
         if not (result or "").strip() and limit.max_bytes and _size(source) <= limit.max_bytes:
             Delta.load(source)  # what is damaged is refused
             why = f"It is already small enough: {size_text(_size(source))}; give the result a name to copy it"
-            return Outcome(report("Not compressed", {"Why": why}, {}, []))
+            return Answer(report("Not compressed", {"Why": why}, {}, []))
         done = compress_file(source, output, limit, host.loaded(weighed), quantized=not float16, tell=stages(show))
         if done.unchanged:
-            return _delta_outcome(host, "Not compressed", done, {"Why": compressed_text(done)})
+            return _delta_answer(host, "Not compressed", done, {"Why": compressed_text(done)})
         measured = "(on captions kept for measuring)" if done.weighed else "(in its numbers)"
         rows = {
             "Before": size_text(done.size_before),
@@ -65,7 +65,7 @@ def _compress(host: Host) -> list[Action]:
             "Layers": f"{done.layers[0]} of {done.layers[1]}, ranks {done.ranks[0]} to {done.ranks[1]}",
             "In fewer bits": f"{done.quantized_layers} layers" if done.quantized_layers else "",
         }
-        return _delta_outcome(host, "Compressed", done, rows)
+        return _delta_answer(host, "Compressed", done, rows)
 
     return [Action(button, run, [name, to, *values, weighed, float16, result, overwrite])]
 
@@ -125,7 +125,7 @@ def _blend(host: Host) -> list[Action]:
     result, overwrite = result_fields("cd_blend", "blend")
     button = gr.Button("Blend", variant="primary", elem_id="cd_blend")
 
-    def run(show: Show, names: list[str], weights: str, size: float, result: str, overwrite: bool) -> Outcome:
+    def run(show: Show, names: list[str], weights: str, size: float, result: str, overwrite: bool) -> Answer:
         sources = chosen(host, names)
         output = new_file(host.deltas_dir, _given(result, "Name of the blend"), overwrite)
         limit = _limit(LIMITS[0], size, 0, 0) if size else None
@@ -133,7 +133,7 @@ def _blend(host: Host) -> list[Action]:
             sources, parse_weights(weights or "", len(sources)), output, limit, host.loaded(), stages(show)
         )
         rows = {"Differs from the sum by": "nothing: the sum is exact" if done.error is None else f"{done.error:.2%}"}
-        return _delta_outcome(host, "Blended", done, rows)
+        return _delta_answer(host, "Blended", done, rows)
 
     return [Action(button, run, [names, weights, size, result, overwrite])]
 
@@ -152,13 +152,13 @@ def _merge(host: Host) -> list[Action]:
     result, overwrite = result_fields("cd_merge", "merged delta")
     button = gr.Button("Merge", variant="primary", elem_id="cd_merge")
 
-    def run(show: Show, names: list[str], prompts: str, result: str, overwrite: bool) -> Outcome:
+    def run(show: Show, names: list[str], prompts: str, result: str, overwrite: bool) -> Answer:
         sources = chosen(host, names)
         output = new_file(host.deltas_dir, _given(result, "Name of the merged delta"), overwrite)
         asked = [parse_prompts(line) for line in (prompts or "").splitlines() if line.strip()]
         done = merge_files(sources, output, lambda: host.backend(""), asked, tell=stages(show))
         told = done.report(names)
-        return _delta_outcome(host, "Merged", done, {"Result": told.pop("Result")}, told)
+        return _delta_answer(host, "Merged", done, {"Result": told.pop("Result")}, told)
 
     return [Action(button, run, [names, prompts, result, overwrite])]
 
@@ -178,14 +178,14 @@ def _rename(host: Host) -> list[Action]:
     result, overwrite = result_fields("cd_rename", "renamed delta", "NAME-renamed")
     button = gr.Button("Rename", variant="primary", elem_id="cd_rename")
 
-    def run(show: Show, name: str, old: str, new: str, result: str, overwrite: bool) -> Outcome:
+    def run(show: Show, name: str, old: str, new: str, result: str, overwrite: bool) -> Answer:
         source = find_delta(host.deltas_dir, name or "")
         output = new_file(host.deltas_dir, result or f"{source.name.removesuffix(SUFFIX)}-renamed", overwrite)
         note = plain_word_note(new.strip())
         if not (old or "").strip():
             raise UserError("Current word is empty; give the word of the delta that is to be renamed")
         done = rename_file(source, old.strip(), new.strip(), output)
-        return _delta_outcome(host, "Renamed", done, {"Note": note} if note else {})
+        return _delta_answer(host, "Renamed", done, {"Note": note} if note else {})
 
     return [Action(button, run, [name, old, new, result, overwrite])]
 
@@ -238,14 +238,14 @@ class stages:
         self.stage += 1
 
 
-def _delta_outcome(
+def _delta_answer(
     host: Host, verb: str, done: Result, rows: Mapping[str, str], details: Mapping[str, str] | None = None
-) -> Outcome:
+) -> Answer:
     shared = {"File": str(done.path.absolute()), "Size": size_text(done.size), "Words": ", ".join(done.words)}
     told = report(verb, {**shared, **rows}, done.dropped, renamed_lines(done.renamed))
     if details:
         told += f"<details><summary>Details</summary>{table(details)}</details>"
-    return Outcome(told, delta=done.path.name.removesuffix(SUFFIX))
+    return Answer(told, delta=done.path.name.removesuffix(SUFFIX))
 
 
 def report(verb: str, rows: Mapping[str, str], dropped: Mapping[Path, Sequence[str]], notes: Sequence[str]) -> str:

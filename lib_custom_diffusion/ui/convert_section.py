@@ -19,7 +19,7 @@ from ..formats import KINDS, give_model, how_to_use
 from ..storage import size_text, write_atomically
 from ..tokens import file_name
 from .algebra_sections import report, result_fields, stages
-from .utilities import DELTA, Action, Host, Outcome, Section, Show
+from .utilities import DELTA, Action, Answer, Host, Section, Show
 
 _LORA = "lora"
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
@@ -62,7 +62,7 @@ def _convert(host: Host) -> list[Action]:
 def _converted(
     host: Host, show: Show, names: list[str], uploads: list[Any] | None, kind: str, rank: float, fits: bool,
     result: str, overwrite: bool,
-) -> Outcome:  # fmt: skip
+) -> Answer:  # fmt: skip
     """Convert what was chosen, and write what comes of it."""
     known = {path.relative_to(host.deltas_dir).as_posix(): path for path in files_below(host.deltas_dir, _SUFFIXES)}
     sources = [known[name] for name in names or () if name in known]
@@ -89,7 +89,7 @@ def _converted(
     delta = file_name(name) if kind == "delta" else ""
     advice = how_to_use(done.delta, kind, paths[0].name) if kind in LORAS else []
     notes = done.taken() + [line for line in advice if not (host.loras_dir and line.startswith("AUTOMATIC1111"))]
-    return Outcome(report("Converted", rows, done.dropped, notes), delta=delta)
+    return Answer(report("Converted", rows, done.dropped, notes), delta=delta)
 
 
 def _called(kind: str, number: int, count: int) -> str:

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..deltas_folder import find_delta
 from .inspection import report_html
-from .utilities import DELTA, Action, Host, Outcome, Section, Show, delta_field
+from .utilities import DELTA, Action, Answer, Host, Section, Show, delta_field
 
 
 def _inspect(host: Host) -> list[Action]:
@@ -14,8 +14,8 @@ def _inspect(host: Host) -> list[Action]:
     name = delta_field(host, "Delta", "cd_inspect")
     button = gr.Button("Inspect", variant="primary", elem_id="cd_inspect")
 
-    def run(_show: Show, name: str) -> Outcome:
-        return Outcome(report_html(find_delta(host.deltas_dir, name or "")))
+    def run(_show: Show, name: str) -> Answer:
+        return Answer(report_html(find_delta(host.deltas_dir, name or "")))
 
     return [Action(button, run, [name], at_once=True)]
 

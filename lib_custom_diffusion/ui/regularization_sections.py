@@ -14,7 +14,7 @@ from ..backend import Backend, Sampling, usual_sampling
 from ..data.pictures import find_pictures
 from ..data.regularization import captions_of, generate, generate_captions, pick, template_captions, write_listing
 from ..errors import UserError
-from .utilities import Action, Host, Outcome, Section, Show, folder_of
+from .utilities import Action, Answer, Host, Section, Show, folder_of
 
 SOURCES = ("a prompt", "the captions of a folder", "a template")
 """What regularization pictures are drawn of."""
@@ -103,7 +103,7 @@ def _fields_of_how(host: Host) -> list[Any]:
 def _drawn(
     host: Host, show: Show, source: str, prompt: str, template: str, captions: str, count: float, times: float,
     folder: str, sampler: str, steps: float, scale: float, side: float, batch: float, seed: float,
-) -> Outcome:  # fmt: skip
+) -> Answer:  # fmt: skip
     """Draw what was asked for."""
     target = folder_of(folder, "a folder for the pictures")
     size = (int(side), int(side)) if side else None
@@ -128,7 +128,7 @@ def _drawn(
         drawn = generate_captions(backend, prompts, target, _suiting(asked, backend), first, tell)
     folder, there = html.escape(str(target.absolute())), _pictures(len(find_pictures(target)))
     report = f"<p>{_pictures(len(drawn))} drawn; <code>{folder}</code> has {there} now.</p>"
-    return Outcome(report, pictures=drawn[:_SHOWN])
+    return Answer(report, pictures=drawn[:_SHOWN])
 
 
 def _of_template(host: Host, template: str, name: str, captions: str, count: int, seed: int) -> list[str]:
@@ -179,7 +179,7 @@ def _pick(host: Host) -> list[Action]:
     )
     button = gr.Button("Pick pictures", variant="primary", elem_id="cd_pick")
 
-    def run(show: Show, source: str, prompt: str, count: float, target: str) -> Outcome:
+    def run(show: Show, source: str, prompt: str, count: float, target: str) -> Answer:
         pictures, folder = folder_of(source, "the folder of captioned pictures"), folder_of(target, "a folder")
         if not (prompt or "").strip():
             raise UserError("Prompt to match is empty; give one, such as photo of a cat")
@@ -193,7 +193,7 @@ def _pick(host: Host) -> list[Action]:
             f"<p>{_pictures(len(picked))} listed in <code>{html.escape(str(folder))}</code>, from"
             f" “{html.escape(picked[0].caption)}” to “{html.escape(picked[-1].caption)}”.</p>"
         )
-        return Outcome(report, pictures=[choice.path for choice in picked[:_SHOWN]])
+        return Answer(report, pictures=[choice.path for choice in picked[:_SHOWN]])
 
     return [Action(button, run, [source, prompt, count, target])]
 

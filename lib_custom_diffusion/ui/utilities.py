@@ -32,7 +32,7 @@ class Show(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Answer:
     """What came of an action. report: HTML. pictures: to show. delta: the name of one in the folder, to be opened."""
 
     report: str
@@ -49,14 +49,14 @@ class Action:
     """
 
     button: gr.Button
-    run: Callable[..., Outcome]
+    run: Callable[..., Answer]
     inputs: list[Any]
     at_once: bool = False
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where an outcome is shown. delta holds the name of a delta; `open` is seen when there is one."""
+    """Where an answer is shown. delta holds the name of a delta; `open` is seen when there is one."""
 
     report: gr.HTML
     progress: gr.HTML
@@ -172,7 +172,7 @@ def add_utilities(host: Host, sections: Sequence[Section]) -> Results:
 def _with_numbers(action: Action) -> Action:
     """The action, which refuses a slider whose number was emptied."""
 
-    def run(show: Show, *values: Any) -> Outcome:
+    def run(show: Show, *values: Any) -> Answer:
         for part, value in zip(action.inputs, values, strict=True):
             if isinstance(part, gr.Slider) and value is None:
                 raise UserError(f"{part.label} is empty; give a number")
@@ -210,11 +210,11 @@ _WITHOUT_OTHERS = """(told) => {
 """What came of a section is shown beside that one alone, and what was wrong there is of no interest afterwards."""
 
 
-def shown(outcome: Outcome) -> tuple[Any, Any, Any, str]:
-    """What an outcome puts into the gallery, the delta's name, the button that opens it, and the report."""
-    pictures = [str(path) for path in outcome.pictures]
-    opens = gr.update(visible=bool(outcome.delta))
-    return pictures, outcome.delta, opens, outcome.report
+def shown(answer: Answer) -> tuple[Any, Any, Any, str]:
+    """What an answer puts into the gallery, the delta's name, the button that opens it, and the report."""
+    pictures = [str(path) for path in answer.pictures]
+    opens = gr.update(visible=bool(answer.delta))
+    return pictures, answer.delta, opens, answer.report
 
 
 def delta_field(host: Host, label: str, part: str, several: bool = False) -> gr.Dropdown:

@@ -18,7 +18,7 @@ from ...ui.regularization_sections import bundled_templates
 from ...ui.sections import SECTIONS
 from ...ui.training_fields import FormFields
 from ...ui.training_page import error_html
-from ...ui.utilities import DELTA, Action, Host, Lists, Outcome, Results, add_utilities, shown
+from ...ui.utilities import DELTA, Action, Answer, Host, Lists, Results, add_utilities, shown
 from .drawing import before_each_step
 from .generate_tab import add_generate_tab, usual_scale
 from .jobs import Job, Jobs
@@ -125,7 +125,7 @@ def _host(models: Models, deltas_dir: Path, jobs: Jobs, lists: Lists, reopened: 
 
 
 def _bind(models: Models, jobs: Jobs, action: Action, outputs: list[Any], last: LastJob) -> None:
-    def work(job: Job[Outcome], *values: Any) -> Outcome:
+    def work(job: Job[Answer], *values: Any) -> Answer:
         with before_each_step(models.get(), job.check):
             return action.run(job, *values)
 
@@ -136,20 +136,20 @@ def _bind(models: Models, jobs: Jobs, action: Action, outputs: list[Any], last: 
     action.button.click(fn=run, inputs=action.inputs, outputs=outputs, show_progress=False)
 
 
-def _watched(job: Job[Outcome]) -> Iterator[tuple[Any, Any, Any, Any, str]]:
+def _watched(job: Job[Answer]) -> Iterator[tuple[Any, Any, Any, Any, str]]:
     """What to show of a utility until it is over: gallery, delta, the button that opens it, report and progress."""
     same, hidden = gr.update(), gr.update(visible=False)
     yield same, "", hidden, "", ""
     for progress in job.watch():
         yield same, "", hidden, "", progress
     try:
-        outcome = job.result()
+        answer = job.result()
     except Interrupted as stop:
         yield same, "", hidden, f"<p>{html.escape(str(stop))}</p>", ""
     except UserError as error:
         yield same, "", hidden, error_html(error), ""
     else:
-        yield (*shown(outcome), "")
+        yield (*shown(answer), "")
 
 
 def _open_delta(button: gr.Button, delta: gr.Textbox, deltas_dir: Path) -> None:
