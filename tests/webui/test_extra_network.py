@@ -273,9 +273,9 @@ def test_tags_without_effect_are_told(network, host, tmp_path):
         "<delta:rac:1 is plain text, as it has no > at its end.",
         "<delta:rac:1> has no effect in the negative prompt; write it into the prompt.",
     ]
-    save(tmp_path / "deltas", "a mugzl of mine", host, "mugzl")
+    save(tmp_path / "deltas", "a mug-9 of mine", host, "mug-9")
     network.library.refresh()
-    network.activate(p := Picture(negative_prompts=["<delta:a mugzl of mine:1>"]), [])
+    network.activate(p := Picture(negative_prompts=["<delta:a mug-9 of mine:1>"]), [])
     assert len(p.comments) == 1  # the tag's name is not the word
 
 
