@@ -44,7 +44,7 @@ def test_a_word_whose_delta_is_not_in_the_prompt_is_told_with_what_to_add() -> N
     [half] = lacking("a MyCat", there, [], ["mycat"], str.lower).values()
     assert half.startswith("mycat is only half of what was learned, the embedding without its delta: add <delta:b:1>")
     assert lacking("a <Rac>", there, []) == {}
-    [told] = lacking("a <rac>", dict.fromkeys("abcd", ["<rac>"]), []).values()
+    [told] = lacking("a <rac>", {name: ["<rac>"] for name in "abcd"}, []).values()
     assert told.endswith("add <delta:a:1> or <delta:b:1> or <delta:c:1> to the prompt.")
 
 
