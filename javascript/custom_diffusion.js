@@ -24,7 +24,7 @@ setInterval(function() {
 // A card writes its tag and words into the prompt, and takes them out again. The host's own way knows no weight but of digits.
 function customDiffusionCardClicked(tab, text) {
     const prompt = gradioApp().querySelector(`#${tab}_prompt > label > textarea`);
-    const separator = opts.extra_networks_add_text_separator;
+    const separator = opts.extra_networks_add_text_separator ?? ' '; // on a busy machine cards come before options
     const [, name, words] = text.match(/^<delta:([^>]*):[^:>]*>([^]*)$/);
     const tags = [...prompt.value.matchAll(/<delta:([^<>]*):[^:<>]*>/g)].filter((tag) => tag[1] == name).reverse();
     for (const tag of tags) {

@@ -72,7 +72,7 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         notes = item["user_metadata"]
         texts = notes.get("activation text", ""), summary.activation_text()
         words = next((" ".join(text.split()) for text in texts if text.strip()), "")  # a prompt is one line
-        weight = notes.get("preferred weight") or "opts.extra_networks_default_multiplier"
+        weight = notes.get("preferred weight") or "(opts.extra_networks_default_multiplier ?? 1)"
         # The host's page runs this as JavaScript.
         item["prompt"] = f"{json.dumps(f'<delta:{name}:')} + {weight} + {json.dumps(f'> {words}' if words else '>')}"
         item["summary"] = summary

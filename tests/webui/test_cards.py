@@ -32,7 +32,7 @@ def cards(host, tmp_path) -> DeltaCards:
 
 def test_a_card_writes_the_tag_with_the_usual_weight_and_the_word(cards):
     [item] = cards.list_items()
-    assert item["prompt"] == '"<delta:cat:" + opts.extra_networks_default_multiplier + "> <new1>"'
+    assert item["prompt"] == '"<delta:cat:" + (opts.extra_networks_default_multiplier ?? 1) + "> <new1>"'
 
 
 def test_folders_without_deltas_have_no_button(cards, host, tmp_path):
@@ -65,7 +65,7 @@ def test_notes_of_a_person_come_first(cards, tmp_path):
 def test_a_weight_of_a_stranger_that_is_no_number_is_left_out(cards, tmp_path, weight):
     write_notes(tmp_path, {"preferred weight": weight, "activation text": "kitten"})
     [item] = cards.list_items()
-    assert item["prompt"] == '"<delta:cat:" + opts.extra_networks_default_multiplier + "> kitten"'
+    assert item["prompt"] == '"<delta:cat:" + (opts.extra_networks_default_multiplier ?? 1) + "> kitten"'
 
 
 def test_a_weight_written_as_text_is_a_number(cards, tmp_path):
