@@ -159,11 +159,11 @@ def test_drawing_is_interrupted_and_gone_on_with(utilities: Page, tmp_path: Path
     page.press("cd_reg_draw")
     page.wait_for("cd_utils_outcome", "has not ended yet", 60)
     page.look("utils-pressed-twice")
-    now = page.page.locator("#cd_utils_progress").inner_text()
+    now = page.page.locator("#cd_utils_progress").first.inner_text()
     page.page.wait_for_function("now => document.getElementById('cd_utils_progress').innerText != now", arg=now)
     page.press("cd_reg_stop")
     page.wait_for("cd_utils_outcome", "Interrupted")
-    assert page.page.locator("#cd_utils_progress").inner_text() == ""
+    assert page.page.locator("#cd_utils_progress").first.inner_text() == ""
     before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     assert 0 < len(before) < 400
     page.fill("cd_reg_count", len(before) + 1)
