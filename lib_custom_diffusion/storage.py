@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,15 +28,8 @@ _ASIDE = ".tmp"
 _MOST_TEXT = 64 << 20
 """Bytes of a text file that a person names; lists of a million pictures have as many."""
 _UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 1_000,
-    "mb": 1_000_000,
-    "gb": 1_000_000_000,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-}
+    "": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+}  # fmt: skip
 
 
 def size(text: str) -> int:
@@ -135,6 +129,19 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return path == path.parent
     return True
+
+
+def named_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for json.loads, which would pass over what is said twice. Raises ValueError for that."""
+    refuse_twice([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is there twice."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"it says {name} twice")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

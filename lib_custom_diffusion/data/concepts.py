@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..backend import LATENT_CELL, MOST_PIXELS, Backend, Sizes
 from ..errors import UserError, check_range
-from ..storage import given_path, read_text
+from ..storage import given_path, named_once, read_text
 from .augmentation import View, random_view
 from .buckets import Size, bucket_sizes, dealt_out, nearest_bucket, size_multiple
 from .captions import CAPTION_SOURCES, Captioner, captioner, class_captions
@@ -147,19 +146,6 @@ class ConceptExamples:
     found: tuple[int, int] = (0, 0)
     left_out: tuple[dict[Path, str], dict[Path, str]] = field(default_factory=lambda: ({}, {}))
     moving: tuple[Path, ...] = ()
-
-
-def named_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for json.loads, which would pass over what is said twice. Raises ValueError for that."""
-    refuse_twice([name for name, _ in pairs])
-    return dict(pairs)
-
-
-def refuse_twice(names: Sequence[str]) -> None:
-    """Raise ValueError for a name that is there twice."""
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ValueError(f"it says {name} twice")
 
 
 def load_concepts_list(path: Path) -> list[Concept]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..data.concepts import named_once, refuse_twice
 from ..errors import UserError
-from ..storage import read_text
+from ..storage import named_once, read_text, refuse_twice
 
 _OF_A_RUN = {"checkpoint", "overwrite", "resume_from_checkpoint", "allow_changes"}
 """What config.json says of the run rather than of the training."""

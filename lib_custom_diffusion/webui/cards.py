@@ -31,12 +31,12 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         super().__init__("Deltas")
         # The host's own button reads all its pages anew, which fails while there is no checkpoint.
         self.pane_tpl = self.pane_tpl.replace("extraNetworksControlRefreshOnClick(", "refreshCustomDiffusionCards(")
-        self.library = library
+        self.deltas = library
         self._tabs: list[ui_extra_networks.ExtraNetworksUi] = []
         library.when_changed = self._forget_pages
 
     def refresh(self) -> None:
-        self.library.refresh()
+        self.deltas.refresh()
 
     def _forget_pages(self) -> None:
         """Have the host make the cards anew for whoever opens the page next; it keeps them otherwise."""
@@ -46,7 +46,7 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
         """What the host shows of a delta; None for a file that cannot be read or shown."""
         try:
-            delta = self.library.find(name)
+            delta = self.deltas.find(name)
             summary = summarize(delta.path)
         except UserError:
             return None
@@ -95,18 +95,18 @@ class DeltaCards(ui_extra_networks.ExtraNetworksPage):
         return super().create_item_html(tabname, {**item, "description": description, "onclick": click}, template)
 
     def list_items(self) -> Iterator[dict[str, Any]]:
-        self.library.refresh()
-        for index, delta in enumerate(self.library.all()):
+        self.deltas.refresh()
+        for index, delta in enumerate(self.deltas.all()):
             item = self.create_item(delta.name, index)
             if item is not None:
                 yield item
 
     def allowed_directories_for_previews(self) -> list[str]:
-        return [str(self.library.folder)]
+        return [str(self.deltas.folder)]
 
     def create_dirs_view_html(self, tabname: str) -> str:
         """The host's row of folders, without those that no delta is in, such as that of a LoRA's words."""
-        paths = [delta.path.relative_to(self.library.folder) for delta in self.library.all()]
+        paths = [delta.path.relative_to(self.deltas.folder) for delta in self.deltas.all()]
         there = {str(folder) for path in paths for folder in path.parents if folder.name}
         if not there:
             return ""

@@ -28,7 +28,7 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
 
     def __init__(self, library: DeltaLibrary) -> None:
         super().__init__("delta")
-        self.library = library
+        self.deltas = library
         self.acting = ActingDeltas()
         self._processing: Any = None
         self._words: dict[str, Tensor] = {}
@@ -46,8 +46,8 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
                 # The host takes a name that holds a "=" for an argument, so its own reading of them is left alone.
                 name, *arguments = params.items
                 name, weight = str(name).strip(), weight_of(arguments)
-                on_disk = self.library.find(name)
-                delta = self.library.load(on_disk)
+                on_disk = self.deltas.find(name)
+                delta = self.deltas.load(on_disk)
                 self.acting.check(delta)
             except UserError as error:
                 p.comment(f"Custom Diffusion: <delta:{':'.join(map(str, params.items))}> was left out: {error}")
@@ -101,7 +101,7 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
         text = f"{prompts}\n{without_deltas(negative)}"
         named = [(list(delta.embeddings), weight) for delta, weight in wanted]
         own, embeddings = [word for words, _ in named for word in words], list(database().word_embeddings)
-        elsewhere = lacking(text, self.library.words(), own, embeddings, str.lower)
+        elsewhere = lacking(text, self.deltas.words(), own, embeddings, str.lower)
         model = sd_models.model_data.sd_model
         yield from (sentence for word, sentence in elsewhere.items() if not are_ordinary(model, word.split()))
         if wanted:
@@ -116,7 +116,7 @@ class DeltaNetwork(extra_networks.ExtraNetwork):
 
     def restore_names(self, _infotext: str, values: dict[str, Any]) -> None:
         """In pasted infotext, call each delta by the name that the file of its hash has here."""
-        names = {name: self.library.named_by_hash(value) for name, value in _parse_hashes(values).items()}
+        names = {name: self.deltas.named_by_hash(value) for name, value in _parse_hashes(values).items()}
 
         def renamed(tag: re.Match[str]) -> str:
             return f"<delta:{names.get(_plain(tag[1])) or tag[1]}"

@@ -139,12 +139,12 @@ def test_the_host_makes_its_cards_anew_when_other_files_are_there(cards, host, t
     with gr.Blocks():
         tab.pages.append(gr.HTML())
         cards.create_user_metadata_editor(tab, "txt2img")
-    cards.library.refresh()
+    cards.deltas.refresh()
     tab.pages_contents = ["made before"]
-    cards.library.refresh()
+    cards.deltas.refresh()
     assert tab.pages_contents == ["made before"]
     save(tmp_path / "deltas", "dog", host)
-    cards.library.refresh()
+    cards.deltas.refresh()
     assert tab.pages_contents == []
 
 

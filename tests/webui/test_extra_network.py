@@ -217,9 +217,9 @@ def test_infotext_names_the_file_by_its_hash_and_finds_it_under_another_name(net
     network.activate(p, tags("cat, mine:0.8"))
     [value] = p.extra_generation_params.values()
     assert list(p.extra_generation_params) == ["Delta hashes"]
-    assert value == f"cat mine: {network.library.find('cat, mine').shorthash}"
+    assert value == f"cat mine: {network.deltas.find('cat, mine').shorthash}"
     (tmp_path / "deltas" / "cat, mine.delta.safetensors").rename(tmp_path / "deltas" / "kitty.delta.safetensors")
-    network.library.refresh()
+    network.deltas.refresh()
     pasted = {"Prompt": "a cat <delta:cat, mine:0.8> <delta:x:1>", "Delta hashes": value}
     network.restore_names("", pasted)
     assert pasted["Prompt"] == "a cat <delta:kitty:0.8> <delta:x:1>"
@@ -234,7 +234,7 @@ def test_without_a_delta_infotext_says_nothing(network, host):
 def test_a_word_of_the_folder_without_its_delta_is_told_and_nothing_else_is(network, host, tmp_path):
     for name, word in (("rac", "<rac>"), ("ordinary", "cat")):
         save(tmp_path / "deltas", name, host, word)
-    network.library.refresh()
+    network.deltas.refresh()
     p = Picture(prompts=["a <Rac>, and a cat with <b>hats</b>, <new7>, __animal__ and <segment:0.5>"])
     network.activate(p, [])
     assert list(p.comments) == [
@@ -274,7 +274,7 @@ def test_tags_without_effect_are_told(network, host, tmp_path):
         "<delta:rac:1> has no effect in the negative prompt; write it into the prompt.",
     ]
     save(tmp_path / "deltas", "a mug-9 of mine", host, "mug-9")
-    network.library.refresh()
+    network.deltas.refresh()
     network.activate(p := Picture(negative_prompts=["<delta:a mug-9 of mine:1>"]), [])
     assert len(p.comments) == 1  # the tag's name is not the word
 
